@@ -1,0 +1,3 @@
+"""NoisyTwins and BigGAN in JAX/Flax."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,180 @@
+"""What a data set is to this package: random access to labelled uint8 images, and the sets that an experiment needs."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+from noisytwins_jax.data.long_tail import count_classes
+from noisytwins_jax.errors import UserError
+
+
+class LabelledImages(TypedDict):
+    """One image (``image`` uint8 ``[H, W, C]``, ``label`` int32 scalar) or a batch (a leading ``[B]`` on both)."""
+
+    image: np.ndarray
+    label: np.ndarray
+
+
+class ImageSource(Protocol):
+    """Random access to labelled images that are all square and of one size.
+
+    A source whose storage reads many images faster than one by one may also have
+    ``take(indices: np.ndarray) -> LabelledImages``; ``read_images`` then uses it.
+
+    Attributes:
+      num_classes: number of classes.
+      resolution: height and width in pixels, a power of two of at least 8.
+      channels: 1 (grey) or 3 (RGB).
+      class_names: one name per class, in the order of the class ids.
+      class_counts: int64 ``[num_classes]``, images per class, all at least 1.
+      labels: int32 ``[len(source)]``, class ids in ``[0, num_classes)``, readable without reading any image.
+      fingerprint: hexadecimal SHA-256 of the shape, the images and the labels: names a data set in caches and reports.
+    """
+
+    num_classes: int
+    resolution: int
+    channels: int
+    class_names: tuple[str, ...]
+    class_counts: np.ndarray
+    labels: np.ndarray
+    fingerprint: str
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def __getitem__(self, index: int) -> LabelledImages:
+        """Image ``index``: ``{"image": uint8 [H, W, C], "label": int32 scalar}``. Must be safe to call from threads."""
+        ...
+
+
+class ArraySource:
+    """An ``ImageSource`` held in memory.
+
+    Args:
+      images: uint8 ``[N, H, W, C]`` in 0..255, H = W a power of two of at least 8, C 1 or 3. Kept, not copied.
+      labels: integers ``[N]`` in ``[0, len(class_names))``; every class has at least one image.
+      class_names: one name per class.
+      name: short name of the data set, used in messages.
+
+    Raises:
+      UserError: the arrays are not as described.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], name: str) -> None:
+        images, labels = np.asarray(images), np.asarray(labels)
+        if images.dtype != np.uint8:
+            raise UserError(
+                f"The images of {name} must be uint8 in 0..255, but they are {images.dtype}; convert them first."
+            )
+        if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] not in (1, 3):
+            raise UserError(
+                f"The images of {name} must have shape [N, H, W, C] with H = W and 1 or 3 channels, but it is "
+                f"{list(images.shape)}; crop them to squares and put the channels last."
+            )
+        check_resolution(images.shape[1])
+        if labels.shape[:1] != images.shape[:1]:
+            raise UserError(
+                f"{name} has {images.shape[0]} images but labels of shape {list(labels.shape)}; "
+                "give exactly one label per image."
+            )
+        self.name = name
+        self.class_names = tuple(class_names)
+        self.num_classes = len(self.class_names)
+        self.resolution, self.channels = images.shape[1], images.shape[3]
+        self.class_counts = count_classes(labels, self.num_classes)
+        self.labels = labels.astype(np.int32)
+        self.images = images.view()
+        # A source is a fact, and its fingerprint is cached: nobody should be able to change the images through it.
+        for array in (self.images, self.labels, self.class_counts):
+            array.flags.writeable = False
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> LabelledImages:
+        """Image ``index``: ``{"image": uint8 [H, W, C] (read-only view), "label": int32 scalar}``."""
+        return {"image": self.images[index], "label": self.labels[index]}
+
+    def take(self, indices: np.ndarray) -> LabelledImages:
+        """Images ``indices``, integers ``[B]``: ``{"image": uint8 [B, H, W, C], "label": int32 [B]}``, both copies."""
+        return {"image": self.images[indices], "label": self.labels[indices]}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of shape, images and labels."""
+        digest = hashlib.sha256(repr(tuple(int(n) for n in self.images.shape)).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(self.labels.astype("<i4").data)
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSplits:
+    """The sets of one experiment.
+
+    Attributes:
+      train: what the GAN is trained on; its ``class_counts`` are the long tail.
+      reference: the real images that metrics compare generated ones with.
+      classifier: a balanced real set, used to train the embedded feature extractor.
+
+    Raises:
+      UserError: the sets differ in classes, resolution or channels.
+    """
+
+    train: ImageSource
+    reference: ImageSource
+    classifier: ImageSource
+
+    def __post_init__(self) -> None:
+        for field in ("class_names", "resolution", "channels"):
+            expected = getattr(self.train, field)
+            for split in ("reference", "classifier"):
+                if getattr(getattr(self, split), field) != expected:
+                    raise UserError(
+                        f"The {split} set and the training set differ in {field}; "
+                        "prepare both from the same classes, at the same resolution and with the same channels."
+                    )
+
+
+def read_images(source: ImageSource, indices: np.ndarray) -> LabelledImages:
+    """Reads several images at once.
+
+    Args:
+      source: where from.
+      indices: integers ``[B]`` in ``[0, len(source))``, repeats allowed; B at least 1.
+
+    Returns:
+      ``{"image": uint8 [B, H, W, C], "label": int32 [B]}``; the arrays belong to the caller.
+    """
+    take = getattr(source, "take", None)
+    if take is not None:
+        return take(indices)
+    records = [source[int(i)] for i in indices]
+    return {
+        "image": np.stack([record["image"] for record in records]),
+        "label": np.array([record["label"] for record in records], dtype=np.int32),
+    }
+
+
+def check_resolution(resolution: int, largest: int | None = None) -> None:
+    """Raises a ``UserError`` unless ``resolution`` is a power of two from 8 to ``largest`` (None: no upper limit)."""
+    power_of_two = resolution >= 8 and resolution & (resolution - 1) == 0
+    if not power_of_two or (largest is not None and resolution > largest):
+        limit = f" and at most {largest}" if largest is not None else ""
+        raise UserError(
+            f"The resolution must be a power of two of at least 8{limit}, but it is {resolution}; "
+            f"choose one of 8, 16, 32, 64{', ...' if largest is None or largest > 64 else ''}."
+        )
+
+
+def seeded_generator(seed: int) -> np.random.Generator:
+    """The random generator of a data set's ``seed``; a ``UserError`` if that is negative."""
+    if seed < 0:
+        raise UserError(f"The seed of a data set must not be negative, but it is {seed}.")
+    return np.random.Generator(np.random.PCG64(seed))

@@ -1,0 +1,56 @@
+"""Random smooth images whose look depends on their class: for benchmarks and tests, no download."""
+
+import numpy as np
+
+from noisytwins_jax.data.source import ArraySource, DataSplits, check_resolution, seeded_generator
+from noisytwins_jax.errors import UserError
+
+_WAVES = 4  # cosines per axis; few of them make an image smooth
+_CHUNK = 256  # images computed at a time, so that the float images never take much memory
+
+
+def synthetic_splits(
+    resolution: int = 32, num_classes: int = 10, num_images: int = 1024, channels: int = 3, seed: int = 0
+) -> DataSplits:
+    """Balanced classes of random images: a random pattern per class plus a weaker one per image.
+
+    A pattern is a sum of two-dimensional cosines of low frequency with normally distributed weights. Image ``i`` has
+    class ``i % num_classes``.
+
+    Args:
+      resolution: pixels, a power of two of at least 8.
+      num_classes: number of classes.
+      num_images: number of images, at least ``num_classes``.
+      channels: 1 or 3.
+      seed: of all patterns.
+
+    Returns:
+      Splits whose three sets are one and the same; images uint8 ``[num_images, resolution, resolution, channels]``.
+
+    Raises:
+      UserError: an argument is out of range.
+    """
+    check_resolution(resolution)
+    if channels not in (1, 3):
+        raise UserError(f"channels must be 1 or 3, but it is {channels}.")
+    if num_classes < 1 or num_images < num_classes:
+        raise UserError(
+            f"Synthetic data needs at least one class and one image per class, but num_classes is {num_classes} and "
+            f"num_images is {num_images}; raise num_images or lower num_classes."
+        )
+    rng = seeded_generator(seed)
+    labels = np.arange(num_images, dtype=np.int32) % num_classes
+    shape = (_WAVES, _WAVES, channels)
+    class_weights = rng.standard_normal((num_classes, *shape), dtype=np.float32)
+    pixels = (np.arange(resolution, dtype=np.float32) + 0.5) / resolution
+    waves = np.cos(np.pi * np.arange(_WAVES, dtype=np.float32)[:, None] * pixels)  # [waves, pixels]
+
+    images = np.empty((num_images, resolution, resolution, channels), np.uint8)
+    for start in range(0, num_images, _CHUNK):
+        chunk = labels[start : start + _CHUNK]
+        weights = class_weights[chunk] + 0.5 * rng.standard_normal((len(chunk), *shape), dtype=np.float32)
+        values = np.einsum("nuvc,uh,vw->nhwc", weights, waves, waves, optimize=True)
+        # Dividing brings most values into -1..1 and tanh the rest.
+        images[start : start + _CHUNK] = np.floor(np.clip(127.5 * np.tanh(values / _WAVES) + 128, 0, 255))
+    source = ArraySource(images, labels, tuple(f"class {c}" for c in range(num_classes)), "synthetic")
+    return DataSplits(train=source, reference=source, classifier=source)

@@ -1,0 +1,207 @@
+"""Figures of numbers: a run's training curves, and one evaluation or several class by class."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from noisytwins_jax.diagnostics.figures import (
+    FAINT,
+    INK,
+    RULE,
+    RUN_COLOURS,
+    new_figure,
+    rank_colours,
+    short_names,
+    style_axes,
+)
+from noisytwins_jax.errors import UserError
+
+# Panels in order of reading; a logged name goes to the first panel whose pattern it matches, else to one of its own.
+PANELS: tuple[tuple[str, str], ...] = (
+    ("Discriminator logits", r"logit|(^|[/_])(real|fake)$"),
+    ("W variance within classes / total", r"w_ratio|w_variance"),
+    ("Recall and precision", r"recall|precision|coverage|density"),
+    ("Fréchet distance", r"fid"),
+    ("Regularisers", r"r1|lecam|path|noisytwins|twins|barlow|ortho|spectral|regular|penalt"),
+    ("Losses", r"loss"),
+    ("Augmentation probability", r"(^|[/_])(ada|augment)"),
+    ("Learning rates", r"(^|[/_])(lr|learning_rate)"),
+    ("Images per second", r"img_per_s|images_per_sec|img_s|throughput"),
+)
+TIME_AXES = ("kimg", "step")  # the first of these that every record has is the horizontal axis
+NOT_CURVES = {"step", "kimg", "time", "seconds", "epoch"}
+SMOOTHED_FROM = 60  # points; longer curves are drawn pale, with their moving average on top
+BARS_UP_TO = 30  # classes; beyond, lines over the rank from head to tail
+
+CLASS_PANELS = (  # key of a per-class row, heading, key of the real-against-real level in "floor"
+    ("ifid", "Intra-class FID (lower is better)", "ifid"),
+    ("recall", "Recall within the class (higher is better)", "class_recall"),
+)
+
+
+def _panel_of(name: str) -> str:
+    return next((title for title, pattern in PANELS if re.search(pattern, name.lower())), name)
+
+
+def moving_average(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred mean over ``window`` points [n] -> [n]; shorter at the ends, and over the finite values only."""
+    finite = np.isfinite(values)
+    kernel = np.ones(window)
+    weight = np.convolve(finite, kernel, mode="same")
+    total = np.convolve(np.where(finite, values, 0.0), kernel, mode="same")
+    return np.where(weight > 0, total / np.maximum(weight, 1), np.nan)
+
+
+def _series(records: Sequence[Mapping[str, Any]], name: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
+    """Times and values of one logged number; null, which stands for not finite, is a gap."""
+    pairs = [(record[axis], record[name]) for record in records if name in record]
+    values = np.array([math.nan if value is None else float(value) for _, value in pairs])
+    return np.array([float(time) for time, _ in pairs]), values
+
+
+def _draw_curve(axes: Axes, x: np.ndarray, y: np.ndarray, label: str, colour: str) -> None:
+    if len(y) < SMOOTHED_FROM:
+        axes.plot(x, y, color=colour, linewidth=1.4, label=label, marker="o" if len(y) < 12 else None, markersize=3)
+        return
+    axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.3)
+    axes.plot(x, moving_average(y, max(3, len(y) // 30)), color=colour, linewidth=1.5, label=label)
+
+
+def training_curves(records: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Draws every number of a ``metrics.jsonl``: logits, W ratio, regularisers, losses, and whatever else is there.
+
+    Args:
+      records: what ``logs.read_metrics`` gives. The horizontal axis is ``kimg`` where every record has it, else
+        ``step``.
+      title: heading of the figure.
+
+    Returns:
+      A figure of its own, outside pyplot. Curves of 60 points or more are drawn pale with their moving average.
+
+    Raises:
+      UserError: there is nothing to draw.
+    """
+    names = dict.fromkeys(name for record in records for name in record if name not in NOT_CURVES)
+    if not names:
+        raise UserError("There are no training curves to draw: metrics.jsonl holds no numbers yet.")
+    axis = next(key for key in TIME_AXES if all(key in record for record in records))
+    panels: dict[str, list[str]] = {}
+    for name in names:
+        panels.setdefault(_panel_of(name), []).append(name)
+    rank = {panel: i for i, (panel, _) in enumerate(PANELS)}
+    ordered = sorted(panels, key=lambda panel: rank.get(panel, len(rank)))  # a stable sort: the rest as logged
+    columns = min(2, len(ordered))
+    rows = -(-len(ordered) // columns)
+    figure = new_figure(8.6, 2.5 * rows + 0.4)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, panel in zip(grid, ordered, strict=False):
+        style_axes(axes, panel)
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
+        for i, name in enumerate(panels[panel]):
+            _draw_curve(axes, *_series(records, name, axis), name, RUN_COLOURS[i % len(RUN_COLOURS)])
+        if panels[panel] != [panel]:  # a panel named after its only curve needs no legend
+            axes.legend(fontsize=7.5, frameon=False, labelcolor=INK, ncols=2 if len(panels[panel]) > 3 else 1)
+    for axes in grid[len(ordered) :]:
+        axes.set_visible(False)
+    for axes in grid[max(0, len(ordered) - columns) : len(ordered)]:
+        axes.set_xlabel("thousand real images shown" if axis == "kimg" else axis)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    return figure
+
+
+def _rows_by_class(evaluation: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    return {int(row["class"]): row for row in evaluation.get("per_class") or () if "class" in row}
+
+
+def rows_head_to_tail(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The per-class rows of an evaluation by falling number of training images, ties and unknowns by class id."""
+    rows = _rows_by_class(evaluation).values()
+    return sorted(rows, key=lambda row: (-(row.get("n_train") or 0), row["class"]))
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def per_class_figure(evaluations: Mapping[str, Mapping[str, Any]], title: str = "") -> Figure:
+    """Draws intra-class FID and recall of every class, head to tail, for one run or several.
+
+    Args:
+      evaluations: run name -> what ``metrics.evaluation.evaluate_generator`` gives. Classes and their order are those
+        of the first run; numbers that are missing leave a gap.
+      title: heading of the figure.
+
+    Returns:
+      A figure of its own, outside pyplot: bars up to 30 classes, else lines over the rank. A dashed line marks real
+      images against real images, where the first evaluation has it.
+
+    Raises:
+      UserError: no evaluation has per-class rows with an intra-class FID or a recall.
+    """
+    runs = {name: _rows_by_class(evaluation) for name, evaluation in evaluations.items()}
+    order = rows_head_to_tail(next(iter(evaluations.values()), {}))
+    panels = [
+        panel
+        for panel in CLASS_PANELS
+        if any(row.get(panel[0]) is not None for rows in runs.values() for row in rows.values())
+    ]
+    if not order or not panels:
+        raise UserError("The evaluation has no per-class intra-class FID or recall to draw.")
+    floor = next(iter(evaluations.values())).get("floor") or {}
+    figure = new_figure(8.6, 2.7 * len(panels) + 0.5)
+    for axes, (key, heading, floor_key) in zip(
+        figure.subplots(len(panels), 1, squeeze=False).ravel(), panels, strict=True
+    ):
+        style_axes(axes, heading)
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
+        values = {name: [_number(rows.get(row["class"], {}).get(key)) for row in order] for name, rows in runs.items()}
+        _draw_classes(axes, order, values)
+        level = _number(floor.get(floor_key))
+        if math.isfinite(level):
+            axes.axhline(level, color=FAINT, linewidth=1, linestyle="--", label="real against real")
+        if len(runs) > 1 or math.isfinite(level):
+            axes.legend(fontsize=8, frameon=False, labelcolor=INK, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
+        axes.margins(x=0.02, y=0.12)
+        axes.set_ylim(bottom=0, top=1.12 if key == "recall" else None)  # a share, with room for the numbers
+        if key == "recall":
+            axes.set_yticks(np.linspace(0, 1, 6))
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    return figure
+
+
+def _short(value: float) -> str:
+    if not math.isfinite(value):
+        return "none"
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value > 1 else f"{value:.2f}"
+
+
+def _draw_classes(axes: Axes, order: Sequence[Mapping[str, Any]], values: Mapping[str, list[float]]) -> None:
+    """Bars, grouped by class, for few classes; lines over the rank for many."""
+    ranks = np.arange(len(order))
+    if len(order) > BARS_UP_TO:
+        for i, (name, heights) in enumerate(values.items()):
+            _draw_curve(axes, ranks, np.array(heights), name, RUN_COLOURS[i % len(RUN_COLOURS)])
+        axes.set_xlabel("classes, head to tail")
+        return
+    width = 0.8 / len(values)
+    for i, (name, heights) in enumerate(values.items()):
+        single = len(values) == 1
+        colour = rank_colours(len(order)) if single else RUN_COLOURS[i % len(RUN_COLOURS)]
+        offset = (i - (len(values) - 1) / 2) * width
+        bars = axes.bar(ranks + offset, heights, width * 0.92, color=colour, label=None if single else name)
+        if len(values) * len(order) <= 20:
+            axes.bar_label(bars, labels=[_short(height) for height in heights], fontsize=7.5, color=FAINT, padding=2)
+    names = short_names([str(row.get("name", row["class"])) for row in order], 12)
+    counts = [f"\n{row['n_train']}" if row.get("n_train") is not None else "" for row in order]
+    slanted = any(len(name) > 6 for name in names) and len(order) > 8
+    axes.set_xticks(ranks, [name + count for name, count in zip(names, counts, strict=True)])
+    if slanted:
+        axes.tick_params(axis="x", labelrotation=35)
+    axes.set_xlabel("class, and its number of training images" if any(counts) else "class")

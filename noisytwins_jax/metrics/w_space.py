@@ -1,0 +1,48 @@
+"""How much of the diversity of W lies within the classes: the number that shows class-wise mode collapse directly."""
+
+import numpy as np
+
+from noisytwins_jax.errors import UserError
+
+
+def within_class_variance_ratio(w: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """Within-class variance of W as a fraction of its total variance.
+
+    With mu_c the mean of class c, mu the mean of the C class means, and population variances averaged over dimensions,
+
+        within_c = mean_i,d (w_id - mu_cd)^2                      over the samples i of class c
+        total    = mean_c [ within_c + mean_d (mu_cd - mu_d)^2 ]  every class with the same weight
+        ratio_c  = within_c / total,      overall = mean_c ratio_c
+
+    ``overall`` lies in [0, 1]: 0 when every class is a single point (the mapping network ignores z), about 1 when w
+    does not depend on the class (1 - 1/n for n samples a class, since the class means scatter). A single ratio_c may
+    exceed 1. If W does not vary at all, every ratio is 0.
+
+    Args:
+        w: [n, D], any float dtype; computed in float64.
+        labels: int [n], class ids >= 0.
+
+    Returns:
+        overall, and the ratios [C] by class id, C = max(labels) + 1; a class without samples is NaN and not averaged.
+
+    Raises:
+        UserError: if w holds NaN or infinity, or a class has exactly one sample.
+        ValueError: if the shapes do not match.
+    """
+    w, labels = np.asarray(w, np.float64), np.asarray(labels)
+    if w.ndim != 2 or labels.shape != (len(w),) or not len(w):
+        raise ValueError(f"w must be [n, D] and labels [n] with n >= 1, got {w.shape} and {labels.shape}.")
+    if not np.isfinite(w).all():
+        raise UserError("W holds NaN or infinity: the run has diverged, so evaluate an earlier checkpoint.")
+    present, counts = np.unique(labels, return_counts=True)
+    if present[0] < 0:
+        raise ValueError(f"class ids must be >= 0, got {present[0]}.")
+    if (counts == 1).any():
+        raise UserError(f"Class {present[counts == 1][0]} has a single sample of W: its variance needs two or more.")
+    means = np.stack([w[labels == c].mean(axis=0) for c in present])
+    within = np.array([w[labels == c].var(axis=0).mean() for c in present])
+    total = within.mean() + means.var(axis=0).mean()
+    ratios = np.full(present[-1] + 1, np.nan)
+    varies = total > 1e-24 * np.mean(w**2)  # below this, "variance" is the rounding of the means
+    ratios[present] = within / total if varies else 0.0
+    return float(np.nanmean(ratios)), ratios

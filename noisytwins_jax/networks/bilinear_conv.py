@@ -1,0 +1,100 @@
+"""3×3 convolutions as closed families of bilinear maps, so that a TPU never sees a zero-stuffed grid.
+
+A convolution ``S(y, w)``, its transpose in the input ``T(x, w)`` and its transpose in the weights ``W(y, x)`` are each
+other's derivatives: differentiating any of the three, any number of times in reverse mode, gives only these three. With
+one custom rule each, R1 and path length (gradients of gradients) therefore run on the lowerings chosen here instead of
+the ones automatic differentiation would emit. Two things are gained:
+
+* XLA computes a transposed stride-2 convolution on a zero-stuffed grid, four times the work. Here ``T`` is four exact
+  convolutions of 4, 2, 2 and 1 taps on the low-resolution grid, interleaved.
+* Weight gradients leave the convolution in float32 even when activations are bfloat16, so that the all-reduce over
+  devices sums float32.
+
+Weights are always given in the layout of ``S``: ``[3, 3, inputs of S, outputs of S]`` (HWIO), in float32 or wider; they
+are cast to the activations' dtype inside. Reverse mode only (``jax.custom_vjp``).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+BilinearMap = Callable[[Array, Array], Array]
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+# The batch axis is what a weight gradient sums over: it takes the place of the input features.
+_WEIGHT_GRADIENT = lax.ConvDimensionNumbers(lhs_spec=(3, 0, 1, 2), rhs_spec=(3, 0, 1, 2), out_spec=(2, 3, 0, 1))
+
+
+def _bilinear_family(
+    forward: BilinearMap, transpose: BilinearMap, weight_gradient: BilinearMap
+) -> tuple[BilinearMap, BilinearMap, BilinearMap]:
+    """Ties S, T and W together: each one's derivatives are the other two."""
+    s, t, w = jax.custom_vjp(forward), jax.custom_vjp(transpose), jax.custom_vjp(weight_gradient)
+    s.defvjp(lambda y, k: (s(y, k), (y, k)), lambda r, g: (t(g, r[1]), w(r[0], g)))
+    t.defvjp(lambda x, k: (t(x, k), (x, k)), lambda r, g: (s(g, r[1]), w(g, r[0])))
+    w.defvjp(
+        lambda y, x: (w(y, x), (y, x)),
+        lambda r, g: (t(r[1], g).astype(r[0].dtype), s(r[0], g).astype(r[1].dtype)),
+    )
+    return s, t, w
+
+
+def _conv(x: Array, w: Array, stride: int, padding: str | list[tuple[int, int]]) -> Array:
+    return lax.conv_general_dilated(x, w.astype(x.dtype), (stride, stride), padding, dimension_numbers=_NHWC)
+
+
+def _swap(w: Array) -> Array:
+    """Exchanges input and output channels of an HWIO kernel."""
+    return jnp.swapaxes(w, 2, 3)
+
+
+def _weight_gradient(y: Array, x: Array, dilation: int, padding: int) -> Array:
+    return lax.conv_general_dilated(
+        y,
+        x.astype(y.dtype),
+        (1, 1),
+        [(padding, padding)] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=_WEIGHT_GRADIENT,
+        preferred_element_type=jnp.promote_types(y.dtype, jnp.float32),
+    )
+
+
+def _strided(y: Array, w: Array) -> Array:
+    return _conv(y, w, 2, "VALID")
+
+
+def _transposed_in_phases(x: Array, w: Array) -> Array:
+    """``out[2m + k] += x[m] w[k]`` for k = 0, 1, 2: even outputs have two taps an axis, odd ones a single tap."""
+    n, height, width, _ = x.shape
+    k = _swap(w)
+    even, odd = slice(None, None, -2), slice(1, 2)  # taps (2, 0) meet x[m-1], x[m]; tap 1 meets x[m]
+    two, one = (1, 1), (0, 0)
+    ee = _conv(x, k[even, even], 1, [two, two])
+    eo = _conv(x, k[even, odd], 1, [two, one])
+    oe = _conv(x, k[odd, even], 1, [one, two])
+    oo = _conv(x, k[odd, odd], 1, [one, one])
+    # One column and one row of padding make the four phases equally large; they are cropped again at the end.
+    eo, oe = (jnp.pad(a, ((0, 0), (0, h), (0, v), (0, 0))) for a, h, v in ((eo, 0, 1), (oe, 1, 0)))
+    oo = jnp.pad(oo, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    rows = [jnp.stack([ee, eo], axis=3), jnp.stack([oe, oo], axis=3)]
+    out = jnp.stack(rows, axis=2).reshape(n, 2 * height + 2, 2 * width + 2, -1)
+    return out[:, : 2 * height + 1, : 2 * width + 1]
+
+
+conv3x3, _, _ = _bilinear_family(
+    lambda y, w: _conv(y, w, 1, "SAME"),
+    lambda x, w: _conv(x, _swap(w[::-1, ::-1]), 1, "SAME"),
+    lambda y, x: _weight_gradient(y, x, dilation=1, padding=1),
+)
+conv3x3.__doc__ = """Correlation with zero padding: ``[N, H, W, I] × [3, 3, I, O] → [N, H, W, O]``."""
+
+strided_conv3x3, transposed_conv3x3, _ = _bilinear_family(
+    _strided, _transposed_in_phases, lambda y, x: _weight_gradient(y, x, dilation=2, padding=0)
+)
+strided_conv3x3.__doc__ = """Stride-2 correlation, no padding: ``[N, 2H+1, 2W+1, I] × [3, 3, I, O] → [N, H, W, O]``."""
+transposed_conv3x3.__doc__ = """Transpose of `strided_conv3x3` in its input: ``[N, H, W, O] × [3, 3, I, O] →
+[N, 2H+1, 2W+1, I]``."""

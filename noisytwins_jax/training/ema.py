@@ -1,0 +1,27 @@
+"""Exponential moving average of the generator (Karras et al., Progressive GAN; ramp-up of StyleGAN2-ADA)."""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def ema_decay(step: Array, batch_size: int, kimg: float, rampup: float | None) -> Array:
+    """``0.5^(batch_size / half-life)`` with a half-life of `kimg` thousand images, or less while ramping up.
+
+    Args:
+      step: updates before this one, int.
+      batch_size: images a step.
+      kimg: half-life in thousands of images.
+      rampup: the half-life is at most this fraction of the images seen, or ``None``. At step 0 the decay is then 0.
+    """
+    half_life = jnp.asarray(kimg * 1000.0)
+    if rampup is not None:
+        half_life = jnp.minimum(half_life, step * (batch_size * rampup))
+    return 0.5 ** (batch_size / jnp.maximum(half_life, 1e-8))
+
+
+def update_ema(ema: dict, variables: dict, decay: Array) -> dict:
+    """Averages the ``params`` collection and copies the others (running statistics)."""
+    params = jax.tree.map(lambda a, b: b + decay.astype(b.dtype) * (a - b), ema["params"], variables["params"])
+    return {**variables, "params": params}

@@ -1,0 +1,78 @@
+"""Everything training needs to go on, as one tree."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from noisytwins_jax.config import OptimizerConfig
+from noisytwins_jax.training.model import Model
+
+Array = jax.Array
+PyTree = Any
+
+
+@flax.struct.dataclass
+class NetworkState:
+    """One network: trained parameters, other variables (running statistics), optimiser state, updates done."""
+
+    params: PyTree
+    stats: PyTree
+    opt_state: PyTree
+    updates: Array  # int32, main updates so far; regularisation's own updates are not counted
+
+    @property
+    def variables(self) -> dict:
+        """The tree that ``module.apply`` takes."""
+        return {"params": self.params, **self.stats}
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State of a run. `key` never changes: draws are folded from it, the step and their purpose."""
+
+    key: Array
+    generator: NetworkState
+    discriminator: NetworkState
+    ema: PyTree  # variables of the averaged generator
+    path_length_mean: Array  # float32
+
+    @property
+    def step(self) -> Array:
+        """Generator updates done, int32."""
+        return self.generator.updates
+
+
+def lazy_adam(config: OptimizerConfig, learning_rate: float, interval: int) -> optax.GradientTransformation:
+    """Adam corrected for a regulariser that takes its own update every `interval` steps (StyleGAN2, appendix B).
+
+    With k = `interval` and r = k/(k+1): learning rate·r and βʳ. One optimiser state serves both kinds of update.
+    """
+    r = interval / (interval + 1)
+    return optax.adam(learning_rate * r, b1=config.beta1**r, b2=config.beta2**r, eps=config.epsilon)
+
+
+def create_state(
+    seed: int,
+    model: Model,
+    generator_optimizer: optax.GradientTransformation,
+    discriminator_optimizer: optax.GradientTransformation,
+) -> TrainState:
+    """A fresh state; to be called inside ``jit`` so that it is born with its sharding."""
+    key = jax.random.key(seed)
+
+    def network(variables: dict, optimizer: optax.GradientTransformation) -> NetworkState:
+        stats = {name: tree for name, tree in variables.items() if name != "params"}
+        params = variables["params"]
+        return NetworkState(params, stats, optimizer.init(params), jnp.int32(0))
+
+    g_variables, d_variables = model.init(jax.random.fold_in(key, 0))
+    return TrainState(
+        key=key,
+        generator=network(g_variables, generator_optimizer),
+        discriminator=network(d_variables, discriminator_optimizer),
+        ema=jax.tree.map(jnp.copy, g_variables),
+        path_length_mean=jnp.float32(0.0),
+    )

@@ -1,0 +1,100 @@
+import math
+
+import numpy as np
+import pytest
+
+from noisytwins_jax.diagnostics.curves import (
+    moving_average,
+    per_class_figure,
+    rows_head_to_tail,
+    training_curves,
+)
+from noisytwins_jax.diagnostics.figures import figure_image
+from noisytwins_jax.errors import UserError
+
+
+def titles(figure):
+    return [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()]
+
+
+def test_numbers_are_grouped_into_panels():
+    records = [
+        {"step": s, "kimg": s / 10, "loss/d": 1.0, "loss/g": s, "logits/real": 0.5, "logits/fake": -0.5, "odd": 3.0}
+        for s in range(5)
+    ]
+    records[2]["w_ratio"] = 0.4
+    figure = training_curves(records, "run")
+    assert titles(figure) == ["Discriminator logits", "W variance within classes / total", "Losses", "odd"]
+    losses = figure.axes[2].get_lines()
+    assert [line.get_label() for line in losses] == ["loss/d", "loss/g"]
+    np.testing.assert_allclose(losses[1].get_xydata(), [[s / 10, s] for s in range(5)])
+    np.testing.assert_allclose(figure.axes[1].get_lines()[0].get_xydata(), [[0.2, 0.4]])
+    assert figure_image(figure).width > 600
+
+
+def test_steps_are_the_axis_where_kimg_is_missing_and_nulls_are_gaps():
+    figure = training_curves([{"step": 1, "loss": 1.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 2.0}])
+    (line,) = figure.axes[0].get_lines()
+    np.testing.assert_array_equal(line.get_xydata(), [[1, 1.0], [2, math.nan], [3, 2.0]])
+    assert figure.axes[0].get_xlabel() == "step"
+
+
+def test_long_curves_show_their_moving_average_too():
+    figure = training_curves([{"step": s, "loss": float(s % 2)} for s in range(300)])
+    raw, smooth = figure.axes[0].get_lines()
+    assert np.ptp(raw.get_ydata()) == 1
+    assert np.ptp(smooth.get_ydata()[20:-20]) < 0.2
+
+
+def test_moving_average_skips_gaps():
+    values = np.array([1.0, math.nan, 3.0, math.nan, math.nan, math.nan, 5.0])
+    np.testing.assert_allclose(moving_average(values, 3), [1, 2, 3, 3, math.nan, 5, 5])
+
+
+def test_nothing_to_draw():
+    for records in ([], [{"step": 1, "kimg": 0.1}]):
+        with pytest.raises(UserError, match="nothing|no training curves"):
+            training_curves(records)
+    for evaluation in ({}, {"per_class": [{"class": 0, "ifid": None}]}):
+        with pytest.raises(UserError, match="per-class"):
+            per_class_figure({"run": evaluation})
+
+
+def evaluation(classes, scale=1.0, **floor):
+    rows = [
+        {"class": c, "name": f"c{c}", "n_train": 10 * (c + 1), "ifid": scale * (c + 1), "recall": 0.1 * (c % 10)}
+        for c in range(classes)
+    ]
+    return {"per_class": rows, "floor": floor}
+
+
+def test_bars_run_from_head_to_tail():
+    figure = per_class_figure({"run": evaluation(4, ifid=0.5)})
+    ifid, recall = figure.axes
+    assert [bar.get_height() for bar in ifid.patches] == [4, 3, 2, 1]
+    np.testing.assert_allclose([bar.get_height() for bar in recall.patches], [0.3, 0.2, 0.1, 0])
+    assert [label.get_text() for label in ifid.get_xticklabels()] == ["c3\n40", "c2\n30", "c1\n20", "c0\n10"]
+    assert [line.get_ydata()[0] for line in ifid.get_lines()] == [0.5]
+    assert not recall.get_lines()  # no floor for recall was given
+
+
+def test_runs_are_side_by_side_and_a_missing_class_is_a_gap():
+    other = evaluation(4, 2.0)
+    del other["per_class"][3]
+    figure = per_class_figure({"a": evaluation(4), "b": other})
+    first, second = figure.axes[0].containers
+    assert [bar.get_height() for bar in first] == [4, 3, 2, 1]
+    np.testing.assert_array_equal([bar.get_height() for bar in second], [math.nan, 6, 4, 2])
+    assert all(a.get_x() + a.get_width() <= b.get_x() for a, b in zip(first, second, strict=True))
+    assert figure_image(figure).width > 600
+
+
+def test_many_classes_are_lines():
+    figure = per_class_figure({"run": evaluation(100)})
+    assert not figure.axes[0].patches
+    np.testing.assert_array_equal(figure.axes[0].get_lines()[0].get_ydata(), np.arange(100, 0, -1))
+
+
+def test_order_without_counts_is_by_class_id():
+    rows = [{"class": 2}, {"class": 0, "n_train": None}, {"class": 1, "n_train": 3}]
+    assert [row["class"] for row in rows_head_to_tail({"per_class": rows})] == [1, 0, 2]
