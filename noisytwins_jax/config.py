@@ -137,6 +137,7 @@ class EvaluationConfig:
 class RunConfig:
     """Everything that defines a run."""
 
+    name: str = "run"  # <dataset>-<method>; the default workdir is runs/<name>
     seed: int = 0
     batch_size: int = 128  # images, over all devices
     total_kimg: float = 1000.0

@@ -156,6 +156,16 @@ def format_duration(seconds: float) -> str:
     return f"{m} min {s:02d} s" if minutes else f"{s} s"
 
 
+def _draws_bars(stream: TextIO) -> bool:
+    """Whether a bar would be seen: a terminal, and one with a size: without, as in some containers, tqdm is mute."""
+    if not stream.isatty():
+        return False
+    try:
+        return min(os.get_terminal_size(stream.fileno())) > 0
+    except OSError:  # a terminal that is not a device of this machine has no size to ask for
+        return True
+
+
 class Progress:
     """One progress bar for a training run: kimg, images per second, losses and the time left.
 
@@ -190,7 +200,7 @@ class Progress:
         self._line: str | None = None  # the last line not yet printed
         self._printed_at = -math.inf
         self._bar: tqdm | None = None
-        if not self._disable and self._stream.isatty():
+        if not self._disable and _draws_bars(self._stream):
             self._bar = tqdm(
                 total=self._total,
                 initial=self._kimg,

@@ -1,6 +1,8 @@
 import io
 import json
 import math
+import os
+import struct
 
 import numpy as np
 import pytest
@@ -141,6 +143,24 @@ def test_progress_bar_on_a_terminal():
     assert "loss_g 0.125" in text
     assert "checkpoint saved" in text
     assert text.endswith("\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+@pytest.mark.parametrize("sized", [False, True])
+def test_a_terminal_without_a_size_gets_lines(sized):
+    reader, writer = os.openpty()  # its size is 0 x 0
+    if sized:
+        fcntl = pytest.importorskip("fcntl")
+        fcntl.ioctl(writer, pytest.importorskip("termios").TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    with os.fdopen(writer, "w") as stream:
+        progress = Progress(10.0, stream=stream)
+        progress.update(5.0, loss_g=0.125)
+        progress.close()
+        stream.flush()
+        text = os.read(reader, 65536).decode()
+    os.close(reader)
+    assert "5.0/10.0 kimg  loss_g 0.125" in text
+    assert ("50%|" in text) == sized
 
 
 def test_disabled_progress_is_silent():

@@ -198,9 +198,10 @@ def _draw_classes(axes: Axes, order: Sequence[Mapping[str, Any]], values: Mappin
         bars = axes.bar(ranks + offset, heights, width * 0.92, color=colour, label=None if single else name)
         if len(values) * len(order) <= 20:
             axes.bar_label(bars, labels=[_short(height) for height in heights], fontsize=7.5, color=FAINT, padding=2)
-    names = short_names([str(row.get("name", row["class"])) for row in order], 12)
+    names = [str(row.get("name", row["class"])) for row in order]
+    slanted = len(order) > 8 and any(len(name) > 6 for name in names)
+    names = short_names(names, 22 if slanted else 12)
     counts = [f"\n{row['n_train']}" if row.get("n_train") is not None else "" for row in order]
-    slanted = any(len(name) > 6 for name in names) and len(order) > 8
     axes.set_xticks(ranks, [name + count for name, count in zip(names, counts, strict=True)])
     if slanted:
         axes.tick_params(axis="x", labelrotation=35)

@@ -96,7 +96,7 @@ HOW_TO_READ: tuple[tuple[str, str], ...] = (
 
 def format_number(value: object) -> str:
     """Three or so significant digits; "n/a" for what is missing or not finite; other values as they are."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    if value is None or (isinstance(value, (float, np.floating)) and not math.isfinite(value)):
         return "n/a"
     if isinstance(value, bool):
         return "on" if value else "off"

@@ -84,7 +84,8 @@ def evaluate_generator(
             host count. Called once per class, always with n = samples_per_class; the indices of class c are
             c * samples_per_class + (0 .. samples_per_class - 1).
         reference: the real images to compare with.
-        class_groups: name -> class ids, e.g. head, medium and tail; a class belongs to at most one group.
+        class_groups: name -> class ids, e.g. head, medium and tail; a class belongs to at most one
+            group, and the values of an empty group are None.
         extractor: gives features and class logits.
         samples_per_class: generated images of each class, at least k + 1.
         k: neighbours of precision, recall, density and coverage.
@@ -198,8 +199,8 @@ def _check_request(
         )
     for name, ids in groups.items():
         unknown = [c for c in ids if not 0 <= c < num_classes]
-        if unknown or not ids:
-            raise UserError(f"Class group {name!r} must name classes within 0..{num_classes - 1}, got {ids}.")
+        if unknown:
+            raise UserError(f"Class group {name!r} must name classes within 0..{num_classes - 1}, got {unknown}.")
     members = [c for ids in groups.values() for c in ids]
     if len(members) != len(set(members)):
         raise UserError("A class belongs to more than one class group: give each class to at most one.")

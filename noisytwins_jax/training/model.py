@@ -27,6 +27,7 @@ class FakeDraws(NamedTuple):
 class Model(Protocol):
     """A generator and a discriminator; `variables` are Flax collections with ``params`` among them."""
 
+    image_shape: tuple[int, int, int]  # height, width, channels
     z_dim: int
     class_noise_dims: tuple[int, int]  # widths of the class embeddings of generator and discriminator
     mixing_layers: int  # layers that style mixing chooses a cutoff from, 0 where there is none
@@ -57,6 +58,7 @@ class StyleGAN2Model:
         self.generator = generator
         self.discriminator = discriminator
         self.noise_mode = noise_mode
+        self.image_shape = (generator.resolution, generator.resolution, generator.channels)
         self.z_dim = generator.z_dim
         self.class_noise_dims = (generator.w_dim, discriminator.embedding_dim)
         self.mixing_layers = generator.num_ws
@@ -66,7 +68,7 @@ class StyleGAN2Model:
         g_key, d_key = jax.random.split(key)
         g, d = self.generator, self.discriminator
         labels = jnp.zeros((1,), jnp.int32)
-        image = jnp.zeros((1, g.resolution, g.resolution, g.channels))
+        image = jnp.zeros((1, *self.image_shape))
         return g.init(g_key, jnp.zeros((1, g.z_dim)), labels, noise_mode="const"), d.init(d_key, image, labels)
 
     def map(self, variables: dict, draws: FakeDraws, update_stats: bool = False) -> tuple[Array, Array, PyTree]:

@@ -1,9 +1,9 @@
-"""The training step: a generator update and a discriminator update, each with its lazy regulariser.
+"""The updates that make a training step, written for any `Model`, as pure functions of the global batch.
 
-Written for any `Model`. A step is one `generator_step` (adversarial and NoisyTwins losses; every few steps path length
-as an update of its own; then the moving average) followed by `discriminator_updates` × `discriminator_step` (adversarial
-loss; every few updates R1 as an update of its own on the same images). This order and all constants are those of the
-published NoisyTwins code. Everything is a pure function of the global batch.
+A step is: the generator's update (adversarial and NoisyTwins losses); every few steps path length, as an update of its
+own; the moving average; then `discriminator_updates` times the discriminator's update and, every few of those, R1 on the
+same images as an update of its own. `programs` compiles and schedules them. Order and constants are those of the
+published NoisyTwins code.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,7 @@ from noisytwins_jax.training.state import NetworkState, TrainState, create_state
 Array = jax.Array
 PyTree = Any
 Metrics = dict[str, Array]
+Batch = dict[str, Array]  # {"image": uint8 [N, H, W, C], "label": int32 [N]}
 
 
 class ClassTable(NamedTuple):
@@ -73,6 +74,11 @@ class TrainingStep:
         """A fresh state; call inside ``jit``."""
         return create_state(seed, self.model, self.generator_optimizer, self.discriminator_optimizer)
 
+    def abstract_state(self, sharding: jax.sharding.Sharding) -> TrainState:
+        """Shapes, dtypes and shardings of the state, without computing it: what a checkpoint is restored into."""
+        shapes = jax.eval_shape(lambda: self.init(0))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
     # --- draws -------------------------------------------------------------------------------------------------------
 
     def draw_fakes(self, key: Array, table: ClassTable, n: int, twins: bool = False) -> FakeDraws:
@@ -101,11 +107,11 @@ class TrainingStep:
         noise = noisytwins.class_noise(keys["noise"], labels, table.noise_std, dim)
         return FakeDraws(z, labels, noise, *mixing, key=keys["pixel"])
 
-    def draw_pass(self, key: Array, table: ClassTable, labels: Array, shape: tuple[int, ...]) -> PassDraws:
-        """Draws for a discriminator pass over images of `shape`."""
+    def draw_pass(self, key: Array, table: ClassTable, labels: Array) -> PassDraws:
+        """Draws for a discriminator pass over images of classes `labels`."""
         noise_key, augment_key = jax.random.split(key)
         noise = noisytwins.class_noise(noise_key, labels, table.noise_std, self.model.class_noise_dims[1])
-        return PassDraws(noise, diffaugment.draw(augment_key, shape))
+        return PassDraws(noise, diffaugment.draw(augment_key, (labels.shape[0], *self.model.image_shape)))
 
     # --- losses ------------------------------------------------------------------------------------------------------
 
@@ -115,13 +121,13 @@ class TrainingStep:
         return self.model.discriminate(variables, images, labels, draws.class_noise)
 
     def generator_loss(
-        self, params: PyTree, state: TrainState, fakes: FakeDraws, draw_pass: Callable[[Array], PassDraws]
+        self, params: PyTree, state: TrainState, fakes: FakeDraws, draws: PassDraws
     ) -> tuple[Array, tuple[Metrics, PyTree]]:
-        """Adversarial loss plus λ · L_NT (NoisyTwins Sec. 4.2). `draw_pass` takes the images' shape."""
+        """Adversarial loss plus λ · L_NT (NoisyTwins Sec. 4.2)."""
         variables = {**state.generator.variables, "params": params}
         w, conditioning, stats = self.model.map(variables, fakes)
         images = self.model.synthesize(variables, conditioning, fakes.key)
-        logits, _ = self.logits(state.discriminator.variables, images, fakes.labels, draw_pass(images.shape))
+        logits, _ = self.logits(state.discriminator.variables, images, fakes.labels, draws)
         loss = self.loss.generator(logits).mean()
         metrics = {"loss/generator": loss, "logits/generator": logits.mean()}
         if self.twins:
@@ -132,17 +138,15 @@ class TrainingStep:
         return loss, (metrics, stats)
 
     def path_length_loss(
-        self, params: PyTree, state: TrainState, fakes: FakeDraws, noise_key: Array
+        self, params: PyTree, state: TrainState, fakes: FakeDraws, noise: Array
     ) -> tuple[Array, Array]:
-        """Weighted path-length penalty and the new running mean of lengths."""
+        """Weighted path-length penalty and the new running mean of lengths; `noise` is shaped like the images."""
         config, variables = self.config.path_length, {**state.generator.variables, "params": params}
         _, conditioning, _ = self.model.map(variables, fakes)
 
         def synthesize(v: Array) -> Array:
             return self.model.synthesize(variables, v, fakes.key)
 
-        shape = jax.eval_shape(synthesize, conditioning).shape
-        noise = self.batch(jax.random.normal(noise_key, shape))
         lengths = path_lengths(synthesize, conditioning, noise)
         penalty, mean = path_length_penalty(lengths, state.path_length_mean, config.decay)
         weight = config.weight * config.interval * (config.weight if config.weight_twice else 1.0)
@@ -172,76 +176,60 @@ class TrainingStep:
 
     # --- updates -----------------------------------------------------------------------------------------------------
 
-    def generator_step(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
-        """One generator update, path length when it is due, then the moving average."""
-        config, step = self.config, state.generator.updates
-        fakes = self.draw_fakes(purpose_key(state.key, step, "generator"), table, config.batch_size, self.twins)
-        pass_key = purpose_key(state.key, step, "generator/discriminator")
-
-        def draw_pass(shape: tuple[int, ...]) -> PassDraws:
-            return self.draw_pass(pass_key, table, fakes.labels, shape)
-
-        gradients, (metrics, stats) = jax.grad(self.generator_loss, has_aux=True)(
-            state.generator.params, state, fakes, draw_pass
+    def generator_update(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
+        """Adversarial and NoisyTwins losses; counts the generator's update."""
+        step, network = state.generator.updates, state.generator
+        fakes = self.draw_fakes(
+            purpose_key(state.key, step, "generator"), table, self.config.batch_size, twins=self.twins
         )
-        generator = _apply(self.generator_optimizer, state.generator, gradients)
-        state = state.replace(generator=generator.replace(stats={**generator.stats, **stats}))
+        draws = self.draw_pass(purpose_key(state.key, step, "generator/discriminator"), table, fakes.labels)
+        gradients, (metrics, stats) = jax.grad(self.generator_loss, has_aux=True)(network.params, state, fakes, draws)
+        network = _apply(self.generator_optimizer, network, gradients, stats).replace(updates=step + 1)
+        return state.replace(generator=network), metrics
 
-        pl = config.path_length
-        if pl.weight > 0:
-            due = (step % pl.interval == 0) & (step >= pl.start_step)
-            state, metrics["loss/path_length"] = jax.lax.cond(
-                due, lambda s: self._path_length_update(s, table, step), lambda s: (s, jnp.float32(jnp.nan)), state
-            )
-        decay = ema_decay(step, config.batch_size, config.ema.kimg, config.ema.rampup)
-        state = state.replace(
-            ema=update_ema(state.ema, state.generator.variables, decay),
-            generator=state.generator.replace(updates=step + 1),
-        )
-        return state, metrics
-
-    def discriminator_step(
-        self, state: TrainState, batch: dict[str, Array], table: ClassTable
-    ) -> tuple[TrainState, Metrics]:
-        """One discriminator update on ``{"image": uint8 [N, H, W, C], "label": int32 [N]}``, and R1 when it is due."""
-        update = state.discriminator.updates
-        images, labels = batch["image"].astype(jnp.float32) / 127.5 - 1.0, batch["label"]
-        keys = {name: purpose_key(state.key, update, f"discriminator/{name}") for name in ("fakes", "real", "fake", "r1")}
-
-        fakes = self.draw_fakes(keys["fakes"], table, labels.shape[0])
-        _, conditioning, g_stats = self.model.map(state.generator.variables, fakes, update_stats=True)
-        generated = self.model.synthesize({**state.generator.variables, **g_stats}, conditioning, fakes.key)
-        state = state.replace(generator=state.generator.replace(stats={**state.generator.stats, **g_stats}))
-
-        real = (images, labels, self.draw_pass(keys["real"], table, labels, images.shape))
-        fake = (generated, fakes.labels, self.draw_pass(keys["fake"], table, fakes.labels, images.shape))
-        gradients, (metrics, d_stats) = jax.grad(self.discriminator_loss, has_aux=True)(
-            state.discriminator.params, state, real, fake
-        )
-        discriminator = _apply(self.discriminator_optimizer, state.discriminator, gradients)
-        discriminator = discriminator.replace(stats={**discriminator.stats, **d_stats}, updates=update + 1)
-        state = state.replace(discriminator=discriminator)
-
-        if self.config.r1.gamma > 0:
-            draws = self.draw_pass(keys["r1"], table, labels, images.shape)
-
-            def r1_update(s: TrainState) -> tuple[TrainState, Array]:
-                loss, gradients = jax.value_and_grad(self.r1_loss)(s.discriminator.params, s, images, labels, draws)
-                return s.replace(discriminator=_apply(self.discriminator_optimizer, s.discriminator, gradients)), loss
-
-            due = update % self.config.r1.interval == 0
-            state, metrics["loss/r1"] = jax.lax.cond(due, r1_update, lambda s: (s, jnp.float32(jnp.nan)), state)
-        return state, metrics
-
-    def _path_length_update(self, state: TrainState, table: ClassTable, step: Array) -> tuple[TrainState, Array]:
+    def path_length_update(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
+        """Path length, after the generator's update of the same step."""
+        step, network = state.generator.updates - 1, state.generator
         n = max(1, round(self.config.batch_size * self.config.path_length.batch_fraction))
         fakes = self.draw_fakes(purpose_key(state.key, step, "path_length"), table, n)
-        noise_key = purpose_key(state.key, step, "path_length/noise")
+        noise = jax.random.normal(purpose_key(state.key, step, "path_length/noise"), (n, *self.model.image_shape))
         (loss, mean), gradients = jax.value_and_grad(self.path_length_loss, has_aux=True)(
-            state.generator.params, state, fakes, noise_key
+            network.params, state, fakes, self.batch(noise)
         )
-        generator = _apply(self.generator_optimizer, state.generator, gradients)
-        return state.replace(generator=generator, path_length_mean=mean), loss
+        network = _apply(self.generator_optimizer, network, gradients)
+        return state.replace(generator=network, path_length_mean=mean), {"loss/path_length": loss}
+
+    def average(self, state: TrainState) -> TrainState:
+        """Moves the averaged generator; ends the generator's half of a step."""
+        config = self.config.ema
+        decay = ema_decay(state.generator.updates - 1, self.config.batch_size, config.kimg, config.rampup)
+        return state.replace(ema=update_ema(state.ema, state.generator.variables, decay))
+
+    def discriminator_update(self, state: TrainState, batch: Batch, table: ClassTable) -> tuple[TrainState, Metrics]:
+        """Adversarial loss on a batch of real and as many generated images; counts the discriminator's update."""
+        update, network = state.discriminator.updates, state.discriminator
+        images, labels = _to_float(batch)
+        fakes = self.draw_fakes(purpose_key(state.key, update, "discriminator"), table, labels.shape[0])
+        generator = state.generator
+        _, conditioning, stats = self.model.map(generator.variables, fakes, update_stats=True)
+        generator = generator.replace(stats={**generator.stats, **stats})
+        generated = self.model.synthesize(generator.variables, conditioning, fakes.key)
+
+        real_draws = self.draw_pass(purpose_key(state.key, update, "discriminator/real"), table, labels)
+        fake_draws = self.draw_pass(purpose_key(state.key, update, "discriminator/fake"), table, fakes.labels)
+        gradients, (metrics, stats) = jax.grad(self.discriminator_loss, has_aux=True)(
+            network.params, state, (images, labels, real_draws), (generated, fakes.labels, fake_draws)
+        )
+        network = _apply(self.discriminator_optimizer, network, gradients, stats).replace(updates=update + 1)
+        return state.replace(generator=generator, discriminator=network), metrics
+
+    def r1_update(self, state: TrainState, batch: Batch, table: ClassTable) -> tuple[TrainState, Metrics]:
+        """R1 on the batch of the discriminator's update before it, augmented anew."""
+        update, network = state.discriminator.updates - 1, state.discriminator
+        images, labels = _to_float(batch)
+        draws = self.draw_pass(purpose_key(state.key, update, "r1"), table, labels)
+        loss, gradients = jax.value_and_grad(self.r1_loss)(network.params, state, images, labels, draws)
+        return state.replace(discriminator=_apply(self.discriminator_optimizer, network, gradients)), {"loss/r1": loss}
 
 
 def class_table(config: RunConfig, counts: np.ndarray) -> ClassTable:
@@ -252,6 +240,14 @@ def class_table(config: RunConfig, counts: np.ndarray) -> ClassTable:
     return ClassTable(std, logits.astype(np.float32))
 
 
-def _apply(optimizer: optax.GradientTransformation, network: NetworkState, gradients: PyTree) -> NetworkState:
+def _apply(
+    optimizer: optax.GradientTransformation, network: NetworkState, gradients: PyTree, stats: PyTree | None = None
+) -> NetworkState:
     updates, opt_state = optimizer.update(gradients, network.opt_state, network.params)
-    return network.replace(params=optax.apply_updates(network.params, updates), opt_state=opt_state)
+    params = optax.apply_updates(network.params, updates)
+    return network.replace(params=params, opt_state=opt_state, stats={**network.stats, **(stats or {})})
+
+
+def _to_float(batch: Batch) -> tuple[Array, Array]:
+    """Images in [-1, 1] and labels."""
+    return batch["image"].astype(jnp.float32) / 127.5 - 1.0, batch["label"]

@@ -166,6 +166,19 @@ def test_comparison_of_nothing(tmp_path):
 
 
 def test_numbers():
-    values = [None, float("nan"), 123.456, 12.34, 1.234, 1.0, 0.01234, 7, np.float32(0.5), np.int64(3), True, "ema"]
+    values = [
+        None,
+        np.float32("nan"),
+        123.456,
+        12.34,
+        1.234,
+        1.0,
+        0.01234,
+        7,
+        np.float32(0.5),
+        np.int64(3),
+        True,
+        "ema",
+    ]
     shown = ["n/a", "n/a", "123.5", "12.3", "1.23", "1.000", "0.012", "7", "0.500", "3", "on", "ema"]
     assert [format_number(value) for value in values] == shown

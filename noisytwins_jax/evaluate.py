@@ -1,0 +1,144 @@
+"""``--mode=evaluate``: the numbers and the report of a trained run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from noisytwins_jax.checkpoint import Checkpoints
+from noisytwins_jax.config import RunConfig, flatten
+from noisytwins_jax.data import load_splits
+from noisytwins_jax.data.long_tail import class_groups
+from noisytwins_jax.data.source import DataSplits, ImageSource, read_images
+from noisytwins_jax.diagnostics.curves import training_curves
+from noisytwins_jax.diagnostics.report import write_report
+from noisytwins_jax.diagnostics.sheets import sample_sheet
+from noisytwins_jax.diagnostics.w_projection import w_projection_figure
+from noisytwins_jax.errors import UserError
+from noisytwins_jax.logs import read_metrics
+from noisytwins_jax.metrics.classifier import load_or_train_classifier
+from noisytwins_jax.metrics.evaluation import evaluate_generator, write_evaluation
+from noisytwins_jax.sampling import Sampler
+from noisytwins_jax.sharding import Layout
+from noisytwins_jax.training.model import build_model
+from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.workdir import cache_dir, open_workdir
+
+EVALUATION_FILE, REPORT_FILE, SHEET_FILE, W_FILE = "evaluation.json", "report.html", "samples.png", "w.npz"
+SHEET_REAL, SHEET_FAKE = 8, 16  # images a row of the sample sheet
+
+
+def evaluate(config: RunConfig, workdir: str | Path, which: str = "latest") -> Path:
+    """Evaluates a checkpoint and writes ``evaluation.json``, ``samples.png``, ``w.npz`` and ``report.html``.
+
+    Args:
+      config: the configuration the run was trained with.
+      workdir: the run.
+      which: ``"latest"``, ``"best"`` or a step.
+
+    Returns:
+      The report's path.
+
+    Raises:
+      UserError: there is no such checkpoint, or it does not fit the configuration.
+    """
+    splits, workdir, step, variables = restore_generator(config, workdir, which)
+    print(f"Evaluating the averaged generator of step {step}.", flush=True)
+    return write_results(config, variables, step, splits, workdir)
+
+
+def restore_generator(
+    config: RunConfig, workdir: str | Path, which: str = "latest"
+) -> tuple[DataSplits, Path, int, dict[str, Any]]:
+    """The data, the opened workdir, and step and variables of a checkpoint's averaged generator.
+
+    Raises:
+      UserError: as `evaluate`.
+    """
+    if not Path(workdir, "checkpoints").is_dir():
+        raise UserError(f"{Path(workdir).absolute()} holds no checkpoints; train first (--mode=train), or give --workdir.")
+    splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
+    workdir = open_workdir(workdir, config)
+    layout = Layout(jax.devices()[:1])
+    step = TrainingStep(config, build_model(config, splits.train.channels, splits.train.num_classes))
+    checkpoints = Checkpoints(workdir)
+    restored = checkpoints.restore(step.abstract_state(layout.replicated), which)
+    checkpoints.close()
+    if restored is None:
+        raise UserError(f"There is no whole checkpoint in {workdir}; train first (--mode=train).")
+    return splits, workdir, restored.step, restored.state.ema
+
+
+def build_sampler(config: RunConfig, variables: dict, splits: DataSplits, **options: Any) -> Sampler:
+    """A sampler of a run's generator; `options` go to `Sampler`."""
+    model = build_model(config, splits.train.channels, splits.train.num_classes)
+    return Sampler(model.generator, variables, noise_mode=config.generator.noise_mode, **options)
+
+
+def evaluate_variables(config: RunConfig, variables: dict, splits: DataSplits, workdir: Path) -> dict[str, Any]:
+    """The numbers of a generator with these variables; see `metrics.evaluation`."""
+    options = config.evaluation
+    sampler = build_sampler(config, variables, splits, seed=options.seed, batch_size=options.samples_per_class)
+    return evaluate_generator(
+        sampler,
+        reference=splits.reference,
+        class_groups=class_groups(splits.train.class_counts),
+        extractor=load_or_train_classifier(splits.classifier, cache_dir(workdir)),
+        samples_per_class=options.samples_per_class,
+        k=options.neighbours,
+        seed=options.seed,
+        train_counts=splits.train.class_counts,
+    )
+
+
+def write_results(config: RunConfig, variables: dict, step: int, splits: DataSplits, workdir: Path) -> Path:
+    """Evaluates and writes everything that people look at; returns the report's path."""
+    result = evaluate_variables(config, variables, splits, workdir)
+    result["protocol"]["step"] = step
+    write_evaluation(workdir / EVALUATION_FILE, result)
+    sheet = make_sheet(config, variables, splits, workdir / SHEET_FILE)
+    w, labels = sample_w(config, variables, splits)
+    np.savez(workdir / W_FILE, w=w, labels=labels)
+    names, counts = splits.train.class_names, splits.train.class_counts
+    kimg = step * config.images_per_step / 1000
+    return write_report(
+        workdir / REPORT_FILE,
+        title=config.name,
+        lede=f"{len(splits.train)} training images of {len(counts)} classes, {counts.max()} to {counts.min()} a class; "
+        f"{kimg:g} kimg; averaged generator of step {step}.",
+        config_text=json.dumps(flatten(config), indent=2),
+        evaluation=result,
+        figures=[
+            ("Samples. Every row is a class, from the most to the least frequent; none is selected.", sheet),
+            (
+                "Latent space W. Each dot is the w of one (z, class); a collapsed class is a point or a thin line.",
+                w_projection_figure(w, labels, names, class_counts=counts),
+            ),
+            ("Training. Means over each logging interval.", training_curves(read_metrics(workdir))),
+        ],
+    )
+
+
+def make_sheet(config: RunConfig, variables: dict, splits: DataSplits, path: Path) -> Image.Image:
+    """Training images beside generated ones, a row a class; also written to `path`."""
+    classes = range(splits.train.num_classes)
+    sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
+    labels = np.repeat(np.arange(len(classes)), SHEET_FAKE)
+    images, _ = sampler(labels, np.arange(len(labels)))
+    fake = {c: images[labels == c] for c in classes}
+    real = {c: _first_of_class(splits.train, c, SHEET_REAL) for c in classes}
+    return sample_sheet(real, fake, splits.train.class_names, splits.train.class_counts, path)
+
+
+def sample_w(config: RunConfig, variables: dict, splits: DataSplits, per_class: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """W vectors ``[num_classes · per_class, w_dim]`` of the first latents of each class, and their labels."""
+    labels = np.repeat(np.arange(splits.train.num_classes), per_class)
+    sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
+    return sampler(labels, np.arange(len(labels)))[1], labels
+
+
+def _first_of_class(source: ImageSource, label: int, count: int) -> np.ndarray:
+    return read_images(source, np.flatnonzero(source.labels == label)[:count])["image"]

@@ -1,0 +1,56 @@
+"""``--mode=sample``: pictures from a trained run."""
+
+from pathlib import Path
+
+import numpy as np
+
+from noisytwins_jax.config import RunConfig
+from noisytwins_jax.diagnostics.sheets import image_grid
+from noisytwins_jax.errors import UserError
+from noisytwins_jax.evaluate import build_sampler, restore_generator
+
+
+def sample(
+    config: RunConfig,
+    workdir: str | Path,
+    which: str = "latest",
+    classes: list[int] | None = None,
+    per_class: int = 16,
+    psi: float = 1.0,
+    seed: int = 0,
+) -> Path:
+    """Draws a grid, a row a class, and writes it as PNG and as arrays into ``<workdir>/samples``.
+
+    Args:
+      config: the configuration the run was trained with.
+      workdir: the run.
+      which: ``"latest"``, ``"best"`` or a step.
+      classes: class ids; all by default.
+      per_class: images of each class.
+      psi: truncation in W, 1 for none, 0 for the mean image.
+      seed: of the latents. Image j of a class has the same latents whatever the other classes.
+
+    Returns:
+      The picture's path; beside it an ``.npz`` with ``images`` uint8 ``[n, H, W, C]`` and ``labels`` ``[n]``.
+
+    Raises:
+      UserError: no such checkpoint or class, or `per_class` below one.
+    """
+    splits, workdir, step, variables = restore_generator(config, workdir, which)
+    num_classes = splits.train.num_classes
+    classes = list(range(num_classes)) if classes is None else classes
+    unknown = [c for c in classes if not 0 <= c < num_classes]
+    if unknown:
+        raise UserError(f"There is no class {unknown[0]}; classes are 0 to {num_classes - 1}.")
+    if per_class < 1:
+        raise UserError(f"--samples_per_class={per_class} is below 1; ask for at least one image a class.")
+    labels = np.repeat(classes, per_class)
+    sampler = build_sampler(config, variables, splits, seed=seed, psi=psi)
+    images, _ = sampler(labels, labels * 2**20 + np.tile(np.arange(per_class), len(classes)))
+
+    directory = workdir / "samples"
+    directory.mkdir(exist_ok=True)
+    stem = directory / f"step{step}-psi{psi:g}-seed{seed}"
+    np.savez(stem.with_suffix(".npz"), images=images, labels=labels)
+    image_grid(images, columns=per_class).save(stem.with_suffix(".png"))
+    return stem.with_suffix(".png")

@@ -1,0 +1,71 @@
+"""A run's directory: what it was made with, and whether it can be used."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+
+from noisytwins_jax.config import RunConfig, differences, flatten
+from noisytwins_jax.errors import UserError
+
+CONFIG_FILE = "config.json"
+
+
+def open_workdir(path: str | Path, config: RunConfig) -> Path:
+    """Makes the directory if need be, writes the configuration into it, and turns on the compilation cache.
+
+    Compiled programs and the feature classifier are kept in ``cache/`` beside the workdir, for other runs to use.
+
+    Raises:
+      UserError: it cannot be written, or it was made with a configuration that trains differently.
+    """
+    workdir = Path(path).absolute()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be written ({error.strerror}); give another --workdir.") from None
+    known = read_config(workdir)
+    if known is not None:
+        changed = differences(known, flatten(config))
+        if changed:
+            raise UserError(
+                f"The workdir {workdir} was made with another configuration: {'; '.join(changed)}. Give another "
+                "--workdir for the new configuration, or the old values to go on."
+            )
+    if jax.process_index() == 0:
+        write_atomically(workdir / CONFIG_FILE, json.dumps(flatten(config), indent=2) + "\n")
+    use_compilation_cache(workdir)
+    return workdir
+
+
+def read_config(workdir: Path) -> dict | None:
+    """The flattened configuration a workdir was made with, or ``None`` if it is new."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError:
+        raise UserError(f"{path} is not readable JSON; restore it or give another --workdir.") from None
+
+
+def cache_dir(workdir: Path) -> Path:
+    """Where runs beside each other share what is dear to make."""
+    return workdir.parent / "cache"
+
+
+def use_compilation_cache(workdir: Path) -> None:
+    """Keeps compiled programs, so that the next run of the same networks starts at once."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir(workdir) / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that readers see the old one or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)

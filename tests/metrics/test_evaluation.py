@@ -1,0 +1,236 @@
+import json
+
+import numpy as np
+import pytest
+
+from noisytwins_jax.data.source import ArraySource
+from noisytwins_jax.errors import UserError
+from noisytwins_jax.metrics.evaluation import evaluate_generator, format_table, write_evaluation
+from noisytwins_jax.metrics.frechet import frechet_distance
+from noisytwins_jax.metrics.neighbours import neighbour_metrics
+
+GROUPS = {"head": np.arange(3), "medium": np.arange(3, 7), "tail": np.arange(7, 10)}
+N = 60
+
+
+def real_images(reference, labels, indices):
+    """A generator that is as good as it gets: real images of the class, w independent of the class."""
+    rows = [np.flatnonzero(reference.labels == c)[i % N] for c, i in zip(labels, indices, strict=True)]
+    w = np.stack([np.random.default_rng([7, i]).normal(size=8) for i in indices])
+    return reference.images[rows], w.astype(np.float32)
+
+
+def collapsed(reference, labels, indices):
+    """One image a class, one w a class."""
+    rows = [np.flatnonzero(reference.labels == c)[0] for c in labels]
+    return reference.images[rows], np.eye(10, dtype=np.float32)[labels]
+
+
+def confused(reference, labels, indices):
+    """Perfect images, but of the next class."""
+    return real_images(reference, (labels + 1) % 10, indices)
+
+
+@pytest.fixture(scope="module")
+def evaluate(digits, digits_extractor):
+    def run(generator, **options):
+        options = {"reference": digits.reference, "class_groups": GROUPS, "extractor": digits_extractor} | options
+        return evaluate_generator(
+            lambda labels, indices: generator(options["reference"], labels, indices), samples_per_class=N, **options
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def results(evaluate, digits):
+    counts = digits.train.class_counts
+    return {f.__name__: evaluate(f, train_counts=counts) for f in (real_images, collapsed, confused)}
+
+
+def test_metrics_are_those_of_the_functions_on_the_same_features(results, digits, digits_extractor):
+    reference, result = digits.reference, results["real_images"]
+    labels = np.repeat(np.arange(10), N)
+    fake, logits = digits_extractor.features(real_images(reference, labels, np.arange(10 * N))[0])
+    real, _ = digits_extractor.features(reference.images)
+    metrics = result["metrics"]
+    assert metrics["fid"] == pytest.approx(frechet_distance(real, fake), rel=1e-6)
+    pooled = neighbour_metrics(real=real, fake=fake, k=5)
+    for key in ("precision", "recall", "density", "coverage"):
+        assert metrics[key] == pytest.approx(getattr(pooled, key))
+    ifids, recalls = [], []
+    for c in range(10):
+        pair = real[reference.labels == c], fake[labels == c]
+        ifids.append(frechet_distance(*pair))
+        recalls.append(neighbour_metrics(real=pair[0], fake=pair[1], k=5).recall)
+        row = result["per_class"][c]
+        assert row["ifid"] == pytest.approx(ifids[c], rel=1e-6) and row["recall"] == pytest.approx(recalls[c])
+        assert row["class_accuracy"] == pytest.approx((logits[labels == c].argmax(1) == c).mean())
+    assert metrics["ifid"] == pytest.approx(np.mean(ifids)) and metrics["ifid_std"] == pytest.approx(np.std(ifids))
+    assert metrics["ifid_median"] == pytest.approx(np.median(ifids)) and metrics["ifid_classes_used"] == 10
+    assert metrics["tail_ifid"] == pytest.approx(np.mean(ifids[7:]))
+    assert metrics["tail_recall"] == pytest.approx(np.mean(recalls[7:]))
+    assert metrics["class_recall"] == pytest.approx(np.mean(recalls))
+    tail = np.isin(reference.labels, GROUPS["tail"]), np.isin(labels, GROUPS["tail"])
+    assert metrics["tail_fid"] == pytest.approx(frechet_distance(real[tail[0]], fake[tail[1]]), rel=1e-6)
+
+
+def test_each_metric_sees_the_failure_it_is_there_for(results):
+    real, flat, wrong = (results[name]["metrics"] for name in ("real_images", "collapsed", "confused"))
+    assert real["recall"] > 0.8 and flat["recall"] < 0.05 and flat["tail_recall"] < 0.05
+    assert real["w_ratio"] > 0.95 and flat["w_ratio"] < 1e-6 and flat["tail_w_ratio"] < 1e-6
+    assert real["class_accuracy"] > 0.97 and flat["class_accuracy"] >= 0.9 and wrong["class_accuracy"] < 0.05
+    assert flat["ifid"] > 5 * real["ifid"]
+    # Class confusion: nothing that is pooled over classes can see it, everything within the class does.
+    assert wrong["fid"] == pytest.approx(real["fid"], abs=0.05) and wrong["precision"] > 0.9
+    assert wrong["ifid"] > 10 * real["ifid"] and wrong["tail_precision"] < 0.2
+    floor = results["real_images"]["floor"]
+    assert 0.9 < floor["recall"] <= 1 and 0.9 < floor["precision"] <= 1 and floor["n_per_half"] > 880
+    assert floor["ifid"] < flat["ifid"] and floor["tail_recall"] > 0.85
+
+
+def test_rows_and_protocol_say_what_was_compared(results, digits, digits_extractor):
+    result = results["real_images"]
+    row = result["per_class"][8]
+    assert row["class"] == 8 and row["name"] == "8" and row["group"] == "tail" and row["n_fake"] == N
+    assert row["n_train"] == digits.train.class_counts[8] and row["n_real"] == (digits.reference.labels == 8).sum()
+    protocol = result["protocol"]
+    expected = {"n_real": 1797, "n_fake": 600, "n_fake_per_class": N, "k": 5, "seed": 0, "weights": "ema"}
+    expected |= {"inclusive": False, "class_noise": False, "feature_dim": 64, "warnings": []}
+    expected |= {"extractor": digits_extractor.name, "extractor_sha256": digits_extractor.sha256}
+    assert {key: protocol[key] for key in expected} == expected
+    assert protocol["reference_fingerprint"] == digits.reference.fingerprint
+    assert protocol["class_groups"]["tail"] == [7, 8, 9] and "pooled" in protocol["headline"]
+    assert protocol["extractor_description"]["held_out_accuracy"] > 0.9
+
+
+def test_generate_gets_every_global_index_once(digits, digits_extractor):
+    seen, reports = [], []
+
+    def generate(labels, indices):
+        assert labels.dtype == np.int32 and indices.dtype == np.int64 and labels.shape == indices.shape == (N,)
+        seen.extend(zip(labels.tolist(), indices.tolist(), strict=True))
+        return real_images(digits.reference, labels, indices)
+
+    evaluate_generator(
+        generate,
+        reference=digits.reference,
+        class_groups=GROUPS,
+        extractor=digits_extractor,
+        samples_per_class=N,
+        progress=lambda done, total: reports.append((done, total)),
+    )
+    assert seen == [(i // N, i) for i in range(10 * N)]
+    assert reports == [(c + 1, 10) for c in range(10)]
+
+
+def test_small_classes_are_named_left_out_or_flagged(evaluate, digits):
+    counts = [170, 170, 170, 170, 170, 170, 170, 40, 3, 1]
+    rows = np.concatenate([np.flatnonzero(digits.reference.labels == c)[:n] for c, n in enumerate(counts)])
+    names = digits.reference.class_names
+    small = ArraySource(digits.reference.images[rows], digits.reference.labels[rows], names, "small")
+
+    def generate(reference, labels, indices):
+        return real_images(digits.reference, labels, indices)
+
+    result = evaluate(generate, reference=small, class_groups=GROUPS | {"medium": []})
+    tail = result["per_class"][7:]
+    assert [row["degenerate"] for row in tail] == [False, False, True]
+    assert [row["recall"] is None for row in tail] == [False, True, True]
+    assert result["metrics"]["tail_recall"] == tail[0]["recall"]
+    assert all(row["ifid"] > 0 for row in tail) and result["metrics"]["ifid_classes_used"] == 10
+    assert result["metrics"]["medium_ifid"] is None and result["metrics"]["medium_fid"] is None
+    assert result["floor"]["ifid_classes_used"] == 8  # halves of two or more
+    text = " ".join(result["protocol"]["warnings"])
+    assert "1 of 10 classes have one real image" in text and "3 of 10 classes have no more real images" in text
+    assert result["per_class"][4]["group"] is None and result["per_class"][4]["n_train"] is None
+    json.dumps(result, allow_nan=False)
+
+
+class _WithoutOneClass:
+    """A reference whose class names run on beyond the images that it holds."""
+
+    def __init__(self, source):
+        keep = source.labels != 9
+        self.images, self.labels = source.images[keep], source.labels[keep]
+        self.num_classes, self.resolution, self.channels = 10, 8, 1
+        self.class_names, self.fingerprint = source.class_names, "without 9"
+
+    def __len__(self):
+        return len(self.images)
+
+    def take(self, indices):
+        return {"image": self.images[indices], "label": self.labels[indices]}
+
+
+def test_class_without_real_images_has_no_ifid(evaluate, digits):
+    def generate(reference, labels, indices):
+        return real_images(digits.reference, labels, indices)
+
+    result = evaluate(generate, reference=_WithoutOneClass(digits.reference))
+    row, metrics = result["per_class"][9], result["metrics"]
+    assert row["n_real"] == 0 and row["ifid"] is None and row["recall"] is None and row["degenerate"]
+    assert metrics["ifid_classes_used"] == 9
+    assert metrics["tail_ifid"] == pytest.approx(np.mean([r["ifid"] for r in result["per_class"][7:9]]))
+    assert "1 of 10 classes have no real image and no iFID." in result["protocol"]["warnings"]
+
+
+def test_bad_requests_are_refused_before_generating(evaluate, digits):
+    def never(*_):
+        pytest.fail("generated although the request is wrong")
+
+    for options, message in (
+        ({"k": N}, f"at least {N + 1} generated images"),
+        ({"k": 0}, "k >= 1"),
+        ({"class_groups": {"tail": [9, 10]}}, r"within 0..9, got \[10\]"),
+        ({"class_groups": {"head": [0, 1], "tail": [1]}}, "more than one class group"),
+        ({"train_counts": [1, 2]}, "2 entries for 10 classes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(never, **options)
+
+
+def test_bad_generators_are_refused(evaluate):
+    def diverged(reference, labels, indices):
+        images, w = real_images(reference, labels, indices)
+        return images, w * np.nan
+
+    def wrong_size(reference, labels, indices):
+        return np.zeros((len(labels), 16, 16, 1), np.uint8), np.zeros((len(labels), 4))
+
+    with pytest.raises(UserError, match="diverged"):
+        evaluate(diverged)
+    with pytest.raises(UserError, match=r"call for\s+uint8 \(60, 8, 8, 1\)"):
+        evaluate(wrong_size)
+
+
+def test_written_whole_or_not_at_all(results, tmp_path):
+    path = write_evaluation(tmp_path / "new" / "evaluation.json", results["collapsed"])
+    assert json.loads(path.read_text()) == results["collapsed"]
+    with pytest.raises(ValueError):
+        write_evaluation(path, {"metrics": {"fid": float("nan")}})
+    assert json.loads(path.read_text()) == results["collapsed"]
+    assert [file.name for file in path.parent.iterdir()] == ["evaluation.json"]
+
+
+def test_table_shows_the_runs_the_floor_and_the_protocol(results):
+    text = format_table({"baseline": results["collapsed"], "real": results["real_images"]})
+    lines = text.splitlines()
+    columns = ["FID", "iFID", "tail iFID", "precision", "recall", "tail recall", "W ratio", "class accuracy"]
+    assert [lines[0].index(c) for c in columns] == sorted(lines[0].index(c) for c in columns)
+    assert lines[2].startswith("baseline") and lines[3].startswith("real ") and lines[4].startswith("real half")
+    assert f"{results['collapsed']['metrics']['tail_ifid']:.2f}" in lines[2]
+    assert f"{results['real_images']['metrics']['class_accuracy']:.3f}" == lines[3].split()[-1]
+    assert lines[4].split()[-2:] == ["-", "-"]  # the floor has no W and no class accuracy
+    assert len({len(line) for line in lines[:5]}) == 1
+    assert "60 generated images per class against 1797 real ones" in lines[5] and "k = 5" in lines[5]
+    assert "Not comparable" not in text
+
+
+def test_table_calls_out_runs_that_must_not_be_compared(results):
+    other = json.loads(json.dumps(results["real_images"]))
+    other["protocol"] |= {"k": 3, "n_fake_per_class": 5}
+    text = format_table({"a": results["collapsed"], "b": other})
+    assert "Not comparable: the runs differ in n_fake_per_class, k." in text
+    assert format_table({}) == "no evaluations"
+    assert "-" in format_table({"partial": {"metrics": {"fid": None}}}).splitlines()[2]
