@@ -1,18 +1,21 @@
 """Checkpoints: state, position in the data and configuration in one atomic step. The only file that knows Orbax."""
 
-import shutil
+import json
+import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
+from jax.experimental.multihost_utils import sync_global_devices
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from noisytwins_jax.errors import UserError
 
 PyTree = Any
 BEST_METRIC = "fid"  # lowest is best
+FILES = "files.json"  # in every checkpoint: size and CRC-32 of each of its files
 
 
 class Restored(NamedTuple):
@@ -27,11 +30,22 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of a workdir, written in the background: the latest two and the best one are kept.
 
-    Two, so that a run whose newest checkpoint was damaged on disk can go back to a whole one.
+    Two, so that a run whose newest checkpoint was damaged on disk can go back to a whole one. To notice damage, every
+    file's CRC-32 is kept beside it: the array storage below finds missing and short files, but not changed values.
+
+    Saving copies the state off the device before it returns: donating the state to the next program is safe.
+
+    Args:
+      workdir: the run.
+      writable: for the one process group that trains. Others only read, and leave what is being written alone.
     """
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, writable: bool = False):
         self._directory = Path(workdir).absolute() / "checkpoints"
+        self._writable = writable
+        for path in self._directory.glob("*/metrics/metrics"):
+            if not _is_json(path):  # evaluation numbers that are cut short would keep Orbax from opening anything
+                path.rename(path.with_name("damaged"))
         best = policies.BestN(
             get_metric_fn=lambda m: m[BEST_METRIC], reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
@@ -40,10 +54,21 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 best_fn=lambda m: m[BEST_METRIC],
                 best_mode="min",
-                cleanup_tmp_directories=True,
+                read_only=not writable,
+                create=writable,
+                cleanup_tmp_directories=writable,
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
             ),
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
@@ -66,6 +91,7 @@ class Checkpoints:
                 state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({"data": data, "config": config})
             ),
             metrics=metrics,
+            force=True,
         )
 
     def restore(self, abstract_state: PyTree, which: str | int = "latest") -> Restored | None:
@@ -73,32 +99,34 @@ class Checkpoints:
 
         Args:
           abstract_state: tree of `jax.ShapeDtypeStruct` with shardings; any number of devices.
-          which: ``"latest"``, ``"best"`` or a step. If the latest is damaged, it is set aside (not deleted) and the one
-            before it is taken, with a message.
+          which: ``"latest"``, ``"best"`` or a step. If the latest is damaged, the one before it is taken, with a
+            message; a run that trains also sets the damaged one aside (it is not deleted), to save that step again.
 
         Returns:
           The checkpoint, or ``None`` where the workdir has none.
 
         Raises:
-          UserError: the wanted step does not exist, is damaged, or was saved by another architecture.
+          UserError: the wanted step does not exist, none can be read, or it was saved by another architecture.
         """
         steps = self.steps()
         if which == "latest":
-            for step in reversed(steps):
-                restored = self._try_restore(step, abstract_state)
-                if restored is not None:
-                    return restored
-                self._set_aside(step)
-            return None
-        step = self._manager.best_step() if which == "best" else int(which)
+            return self._restore_latest(steps, abstract_state)
+        if which == "best":
+            step = self._manager.best_step()
+        else:
+            step = int(which) if str(which).isdecimal() else None
         if step not in steps:
             have = ", ".join(map(str, steps)) or "none"
-            wanted = "evaluated checkpoint" if which == "best" else f"checkpoint of step {which}"
-            raise UserError(f"There is no {wanted} in {self._directory} (steps there: {have}); choose one of those.")
-        restored = self._try_restore(step, abstract_state)
-        if restored is None:
-            raise UserError(f"The checkpoint of step {step} in {self._directory} is damaged; use --checkpoint=latest.")
-        return restored
+            wanted = "evaluated checkpoint" if which == "best" else f"checkpoint {which!r}"
+            raise UserError(
+                f"There is no {wanted} in {self._directory}; ask for latest, best or one of the steps there ({have})."
+            )
+        try:
+            return self._read(step, abstract_state)
+        except _DamagedError as error:
+            raise UserError(
+                f"The checkpoint of step {step} in {self._directory} is damaged ({error}); use --checkpoint=latest."
+            ) from None
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
@@ -108,46 +136,126 @@ class Checkpoints:
         """Finishes writing and releases the directory."""
         self._manager.close()
 
-    def _try_restore(self, step: int, abstract_state: PyTree) -> Restored | None:
-        """The checkpoint of `step`, or ``None`` if its files are not whole."""
+    def _restore_latest(self, steps: list[int], abstract_state: PyTree) -> Restored | None:
+        """The newest whole checkpoint; damaged ones are touched only when a whole one is found."""
+        damaged: dict[int, _DamagedError] = {}
+        for step in reversed(steps):
+            try:
+                restored = self._read(step, abstract_state)
+            except _DamagedError as error:
+                damaged[step] = error
+                continue
+            for bad, error in damaged.items():
+                self._set_aside(bad, error)
+            return restored
+        if damaged:
+            step, error = next(iter(damaged.items()))
+            raise UserError(
+                f"No checkpoint in {self._directory} can be read (step {step}: {error}); restore one from a backup, or "
+                "give another --workdir to start anew."
+            )
+        return None
+
+    def _read(self, step: int, abstract_state: PyTree) -> Restored:
+        """Reads one checkpoint.
+
+        Raises:
+          _DamagedError: its files are not whole, or cannot be read.
+          UserError: it was saved by another architecture.
+        """
+        path = self._directory / str(step)
+        _check_digests(path)
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            saved = self._manager.item_metadata(step)["state"]
-            _check_architecture(saved, abstract_state, self._directory / str(step))
+            saved = ocp.StandardCheckpointHandler().metadata(path / "state").tree
+            _check_architecture(saved, abstract_state, path)
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state)))
         except UserError:
             raise
         except Exception as error:  # Orbax and TensorStore raise many types for files that are missing or cut short
-            logging.warning("Checkpoint %d cannot be read: %s", step, error)
-            return None
+            raise _DamagedError(str(error).partition("\n")[0][:200]) from error
         return Restored(step, state["state"], meta["data"], meta["config"])
 
-    def _set_aside(self, step: int) -> None:
-        target = self._directory.parent / "damaged_checkpoints" / str(step)
-        target.parent.mkdir(exist_ok=True)
-        if target.exists():
-            shutil.rmtree(target)
-        (self._directory / str(step)).rename(target)
-        self._manager.reload()
-        print(f"The checkpoint of step {step} is damaged; it was moved to {target}, going back to the one before.")
+    def _set_aside(self, step: int, reason: Exception) -> None:
+        message = f"The checkpoint of step {step} is damaged ({reason})"
+        if self._writable:
+            target = self._directory.parent / "damaged_checkpoints" / str(step)
+            if jax.process_index() == 0:
+                target.parent.mkdir(exist_ok=True)
+                while target.exists():
+                    target = target.with_name(f"{target.name}_")
+                (self._directory / str(step)).rename(target)
+            sync_global_devices("damaged checkpoint set aside")
+            self._manager.reload()
+            message += f"; it was moved to {target}"
+        if jax.process_index() == 0:
+            print(f"{message}; going back to the one before.", flush=True)
+
+    def _write_digests(self) -> None:
+        """Runs in the background when the files of a checkpoint are complete, before it gets its final name."""
+        if jax.process_index() > 0:
+            return
+        for state in self._directory.glob("*/state"):
+            path = state.parent / FILES
+            if not path.exists():
+                path.write_text(json.dumps(_digests(state.parent)))
+
+
+class _DamagedError(Exception):
+    """A checkpoint that cannot be read; the message says why."""
+
+
+def _digests(checkpoint: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file of a checkpoint's items (state, meta, metrics), by relative path."""
+    digests = {}
+    for path in sorted(p for p in checkpoint.glob("*/**/*") if p.is_file()):
+        crc, size = 0, 0
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 24):
+                crc, size = zlib.crc32(chunk, crc), size + len(chunk)
+        digests[path.relative_to(checkpoint).as_posix()] = [size, crc]
+    return digests
+
+
+def _check_digests(checkpoint: Path) -> None:
+    """Compares a checkpoint's files with the list written when it was made; if that is lost, Orbax's checks have to do.
+
+    Raises:
+      _DamagedError: naming the first file that is missing or different.
+    """
+    if not _is_json(checkpoint / FILES):
+        return
+    written, now = json.loads((checkpoint / FILES).read_text()), _digests(checkpoint)
+    for name, digest in written.items():
+        if now.get(name) != digest:
+            raise _DamagedError(f"{name} {'has changed since it was written' if name in now else 'is missing'}")
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _check_architecture(saved: PyTree, wanted: PyTree, path: Path) -> None:
     """Compares trees by name and shape, so that the message can say where they differ."""
 
     def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {_name(key): tuple(leaf.shape) for key, leaf in leaves if hasattr(leaf, "shape")}
+        leaves = {_name(key): leaf for key, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        return {
+            name: tuple(leaf.shape) for name, leaf in leaves.items() if "params/" in name and hasattr(leaf, "shape")
+        }
 
     ours, theirs = shapes(wanted), shapes(saved)
-    ours = {name: shape for name, shape in ours.items() if name in theirs or "params" in name}
-    different = sorted(name for name in ours if ours[name] != theirs.get(name))
+    different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if different:
         name = different[0]
         raise UserError(
-            f"The checkpoint {path} is of another architecture: {name} has shape {theirs.get(name, 'absent')} there and "
-            f"{ours[name]} in this configuration ({len(different)} such tensors); give the configuration it was trained "
-            "with, or another --workdir."
+            f"The checkpoint {path} is of another architecture: {name} has shape {theirs.get(name, 'absent')} there "
+            f"and {ours.get(name, 'absent')} in this configuration ({len(different)} such tensors); give the "
+            "configuration it was trained with, or another --workdir."
         )
 
 

@@ -3,8 +3,9 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,38 +13,47 @@ from PIL import Image
 from noisytwins_jax.diagnostics.report import write_comparison
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.evaluate import EVALUATION_FILE, SHEET_FILE, W_FILE
-from noisytwins_jax.metrics.table import format_table
+from noisytwins_jax.metrics.table import format_means, format_table
 
 
-def compare(workdirs: Sequence[Path], out: Path) -> str:
+def compare(groups: Mapping[str, Sequence[Path]], out: Path) -> str:
     """Writes the comparison page of evaluated runs to `out`; returns their table as text.
+
+    Args:
+      groups: method → workdirs, one a seed. Methods with several seeds also get a row of means and deviations; the
+        page shows the first seed of each.
+      out: the page to write.
 
     Raises:
       UserError: a workdir has not been evaluated.
     """
-    runs = {}
-    for workdir in workdirs:
-        if not (workdir / EVALUATION_FILE).exists():
-            raise UserError(f"{workdir} has no {EVALUATION_FILE}; train or evaluate it first.")
-        with np.load(workdir / W_FILE) as saved:
-            w = (saved["w"], saved["labels"])
-        runs[workdir.name] = {
-            "evaluation": json.loads((workdir / EVALUATION_FILE).read_text()),
-            "sheet": Image.open(workdir / SHEET_FILE),
-            "w": w,
-        }
-    write_comparison(out, runs, title="Comparison of runs")
-    return format_table({name: run["evaluation"] for name, run in runs.items()})
+    runs = {method: [_read_run(workdir) for workdir in workdirs] for method, workdirs in groups.items()}
+    several = {method: seeds for method, seeds in runs.items() if len(seeds) > 1}
+    write_comparison(out, {method: seeds[0] for method, seeds in runs.items()}, title="Comparison of runs")
+    rows = {seed["name"]: seed["evaluation"] for seeds in runs.values() for seed in seeds}
+    text = format_table(rows)
+    if several:
+        text += "\n\n" + format_means({method: [s["evaluation"] for s in seeds] for method, seeds in several.items()})
+    return text
+
+
+def _read_run(workdir: Path) -> dict[str, Any]:
+    if not (workdir / EVALUATION_FILE).exists():
+        raise UserError(f"{workdir} has no {EVALUATION_FILE}; train or evaluate it first.")
+    with np.load(workdir / W_FILE) as saved:
+        w = (saved["w"], saved["labels"])
+    evaluation = json.loads((workdir / EVALUATION_FILE).read_text())
+    return {"name": workdir.name, "evaluation": evaluation, "sheet": Image.open(workdir / SHEET_FILE), "w": w}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m noisytwins_jax.compare", description=compare.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m noisytwins_jax.compare", description=__doc__)
     parser.add_argument("workdirs", nargs="+", type=Path, help="directories of evaluated runs")
     parser.add_argument("--out", type=Path, default=Path("runs/report.html"), help="the page to write")
     arguments = parser.parse_args(argv)
     try:
-        print(compare(arguments.workdirs, arguments.out))
+        print(compare({w.name: [w] for w in arguments.workdirs}, arguments.out))
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

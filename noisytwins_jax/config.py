@@ -8,14 +8,16 @@ Units: ``kimg`` is thousands of real images shown to the discriminator; a ``step
 """
 
 import dataclasses
+import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import ml_collections
 
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,11 @@ class RunConfig:
         """Real images the discriminator sees in one step."""
         return self.batch_size * self.optimizer.discriminator_updates
 
+    @property
+    def path_length_batch(self) -> int:
+        """Generated images in an update of path-length regularisation."""
+        return max(1, round(self.batch_size * self.path_length.batch_fraction))
+
 
 # Fields that choose among words, by their path.
 _CHOICES = {
@@ -186,6 +193,33 @@ _CHOICES = {
     "noisytwins.correlation": ("standardized", "paper"),
     "noisytwins.diagonal": ("barlow", "paper"),
 }
+
+# What numbers must be: words, test, fields. None passes where a field takes it; infinity and NaN never do.
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
+        "at least 1",
+        lambda x: x >= 1,
+        "batch_size generator.z_dim generator.w_dim generator.mapping_layers generator.channel_base generator.channel_max "
+        "discriminator.channel_base discriminator.channel_max discriminator.mbstd_group_size r1.interval "
+        "path_length.interval optimizer.discriminator_updates evaluation.samples_per_class evaluation.neighbours",
+    ),
+    (
+        "above 0",
+        lambda x: x > 0,
+        "generator.conv_clamp discriminator.conv_clamp optimizer.generator_lr optimizer.discriminator_lr "
+        "optimizer.epsilon path_length.batch_fraction",
+    ),
+    (
+        "at least 0",
+        lambda x: x >= 0,
+        "total_kimg log_interval_kimg checkpoint_interval_kimg sheet_interval_kimg discriminator.mapping_layers "
+        "class_noise.sigma noisytwins.weight noisytwins.gamma noisytwins.start_step r1.gamma path_length.weight "
+        "path_length.start_step ema.kimg ema.rampup evaluation.interval_kimg",
+    ),
+    (f"from 0 to {2**32 - 1}", lambda x: 0 <= x < 2**32, "seed evaluation.seed"),  # JAX takes the lowest 32 bits
+    ("from 0 to 1", lambda x: 0 <= x <= 1, "style_mixing generator.w_avg_decay path_length.decay"),
+    ("at least 0 and below 1", lambda x: 0 <= x < 1, "class_noise.alpha optimizer.beta1 optimizer.beta2"),
+)
 
 # Fields that change how a run is watched or measured, not what is trained: a workdir accepts other values of them.
 WATCHING_FIELDS = ("log_interval_kimg", "checkpoint_interval_kimg", "sheet_interval_kimg", "total_kimg", "evaluation.")
@@ -205,13 +239,20 @@ def parse_config(config: ml_collections.ConfigDict) -> RunConfig:
     """The typed form of a tree.
 
     Raises:
-      UserError: for a field that takes one of a few words and holds another.
+      UserError: for an unknown field, a word that a field does not take, a number out of range, or numbers that do not
+        fit together.
     """
     run = _build(RunConfig, config.to_dict())
     for path, choices in _CHOICES.items():
         value = _descend(run, path)
         if value not in choices:
             raise UserError(f"config.{path} is {' or '.join(map(repr, choices))}, not {value!r}.")
+    for words, test, paths in _RANGES:
+        for path in paths.split():
+            value = _descend(run, path)
+            if value is not None and not (math.isfinite(value) and test(value)):
+                raise UserError(f"config.{path} must be {words}, but it is {value}.")
+    _check_together(run)
     return run
 
 
@@ -239,10 +280,28 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return changed
 
 
-def _build(cls: type, values: dict) -> Any:
+def _check_together(run: RunConfig) -> None:
+    """Raises a `UserError` for fields that are fine alone and not together."""
+    for name, network in (("generator", run.generator), ("discriminator", run.discriminator)):
+        if network.channel_base < run.data.resolution:
+            raise UserError(
+                f"config.{name}.channel_base={network.channel_base} leaves no channels at {run.data.resolution} px; "
+                f"it must be at least the resolution, better {32 * run.data.resolution} or more."
+            )
+    if run.evaluation.samples_per_class <= run.evaluation.neighbours:
+        raise UserError(
+            f"config.evaluation.samples_per_class={run.evaluation.samples_per_class} is too few for "
+            f"config.evaluation.neighbours={run.evaluation.neighbours}; it must be larger."
+        )
+
+
+def _build(cls: type, values: dict, prefix: str = "config.") -> Any:
     hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            raise UserError(f"There is no field {prefix}{name}; {did_you_mean(name, hints)}")
     parsed = {
-        name: _build(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
+        name: _build(hints[name], value, f"{prefix}{name}.") if dataclasses.is_dataclass(hints[name]) else value
         for name, value in values.items()
     }
     return cls(**parsed)

@@ -1,8 +1,16 @@
 """The one exception type whose message is meant for the person at the keyboard."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Something the user can mend: the message is one sentence that says what is wrong and what to do.
 
     ``noisytwins_jax.main`` prints the message without a traceback and exits with status 2.
     """
+
+
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """The nearest valid word, as the end of a message: ``did you mean 'weight'?``."""
+    return f"did you mean {difflib.get_close_matches(word, list(valid), n=1, cutoff=0.0)[0]!r}?"

@@ -58,6 +58,8 @@ def restore_generator(
     Raises:
       UserError: as `evaluate`.
     """
+    if which not in ("latest", "best") and not str(which).isdigit():
+        raise UserError(f"--checkpoint={which} is no checkpoint; give latest, best or a step, for example 1000.")
     if not Path(workdir, "checkpoints").is_dir():
         raise UserError(f"{Path(workdir).absolute()} holds no checkpoints; train first (--mode=train), or give --workdir.")
     splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)

@@ -3,11 +3,16 @@
 Every field of the configuration can be overridden: ``--config.noisytwins.weight=0.01``. See `config` for the fields.
 """
 
+import re
 import sys
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
+
+from noisytwins_jax.config import RunConfig, flatten, parse_config
+from noisytwins_jax.errors import UserError, did_you_mean
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with :<method> where it has several.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "sample"], "What to do.")
@@ -18,19 +23,20 @@ _SAMPLES = flags.DEFINE_integer("samples_per_class", 16, "sample: images of each
 _PSI = flags.DEFINE_float("psi", 1.0, "sample: truncation in W; 1 for none.")
 _SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the latents.")
 
+_NO_CONFIG = "There is no configuration; give --config=configs/<dataset>.py[:<method>] before its fields."
+
 
 def main(argv: list[str]) -> None:
     """Runs the mode asked for."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected argument {argv[1]!r}; options start with --.")
     absl_logging.set_verbosity(absl_logging.ERROR)  # libraries' chatter; set --verbosity to see it
-    # Imported here, so that a mistyped flag is answered at once.
-    from noisytwins_jax.config import parse_config
-    from noisytwins_jax.errors import UserError
-
     try:
+        if len(argv) > 1:
+            raise UserError(f"Unexpected argument {argv[1]!r}; options start with --.")
+        if _CONFIG.value is None:
+            raise UserError(_NO_CONFIG)
         config = parse_config(_CONFIG.value)
         workdir = _WORKDIR.value or f"runs/{config.name}"
+        # JAX is imported here, so that a mistyped flag or field is answered at once.
         if _MODE.value == "train":
             from noisytwins_jax.train import train
 
@@ -44,14 +50,60 @@ def main(argv: list[str]) -> None:
         else:
             from noisytwins_jax.sample import sample
 
-            classes = None if _CLASSES.value is None else [int(c) for c in _CLASSES.value]
+            classes = None if _CLASSES.value is None else [_class_id(c) for c in _CLASSES.value]
             picture = sample(config, workdir, _CHECKPOINT.value, classes, _SAMPLES.value, _PSI.value, _SEED.value)
             print(f"Samples: {picture}")
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with one sentence and status 2 for everything that can be wrong in a command line."""
+    try:
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _CONFIG.value.lock()  # a file that could not be loaded is only reported when it is used
+        return rest
+    except (flags.Error, AttributeError, KeyError, OSError) as error:
+        _fail(_explain(error, argv))
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    """What is wrong, in the user's words; raises `error` again if it is a mistake in a config file's code."""
+    origin: BaseException = error
+    while (inner := origin.__cause__ or origin.__context__) is not None:
+        origin = inner
+    if isinstance(origin, UserError):  # raised by the config file: everything around it is wrapping
+        return str(origin)
+    if isinstance(error, OSError):
+        reason = str(error).rpartition("failure to load: ")[2].splitlines()[-1].strip().rstrip(".")
+        return f"The configuration file cannot be read ({reason}); give --config=configs/<dataset>.py[:<method>]."
+    overrides = [match[1] for argument in argv if (match := re.match(r"--?config\.([\w.]+)", argument))]
+    if overrides and not any(re.match(r"--?config(=|$)", argument) for argument in argv):
+        return _NO_CONFIG
+    fields = flatten(RunConfig())
+    for name in overrides:
+        if name not in fields and not name.startswith("data.options."):
+            return f"There is no field config.{name}; {did_you_mean(f'config.{name}', (f'config.{f}' for f in fields))}"
+    if isinstance(error, flags.Error):
+        return str(error)
+    for name in overrides:
+        if name not in fields:  # an option of the data set
+            return f"The configuration file does not set config.{name}; set it there first."
+    raise error
+
+
+def _class_id(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"--classes takes class ids, for example --classes=0,9, not {text!r}.") from None
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

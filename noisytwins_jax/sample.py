@@ -34,16 +34,22 @@ def sample(
       The picture's path; beside it an ``.npz`` with ``images`` uint8 ``[n, H, W, C]`` and ``labels`` ``[n]``.
 
     Raises:
-      UserError: no such checkpoint or class, or `per_class` below one.
+      UserError: no such checkpoint or class, or an argument out of range.
     """
+    if classes is not None and not len(classes):
+        raise UserError("--classes is empty; give class ids, for example --classes=0,9, or leave it out for all.")
+    if per_class < 1:
+        raise UserError(f"--samples_per_class={per_class} is below 1; ask for at least one image a class.")
+    if not np.isfinite(psi):
+        raise UserError(f"--psi={psi} is not a finite number; 1 is no truncation, 0 the mean image.")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed={seed} must be from 0 to {2**32 - 1}.")
     splits, workdir, step, variables = restore_generator(config, workdir, which)
     num_classes = splits.train.num_classes
     classes = list(range(num_classes)) if classes is None else classes
     unknown = [c for c in classes if not 0 <= c < num_classes]
     if unknown:
         raise UserError(f"There is no class {unknown[0]}; classes are 0 to {num_classes - 1}.")
-    if per_class < 1:
-        raise UserError(f"--samples_per_class={per_class} is below 1; ask for at least one image a class.")
     labels = np.repeat(classes, per_class)
     sampler = build_sampler(config, variables, splits, seed=seed, psi=psi)
     images, _ = sampler(labels, labels * 2**20 + np.tile(np.arange(per_class), len(classes)))

@@ -43,8 +43,12 @@ class Layout:
         """Outside: this process's rows of a global batch, onto its devices."""
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.split, x), batch)
 
-    def check_batch_size(self, batch_size: int, mbstd_group_size: int, twins: bool) -> None:
+    def check_batch_size(
+        self, batch_size: int, mbstd_group_size: int, twins: bool, path_length_batch: int = 0
+    ) -> None:
         """Refuses batch sizes that devices, minibatch-standard-deviation groups or twins cannot divide.
+
+        `path_length_batch`, of path-length regularisation (0 for none), only has to divide among devices.
 
         Raises:
           UserError: with the nearest batch size that would do.
@@ -59,4 +63,9 @@ class Layout:
             raise UserError(
                 f"batch_size={batch_size} does not divide among {', '.join(parts)}; it must be a multiple of {unit}, "
                 f"for example --config.batch_size={nearest}."
+            )
+        if path_length_batch % self.num_devices:
+            raise UserError(
+                f"The path-length batch of {path_length_batch} images does not divide among {self.num_devices} devices; "
+                "change --config.path_length.batch_fraction, for example to 1."
             )

@@ -1,8 +1,11 @@
 """The training loop. One screenful a stage: data, networks, state, programs, loop."""
 
+import contextlib
 import signal
+import sys
 import time
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -13,7 +16,7 @@ from noisytwins_jax.data import load_splits
 from noisytwins_jax.data.pipeline import TrainingBatches, training_batches
 from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.evaluate import evaluate_variables, write_results
+from noisytwins_jax.evaluate import SHEET_FILE, evaluate_variables, make_sheet, write_results
 from noisytwins_jax.logs import MetricsWriter, Progress
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.training.model import build_model
@@ -22,6 +25,16 @@ from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep, class_table
 from noisytwins_jax.workdir import open_workdir
 
+
+class TrainedRun(NamedTuple):
+    """A run at its end."""
+
+    state: TrainState
+    step: int
+    splits: DataSplits
+    workdir: Path
+
+
 def train(config: RunConfig, workdir: str | Path) -> Path:
     """Trains to the end (from the newest checkpoint, if there is one), evaluates and writes the report.
 
@@ -29,14 +42,30 @@ def train(config: RunConfig, workdir: str | Path) -> Path:
       The report's path.
 
     Raises:
+      UserError, SystemExit: as `train_to_end`.
+    """
+    run = train_to_end(config, workdir)
+    say("Evaluating the averaged generator.")
+    return write_results(config, run.state.ema, run.step, run.splits, run.workdir)
+
+
+def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
+    """Trains to the end, from the newest checkpoint if there is one; a finished run is returned as it is.
+
+    Raises:
       UserError: bad configuration, workdir or data, before any long work starts; or training that diverged.
-      SystemExit: after SIGTERM, when the state is saved; the message says how to go on.
+      SystemExit: after SIGTERM or Ctrl-C, when the state is saved; a message says how to go on. The status is 128 plus
+        the signal's number, as shells have it: 143 and 130.
     """
     # --- checks and data ---------------------------------------------------------------------------------------------
     layout = Layout()
-    layout.check_batch_size(config.batch_size, config.discriminator.mbstd_group_size, config.noisytwins.weight > 0)
+    layout.check_batch_size(
+        config.batch_size,
+        config.discriminator.mbstd_group_size,
+        twins=config.noisytwins.weight > 0,
+        path_length_batch=config.path_length_batch if config.path_length.weight > 0 else 0,
+    )
     splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
-    workdir = open_workdir(workdir, config)
     batches = training_batches(
         splits.train,
         batch_size=config.batch_size,
@@ -49,31 +78,26 @@ def train(config: RunConfig, workdir: str | Path) -> Path:
     # --- networks and state ------------------------------------------------------------------------------------------
     model = build_model(config, splits.train.channels, splits.train.num_classes)
     step = TrainingStep(config, model, layout.batch, layout.replicate)
-    checkpoints = Checkpoints(workdir)
-    restored = checkpoints.restore(step.abstract_state(layout.replicated))
-    if restored is None:
-        state, start = jax.jit(step.init, static_argnums=0, out_shardings=layout.replicated)(config.seed), 0
-    else:
-        state, start = restored.state, restored.step
-        batches.restore(restored.data)
+    workdir = open_workdir(workdir, config)  # after everything that may refuse the configuration
     writer = MetricsWriter(workdir, disable=jax.process_index() > 0)
-    writer.truncate_after(start)
-    say(describe(config, splits, layout, start, workdir))
+    with batches, contextlib.closing(writer), Checkpoints(workdir, writable=True) as checkpoints:
+        restored = checkpoints.restore(step.abstract_state(layout.replicated))
+        if restored is None:
+            state, start = jax.jit(step.init, static_argnums=0, out_shardings=layout.replicated)(config.seed), 0
+        else:
+            state, start = restored.state, restored.step
+            batches.restore(restored.data)
+        writer.truncate_after(start)
+        say(describe(config, splits, layout, start, workdir))
 
-    # --- loop --------------------------------------------------------------------------------------------------------
-    if start < config.total_steps:
-        say("Compiling the training programs.")
-        began = time.perf_counter()
-        programs = Programs(step, layout, class_table(config, splits.train.class_counts))
-        say(f"Compiled in {time.perf_counter() - began:.0f} s.")
-        state = run_loop(config, state, start, programs, batches, checkpoints, writer, splits, workdir)
-    batches.close()
-    checkpoints.close()
-    writer.close()
-
-    # --- results -----------------------------------------------------------------------------------------------------
-    say("Evaluating the averaged generator.")
-    return write_results(config, state.ema, config.total_steps, splits, workdir)
+        # --- loop ----------------------------------------------------------------------------------------------------
+        if start < config.total_steps:
+            say("Compiling the training programs.")
+            began = time.perf_counter()
+            programs = Programs(step, layout, class_table(config, splits.train.class_counts))
+            say(f"Compiled in {time.perf_counter() - began:.0f} s.")
+            state = run_loop(config, state, start, programs, batches, checkpoints, writer, splits, workdir)
+    return TrainedRun(state, max(start, config.total_steps), splits, workdir)
 
 
 def run_loop(
@@ -93,6 +117,7 @@ def run_loop(
         "log": interval(config, config.log_interval_kimg),
         "save": interval(config, config.checkpoint_interval_kimg),
         "evaluate": interval(config, config.evaluation.interval_kimg),
+        "sheet": interval(config, config.sheet_interval_kimg),
     }
     progress = Progress(
         config.total_kimg, start * config.images_per_step / 1000, disable=jax.process_index() > 0 or None
@@ -104,8 +129,10 @@ def run_loop(
             state, metrics = programs.advance(state, i, batches)
             pending += metrics
             done = i + 1
-            last = done == config.total_steps
-            if done % every["log"] == 0 or last or stop.requested:
+            due = {name: done % steps == 0 for name, steps in every.items()}
+            last, stopping = done == config.total_steps, stop.requested
+            save = due["save"] or due["evaluate"] or last or stopping
+            if due["log"] or save:  # a state is saved only after its losses were looked at, and with all of them logged
                 numbers = mean_metrics(pending)
                 now = time.perf_counter()
                 speed = (done - logged_step) * config.images_per_step / (now - logged_at)
@@ -115,31 +142,44 @@ def run_loop(
                 progress.update(kimg, G=numbers["loss/generator"], D=numbers["loss/discriminator"])
                 check_finite(numbers, done, workdir)
             best_metrics = None
-            if done % every["evaluate"] == 0 and not last:
+            if due["evaluate"]:
                 result = evaluate_variables(config, state.ema, splits, workdir)
                 best_metrics = {name: value for name, value in result["metrics"].items() if value is not None}
                 writer.write_scalars(done, {f"evaluation/{name}": value for name, value in best_metrics.items()})
                 progress.write(f"step {done}: FID {best_metrics['fid']:.2f}, recall {best_metrics['recall']:.3f}")
-            if done % every["save"] == 0 or best_metrics or last or stop.requested:
+            if due["sheet"]:
+                writer.write_images(done, {"samples": make_sheet(config, state.ema, splits, workdir / SHEET_FILE)})
+            if save:
                 checkpoints.save(done, state, batches.state(), flat_config, best_metrics)
-            if stop.requested and not last:
+            if stopping and not last:
                 checkpoints.wait()
                 progress.close()
-                writer.close()
-                raise SystemExit(f"Stopped by a signal at step {done}; saved. Run the same command again to go on.")
+                say(f"Stopped by {stop.name} at step {done}; saved. Run the same command again to go on.", sys.stderr)
+                raise SystemExit(stop.exit_status)
     progress.close()
     return state
 
 
 class StopSignal:
-    """While active, SIGTERM (a preempted or cancelled machine) and Ctrl-C set `requested` instead of ending the process.
+    """While active, SIGTERM (a machine taken away) and Ctrl-C set `requested` instead of ending the process.
 
     A second Ctrl-C ends it at once.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._number: signal.Signals | None = None
         self._previous: dict[int, object] = {}
+
+    @property
+    def name(self) -> str:
+        """Of the signal that came, for example ``SIGTERM``."""
+        return self._number.name
+
+    @property
+    def exit_status(self) -> int:
+        """128 plus the signal's number: 143 for SIGTERM, 130 for Ctrl-C."""
+        return 128 + self._number
 
     def __enter__(self) -> "StopSignal":
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -151,7 +191,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _request(self, number: int, _: object) -> None:
-        self.requested = True
+        self.requested, self._number = True, signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -197,7 +237,7 @@ def describe(config: RunConfig, splits: DataSplits, layout: Layout, start: int, 
     return "\n".join(lines)
 
 
-def say(text: str) -> None:
+def say(text: str, file: TextIO | None = None) -> None:
     """Prints on the first process only."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        print(text, file=file, flush=True)

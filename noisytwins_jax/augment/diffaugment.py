@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from noisytwins_jax.errors import UserError, did_you_mean
+
 Array = jax.Array
 
 POLICIES = ("color", "translation", "cutout")
@@ -30,12 +32,15 @@ def parse_policy(policy: str) -> tuple[str, ...]:
     """Splits ``"color,translation,cutout"`` (any subset; ``""`` for none), keeping the published order.
 
     Raises:
-      ValueError: for an unknown operation.
+      UserError: for an unknown operation.
     """
     names = [name for name in policy.split(",") if name]
     unknown = sorted(set(names) - set(POLICIES))
     if unknown:
-        raise ValueError(f"DiffAugment has no operation {', '.join(unknown)}; choose from {', '.join(POLICIES)}.")
+        raise UserError(
+            f"DiffAugment has no operation {unknown[0]!r}; {did_you_mean(unknown[0], POLICIES)} "
+            f"(Valid: {', '.join(POLICIES)}.)"
+        )
     return tuple(name for name in POLICIES if name in names)
 
 

@@ -1,7 +1,9 @@
 """Evaluation results as a plain-text table for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 _COLUMNS = {
     "FID": ("fid", ".2f"),
@@ -33,10 +35,7 @@ def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         numbers = [values.get(key) for key, _ in _COLUMNS.values()]
         formats = [form for _, form in _COLUMNS.values()]
         cells.append([name, *("-" if v is None else format(v, f) for v, f in zip(numbers, formats, strict=True))])
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
-    lines.insert(1, "-" * len(lines[0]))
-
+    lines = _align(cells)
     protocol = first.get("protocol", {})
     lines.append(
         f"{protocol.get('n_fake_per_class', '?')} generated images per class against {protocol.get('n_real', '?')} "
@@ -51,3 +50,22 @@ def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     if differing:
         lines.append(f"Not comparable: the runs differ in {', '.join(differing)}.")
     return "\n".join(lines)
+
+
+def format_means(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Mean ± population standard deviation over the seeds of each method (name -> results), as plain text."""
+    cells = [["mean ± std", *_COLUMNS]]
+    for name, seeds in results.items():
+        row = [f"{name} ({len(seeds)} seeds)"]
+        for key, form in _COLUMNS.values():
+            values = [seed["metrics"][key] for seed in seeds]
+            row.append("-" if None in values else f"{np.mean(values):{form}} ± {np.std(values):{form}}")
+        cells.append(row)
+    return "\n".join(_align(cells))
+
+
+def _align(cells: list[list[str]]) -> list[str]:
+    """Lines of a table with a rule under its heading: the first column left, the others right."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]

@@ -190,7 +190,7 @@ class TrainingStep:
     def path_length_update(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
         """Path length, after the generator's update of the same step."""
         step, network = state.generator.updates - 1, state.generator
-        n = max(1, round(self.config.batch_size * self.config.path_length.batch_fraction))
+        n = self.config.path_length_batch
         fakes = self.draw_fakes(purpose_key(state.key, step, "path_length"), table, n)
         noise = jax.random.normal(purpose_key(state.key, step, "path_length/noise"), (n, *self.model.image_shape))
         (loss, mean), gradients = jax.value_and_grad(self.path_length_loss, has_aux=True)(
@@ -249,5 +249,5 @@ def _apply(
 
 
 def _to_float(batch: Batch) -> tuple[Array, Array]:
-    """Images in [-1, 1] and labels."""
-    return batch["image"].astype(jnp.float32) / 127.5 - 1.0, batch["label"]
+    """Images in [-1, 1], in JAX's default floating-point type, and labels."""
+    return batch["image"].astype(float) / 127.5 - 1.0, batch["label"]

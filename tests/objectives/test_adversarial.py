@@ -1,0 +1,39 @@
+"""Adversarial losses against the official implementation: values and gradients."""
+
+import jax
+import numpy as np
+import pytest
+from golden_numbers import Golden, assert_close
+
+from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return Golden("losses")
+
+
+@pytest.mark.parametrize("name", ["logistic", "hinge"])
+def test_discriminator_loss(golden, name):
+    real, fake = golden["in/logit_real"][:, 0], golden["in/logit_fake"][:, 0]
+    loss = ADVERSARIAL_LOSSES[name].discriminator
+    value, gradients = jax.value_and_grad(lambda r, f: loss(r, f).mean(), argnums=(0, 1))(real, fake)
+    assert_close(value, golden[f"out/d_{name}/value"], 1e-6)
+    for gradient, side in zip(gradients, ("real", "fake"), strict=True):
+        assert_close(gradient, golden[f"out/d_{name}/grad_{side}"][:, 0], 1e-6)
+
+
+@pytest.mark.parametrize("name", ["logistic", "hinge"])
+def test_generator_loss(golden, name):
+    fake = golden["in/logit_fake"][:, 0]
+    value, gradient = jax.value_and_grad(lambda f: ADVERSARIAL_LOSSES[name].generator(f).mean())(fake)
+    assert_close(value, golden[f"out/g_{name}/value"], 1e-6)
+    assert_close(gradient, golden[f"out/g_{name}/grad_fake"][:, 0], 1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(ADVERSARIAL_LOSSES))
+def test_losses_are_unreduced_and_finite(name):
+    extreme = np.float32([-1e4, 0.0, 1e4])
+    loss = ADVERSARIAL_LOSSES[name]
+    for values in (loss.discriminator(extreme, -extreme), loss.generator(extreme)):
+        assert values.shape == (3,) and np.isfinite(values).all()

@@ -1,0 +1,73 @@
+"""Averaging and lazy-regularisation constants against tables of the official implementations."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_numbers import Golden
+
+from noisytwins_jax.config import OptimizerConfig
+from noisytwins_jax.training.ema import ema_decay, update_ema
+from noisytwins_jax.training.state import lazy_adam, lazy_rates
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return Golden("tables")
+
+
+def test_ema_decay(golden):
+    rows, expected = golden["in/ema/rows"], golden["out/ema/beta_f64"]
+    assert len(rows) == len(expected) == 45
+    for (batch, kimg, rampup, step), beta in zip(rows, expected, strict=True):
+        decay = ema_decay(jnp.int32(step), int(batch), float(kimg), None if rampup < 0 else float(rampup))
+        assert abs(float(decay) - beta) < 1e-6, (batch, kimg, rampup, step)
+
+
+def test_ema_decays_of_the_published_runs():
+    assert float(ema_decay(jnp.int32(10**6), 128, 20.0, None)) == pytest.approx(0.9955737, abs=1e-6)
+    assert float(ema_decay(jnp.int32(10**6), 128, 500.0, 0.05)) == pytest.approx(0.9998226, abs=1e-6)
+
+
+def test_ema_averages_parameters_and_copies_statistics():
+    old = {"params": {"a": jnp.array([0.0, 4.0])}, "buffers": {"w_avg": jnp.array([1.0])}}
+    new = {"params": {"a": jnp.array([1.0, 0.0])}, "buffers": {"w_avg": jnp.array([7.0])}}
+    averaged = update_ema(old, new, jnp.float32(0.75))
+    np.testing.assert_allclose(averaged["params"]["a"], [0.25, 3.0])
+    np.testing.assert_array_equal(averaged["buffers"]["w_avg"], [7.0])
+
+
+def test_ema_starts_as_a_copy_while_ramping_up():
+    old = {"params": jnp.array([5.0])}
+    averaged = update_ema(old, {"params": jnp.array([2.0])}, ema_decay(jnp.int32(0), 128, 500.0, 0.05))
+    np.testing.assert_array_equal(averaged["params"], [2.0])
+
+
+def test_lazy_rates(golden):
+    for row, expected in zip(golden["in/adam/rows"].astype(np.float64), golden["out/adam/values_f64"], strict=True):
+        g_lr, d_lr, beta1, beta2, g_interval, d_interval = row
+        g, d = lazy_rates(g_lr, beta1, beta2, g_interval), lazy_rates(d_lr, beta1, beta2, d_interval)
+        np.testing.assert_allclose([g[0], d[0], *g[1:], *d[1:]], expected, rtol=1e-6)  # inputs are float32
+
+
+def test_lazy_adam_uses_its_rates():
+    config = OptimizerConfig(beta1=0.5, beta2=0.9, epsilon=1e-3)
+    lr, beta1, beta2 = lazy_rates(0.01, 0.5, 0.9, 4)
+    optimizer = lazy_adam(config, 0.01, 4)
+    x = jnp.array(0.0)
+    state, m, v = optimizer.init(x), 0.0, 0.0
+    for t, gradient in enumerate([0.3, -2.0, 1.0], start=1):
+        update, state = optimizer.update(jnp.array(gradient), state, x)
+        m, v = beta1 * m + (1 - beta1) * gradient, beta2 * v + (1 - beta2) * gradient**2
+        expected = -lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + 1e-3)
+        assert float(update) == pytest.approx(expected, rel=1e-5)
+
+
+def test_published_rates_are_the_defaults():
+    config = OptimizerConfig()
+    g = lazy_rates(config.generator_lr, config.beta1, config.beta2, 4)
+    d = lazy_rates(config.discriminator_lr, config.beta1, config.beta2, 16)
+    np.testing.assert_allclose(g, [0.002, 0.0, 0.99199197], rtol=1e-7)
+    np.testing.assert_allclose(d, [0.00235294, 0.0, 0.99058546], rtol=2e-6)
+    assert dataclasses.asdict(config)["epsilon"] == 1e-8
