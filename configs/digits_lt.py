@@ -17,8 +17,8 @@ def get_config(method: str = "noisytwins") -> ml_collections.ConfigDict:
     """The configuration of one method.
 
     Args:
-      method: ``baseline`` (StyleGAN2 with DiffAugment), ``noise`` (class noise only), ``noisytwins`` (noise and the twins'
-        loss) or ``decorrelation`` (the twins' loss without noise: the ablation).
+      method: ``baseline`` (StyleGAN2 with DiffAugment), ``noise`` (class noise only), ``noisytwins`` (noise and
+        the twins' loss) or ``decorrelation`` (the twins' loss without noise: the ablation).
     """
     if method not in METHODS:
         raise UserError(f"configs/digits_lt.py has no method {method!r}; {did_you_mean(method, METHODS)}")

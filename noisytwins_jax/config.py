@@ -199,9 +199,10 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "at least 1",
         lambda x: x >= 1,
-        "batch_size generator.z_dim generator.w_dim generator.mapping_layers generator.channel_base generator.channel_max "
-        "discriminator.channel_base discriminator.channel_max discriminator.mbstd_group_size r1.interval "
-        "path_length.interval optimizer.discriminator_updates evaluation.samples_per_class evaluation.neighbours",
+        "batch_size generator.z_dim generator.w_dim generator.mapping_layers generator.channel_base "
+        "generator.channel_max discriminator.channel_base discriminator.channel_max discriminator.mbstd_group_size "
+        "r1.interval path_length.interval optimizer.discriminator_updates evaluation.samples_per_class "
+        "evaluation.neighbours",
     ),
     (
         "above 0",

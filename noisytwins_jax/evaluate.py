@@ -61,7 +61,9 @@ def restore_generator(
     if which not in ("latest", "best") and not str(which).isdigit():
         raise UserError(f"--checkpoint={which} is no checkpoint; give latest, best or a step, for example 1000.")
     if not Path(workdir, "checkpoints").is_dir():
-        raise UserError(f"{Path(workdir).absolute()} holds no checkpoints; train first (--mode=train), or give --workdir.")
+        raise UserError(
+            f"{Path(workdir).absolute()} holds no checkpoints; train first (--mode=train), or give --workdir."
+        )
     splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
     workdir = open_workdir(workdir, config)
     layout = Layout(jax.devices()[:1])
@@ -83,7 +85,7 @@ def build_sampler(config: RunConfig, variables: dict, splits: DataSplits, **opti
 def evaluate_variables(config: RunConfig, variables: dict, splits: DataSplits, workdir: Path) -> dict[str, Any]:
     """The numbers of a generator with these variables; see `metrics.evaluation`."""
     options = config.evaluation
-    sampler = build_sampler(config, variables, splits, seed=options.seed, batch_size=options.samples_per_class)
+    sampler = build_sampler(config, variables, splits, seed=options.seed)
     return evaluate_generator(
         sampler,
         reference=splits.reference,
@@ -135,7 +137,9 @@ def make_sheet(config: RunConfig, variables: dict, splits: DataSplits, path: Pat
     return sample_sheet(real, fake, splits.train.class_names, splits.train.class_counts, path)
 
 
-def sample_w(config: RunConfig, variables: dict, splits: DataSplits, per_class: int = 100) -> tuple[np.ndarray, np.ndarray]:
+def sample_w(
+    config: RunConfig, variables: dict, splits: DataSplits, per_class: int = 100
+) -> tuple[np.ndarray, np.ndarray]:
     """W vectors ``[num_classes · per_class, w_dim]`` of the first latents of each class, and their labels."""
     labels = np.repeat(np.arange(splits.train.num_classes), per_class)
     sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)

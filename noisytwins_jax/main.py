@@ -1,5 +1,6 @@
-"""The command: ``python -m noisytwins_jax.main --config=configs/<dataset>.py[:<method>] [--mode=train|evaluate|sample]``.
+"""The command: ``python -m noisytwins_jax.main --config=configs/<dataset>.py[:<method>]``.
 
+``--mode=train`` (the default), ``evaluate`` or ``sample`` says what to do.
 Every field of the configuration can be overridden: ``--config.noisytwins.weight=0.01``. See `config` for the fields.
 """
 

@@ -1,5 +1,6 @@
 """Images from a trained generator: each one a pure function of (seed, its index, its class, truncation)."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -40,8 +41,8 @@ class Sampler:
         psi: float | None = None,
         batch_size: int = 180,
     ):
-        self.generator, self.variables, self.batch_size = generator, variables, batch_size
-        self._program = jax.jit(_sample_program(generator, seed, noise_mode, psi))
+        self.variables, self.batch_size = variables, batch_size
+        self._program = _sample_program(generator, seed, noise_mode, psi)
 
     def __call__(self, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels ``[n]`` int and global sample indices ``[n]`` → images uint8 ``[n, H, W, C]`` and w ``[n, w_dim]``."""
@@ -59,6 +60,7 @@ class Sampler:
         return np.concatenate(images), np.concatenate(ws)
 
 
+@functools.lru_cache(maxsize=8)  # compiled once for all samplers of a generator: variables are arguments
 def _sample_program(
     generator: Generator, seed: int, noise_mode: str, psi: float | None
 ) -> Callable[[dict, Array, Array], tuple[Array, Array]]:
@@ -73,6 +75,7 @@ def _sample_program(
         image = generator.apply(variables, ws, noise_mode, method="synthesize", rngs={"noise": noise_key})
         return quantize(image[0]), w[0]
 
+    @jax.jit
     def program(variables: dict, labels: Array, indices: Array) -> tuple[Array, Array]:
         return jax.vmap(one, in_axes=(None, 0, 0))(variables, labels, sample_keys(seed, indices))
 

@@ -43,9 +43,7 @@ class Layout:
         """Outside: this process's rows of a global batch, onto its devices."""
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.split, x), batch)
 
-    def check_batch_size(
-        self, batch_size: int, mbstd_group_size: int, twins: bool, path_length_batch: int = 0
-    ) -> None:
+    def check_batch_size(self, batch_size: int, mbstd_group_size: int, twins: bool, path_length_batch: int = 0) -> None:
         """Refuses batch sizes that devices, minibatch-standard-deviation groups or twins cannot divide.
 
         `path_length_batch`, of path-length regularisation (0 for none), only has to divide among devices.
@@ -66,6 +64,6 @@ class Layout:
             )
         if path_length_batch % self.num_devices:
             raise UserError(
-                f"The path-length batch of {path_length_batch} images does not divide among {self.num_devices} devices; "
-                "change --config.path_length.batch_fraction, for example to 1."
+                f"The path-length batch of {path_length_batch} images does not divide among {self.num_devices} "
+                "devices; change --config.path_length.batch_fraction, for example to 1."
             )

@@ -19,25 +19,30 @@ def open_workdir(path: str | Path, config: RunConfig) -> Path:
     Compiled programs and the feature classifier are kept in ``cache/`` beside the workdir, for other runs to use.
 
     Raises:
-      UserError: it cannot be written, or it was made with a configuration that trains differently.
+      UserError: it is not local, cannot be written, or was made with a configuration that trains differently.
     """
+    if "://" in os.fspath(path):
+        raise UserError(f"The workdir {path} is not a local directory; give one, and copy it elsewhere afterwards.")
     workdir = Path(path).absolute()
+    text = json.dumps(flatten(config), indent=2) + "\n"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass
     except OSError as error:
-        raise UserError(f"The workdir {workdir} cannot be written ({error.strerror}); give another --workdir.") from None
+        raise UserError(
+            f"The workdir {workdir} cannot be written ({error.strerror}); give another --workdir."
+        ) from None
     known = read_config(workdir)
     if known is not None:
-        changed = differences(known, flatten(config))
+        changed = differences(known, json.loads(text))  # both as JSON has them: a tuple is a list there
         if changed:
             raise UserError(
                 f"The workdir {workdir} was made with another configuration: {'; '.join(changed)}. Give another "
                 "--workdir for the new configuration, or the old values to go on."
             )
     if jax.process_index() == 0:
-        write_atomically(workdir / CONFIG_FILE, json.dumps(flatten(config), indent=2) + "\n")
+        write_atomically(workdir / CONFIG_FILE, text)
     use_compilation_cache(workdir)
     return workdir
 

@@ -2,38 +2,50 @@
 
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tiny_run
 
 from noisytwins_jax.networks.stylegan2 import Discriminator, Generator
-from noisytwins_jax.noisytwins import noisytwins_loss
-from noisytwins_jax.randomness import purpose_key
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.training.model import StyleGAN2Model
 from noisytwins_jax.training.programs import lower_programs
-from noisytwins_jax.training.step import ClassTable, TrainingStep, _to_float, class_table
+from noisytwins_jax.training.state import TrainState
+from noisytwins_jax.training.step import TrainingStep, class_table
 
 BATCH, W = tiny_run.DEVICES_BATCH, tiny_run.DEVICES_W
-CLASSES = 4
-CONFIG = tiny_run.tiny_config(**{"batch_size": BATCH, "style_mixing": 0.9, "generator.noise_mode": "random"})
+COUNTS = np.array([50, 20, 10, 5])  # images a class
+NETWORKS = {
+    "generator": "generator",
+    "path_length": "generator",
+    "discriminator": "discriminator",
+    "r1": "discriminator",
+}
+CONFIG = tiny_run.tiny_config(**{"batch_size": BATCH, "style_mixing": 0.9})
 
 
-def make_model() -> StyleGAN2Model:
-    shared = {"resolution": 8, "channels": 1, "num_classes": CLASSES, "channel_base": 64, "channel_max": 8}
+def make_step(layout: Layout) -> TrainingStep:
+    """The updates with networks in float64, and an optimiser that keeps the gradient and changes nothing."""
+    shared = {"resolution": 8, "channels": 1, "num_classes": len(COUNTS), "channel_base": 64, "channel_max": 8}
     shared |= {"up_impl": "conv", "dtype": jnp.float64}
     generator = Generator(**shared, z_dim=W, w_dim=W, mapping_layers=2)
     discriminator = Discriminator(**shared, mbstd_group_size=2, mapping_layers=2)
-    return StyleGAN2Model(generator, discriminator, "random")
+    step = TrainingStep(CONFIG, StyleGAN2Model(generator, discriminator), layout.batch, layout.replicate)
+
+    def zeros(tree: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, tree)
+
+    record = optax.GradientTransformation(zeros, lambda gradients, state, params: (zeros(gradients), gradients))
+    step.generator_optimizer = step.discriminator_optimizer = record
+    return step
 
 
-def random_state(step: TrainingStep) -> Any:
+def make_state(step: TrainingStep) -> TrainState:
     """A state in which no parameter is zero, so that no gradient is zero for want of a path."""
-    state = step.init(0)
 
     def perturb(network: Any, seed: int) -> Any:
         leaves, structure = jax.tree.flatten(network.params)
@@ -41,59 +53,39 @@ def random_state(step: TrainingStep) -> Any:
         noisy = [x + 0.1 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
         return network.replace(params=jax.tree.unflatten(structure, noisy))
 
+    state = step.init(0)
     return state.replace(generator=perturb(state.generator, 1), discriminator=perturb(state.discriminator, 2))
 
 
-def gradients(layout: Layout, table: ClassTable, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Loss and gradient of every update, with the draws that the update makes."""
-    step = TrainingStep(CONFIG, make_model(), layout.batch, layout.replicate)
-
-    def everything(state: Any, batch: Any, table: ClassTable) -> dict[str, Any]:
-        def key(purpose: str) -> jax.Array:
-            return purpose_key(state.key, 0, purpose)
-
-        g, d = state.generator.params, state.discriminator.params
-        fakes = step.draw_fakes(key("generator"), table, BATCH, twins=True)
-        draws = step.draw_pass(key("pass"), table, fakes.labels)
-        images, labels = _to_float(batch)
-        real = (images, labels, step.draw_pass(key("real"), table, labels))
-        w, conditioning, _ = step.model.map(state.generator.variables, fakes)
-        generated = step.model.synthesize(state.generator.variables, conditioning, fakes.key)
-        noise = step.batch(jax.random.normal(key("noise"), (BATCH, *step.model.image_shape)))
-
-        def value_and_grad(f: Callable, params: Any, *arguments: Any) -> Any:
-            return jax.value_and_grad(lambda p: first(f(p, state, *arguments)))(params)
-
-        return {
-            "generator": value_and_grad(step.generator_loss, g, fakes, draws),
-            "path_length": value_and_grad(step.path_length_loss, g, fakes, noise),
-            "discriminator": value_and_grad(step.discriminator_loss, d, real, (generated, fakes.labels, draws)),
-            "r1": value_and_grad(step.r1_loss, d, *real),
-            "w": w,
-        }
-
-    state = jax.jit(lambda: random_state(step), out_shardings=layout.replicated)()
-    return jax.device_get(jax.jit(everything, out_shardings=layout.replicated)(state, layout.put_batch(batch), table))
+def run(layout: Layout, batch: dict[str, np.ndarray]) -> dict[str, tuple[dict, dict, str]]:
+    """Each program's gradient, metrics and compiled text."""
+    step = make_step(layout)
+    table = jax.device_put(class_table(CONFIG, COUNTS), layout.replicated)
+    lowered = lower_programs(step, layout, table)
+    create = jax.jit(lambda: make_state(step), out_shardings=layout.replicated)
+    found = {}
+    for name, network in NETWORKS.items():
+        program = lowered[name].compile()
+        images = (layout.put_batch(batch),) if network == "discriminator" else ()
+        state, metrics = program(create(), *images, table)
+        found[name] = (*jax.device_get((getattr(state, network).opt_state, metrics)), program.as_text())
+    return found
 
 
-def first(result: Any) -> jax.Array:
-    return result[0] if isinstance(result, tuple) else result
-
-
-def compare(one: Any, many: Any) -> dict[str, Any]:
-    """The largest difference of any tensor's gradient, relative to the tensor's largest entry."""
-    differences = jax.tree.map(lambda a, b: np.abs(a - b).max() / (np.abs(a).max() + 1e-300), one[1], many[1])
-    leaves = jax.tree.leaves(many[1])
+def compare(one: tuple[dict, dict, str], many: tuple[dict, dict, str]) -> dict[str, Any]:
+    """Differences relative to the largest entry of a gradient's tensor, and to each metric."""
+    relative = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(a).max(), 1e-300), one[:2], many[:2])
+    leaves = jax.tree.leaves(many[0])
     return {
-        "relative_difference": max(jax.tree.leaves(differences)),
-        "loss_difference": abs(one[0] / many[0] - 1),
-        "norm": float(np.sqrt(sum(np.square(x).sum() for x in leaves))),
-        "dtypes": sorted({str(x.dtype) for x in leaves}),
+        "gradient": max(jax.tree.leaves(relative[0])),
+        "metrics": relative[1],
+        "norm": np.sqrt(sum(np.square(x).sum() for x in leaves)),
+        "dtypes": sorted({str(x.dtype) for x in jax.tree.leaves(many[:2])}),
     }
 
 
 def collectives(hlo: str) -> dict[str, list[list[int]]]:
-    """Results' shapes of every operation between devices, by its name; sums have shapes of parameters: only counted."""
+    """Shapes of the results of every operation between devices, by its name; none for sums."""
     found: dict[str, list] = {}
     names = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
     for shape, name in re.findall(rf"= (\S.*?) ({names})(?:-start)?\(", hlo):
@@ -103,35 +95,16 @@ def collectives(hlo: str) -> dict[str, list[list[int]]]:
 
 
 def main() -> None:
-    assert jax.device_count() == 8
+    """Runs everything."""
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (BATCH, 8, 8, 1), dtype=np.uint8),
-        "label": rng.integers(0, CLASSES, BATCH, dtype=np.int32),
+        "label": rng.integers(0, len(COUNTS), BATCH, dtype=np.int32),
     }
-    table = class_table(CONFIG, np.array([50, 20, 10, 5]))
     layouts = Layout(jax.devices()[:1]), Layout(jax.devices())
-    one, many = (gradients(layout, table, batch) for layout in layouts)
-
-    half, part = BATCH // 2, BATCH // 2 // 8
-    w = one["w"]
-    parts = [np.concatenate([w[i : i + part], w[half + i : half + i + part]]) for i in range(0, half, part)]
-    twins = [float(noisytwins_loss(x["w"], 0.05)) for x in (one, many)]
-    report = {
-        "gradients": {loss: compare(one[loss], many[loss]) for loss in one if loss != "w"},
-        "noisytwins": {
-            "global": twins[0],
-            "relative_difference": abs(twins[1] / twins[0] - 1),
-            "mean_of_parts": float(np.mean([noisytwins_loss(x, 0.05) for x in parts])),
-        },
-    }
-    lowered = lower_programs(
-        TrainingStep(CONFIG, make_model(), layouts[1].batch, layouts[1].replicate),
-        layouts[1],
-        jax.device_put(table, layouts[1].replicated),
-    )
-    report["collectives"] = {name: collectives(program.compile().as_text()) for name, program in lowered.items()}
-    print(json.dumps(report, default=float))
+    one, many = (run(layout, batch) for layout in layouts)
+    report = {name: compare(one[name], many[name]) | {"collectives": collectives(many[name][2])} for name in NETWORKS}
+    print(json.dumps({"devices": layouts[1].num_devices, "programs": report}, default=float))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def test_compilations_are_noticed(nothing_is_compiled):
     nothing_is_compiled.clear()
 
 
-# --- train ---------------------------------------------------------------------------------------------------------------
+# --- train ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def restored_cache_option():
         jax.config.update(name, value)
 
 
-# --- numbers that no field takes -----------------------------------------------------------------------------------------
+# --- numbers that no field takes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_architecture_typo():
     )
 
 
-# --- evaluate and sample -------------------------------------------------------------------------------------------------
+# --- evaluate and sample ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", [evaluate, sample])
@@ -252,7 +252,7 @@ def test_sampling_refuses(tmp_path, monkeypatch, options, message):
     assert not list(tmp_path.iterdir())
 
 
-# --- the command ---------------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

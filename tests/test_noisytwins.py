@@ -29,7 +29,7 @@ def golden() -> Golden:
     return Golden("noisytwins_loss")
 
 
-# --- loss ----------------------------------------------------------------------------------------------------------------
+# --- loss -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -94,7 +94,7 @@ def test_only_the_papers_diagonal_rewards_anticorrelated_twins():
     assert float(noisytwins.noisytwins_loss(opposite, 0.0)) == pytest.approx(4.0, abs=1e-3)
 
 
-# --- noise ---------------------------------------------------------------------------------------------------------------
+# --- noise ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["cifar10lt", "synthetic1010", "alpha0"])
@@ -163,7 +163,7 @@ def test_noise_is_added_before_the_embedding_is_normalised(mapping):
     assert np.abs(w(-2.0 * embeddings) - w()).max() > 1e-3
 
 
-# --- in the training step ------------------------------------------------------------------------------------------------
+# --- in the training step ---------------------------------------------------------------------------------------------
 
 
 class LinearModel:
@@ -186,8 +186,8 @@ class LinearModel:
         w = draws.z @ p["z"] + p["embed"][draws.labels] + draws.class_noise
         return w, w[:, None], {}
 
-    def synthesize(self, variables, conditioning, key):
-        return jnp.tanh(conditioning[:, 0] @ variables["params"]["image"]).reshape(-1, *self.image_shape)
+    def synthesize(self, variables, conditioning, key, update_stats=False):
+        return jnp.tanh(conditioning[:, 0] @ variables["params"]["image"]).reshape(-1, *self.image_shape), {}
 
     def discriminate(self, variables, images, labels, class_noise, update_stats=False):
         jax.debug.callback(lambda *arrays: self.passes.append(tuple(map(np.asarray, arrays))), labels, class_noise)

@@ -1,7 +1,7 @@
 """DiffAugment (Zhao et al., "Differentiable Augmentation for Data-Efficient GAN Training", NeurIPS 2020).
 
-Draws and their application are separate, so that a result is a pure function of its draws. Shapes are static and there is
-no gather: translation is a product with 0/1 matrices, cutout a mask.
+Draws and their application are separate, so that a result is a pure function of its draws. Shapes are static and
+there is no gather: translation is a product with 0/1 matrices, cutout a mask.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""3×3 convolutions as closed families of bilinear maps, so that a TPU never sees a zero-stuffed grid.
+"""Convolutions as closed families of bilinear maps, so that a TPU never convolves a zero-stuffed grid.
 
 A convolution ``S(y, w)``, its transpose in the input ``T(x, w)`` and its transpose in the weights ``W(y, x)`` are each
 other's derivatives: differentiating any of the three, any number of times in reverse mode, gives only these three. With
@@ -10,10 +10,11 @@ the ones automatic differentiation would emit. Two things are gained:
 * Weight gradients leave the convolution in float32 even when activations are bfloat16, so that the all-reduce over
   devices sums float32.
 
-Weights are always given in the layout of ``S``: ``[3, 3, inputs of S, outputs of S]`` (HWIO), in float32 or wider; they
-are cast to the activations' dtype inside. Reverse mode only (``jax.custom_vjp``).
+Weights are always given in the layout of ``S``: ``[3, 3, inputs of S, outputs of S]`` (HWIO; ``[inputs, outputs]`` for
+a 1×1 convolution), in float32 or wider; they are cast to the activations' dtype inside. Reverse mode only (``jax.custom_vjp``).
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -51,6 +52,10 @@ def _swap(w: Array) -> Array:
     return jnp.swapaxes(w, 2, 3)
 
 
+def _at_least_float32(x: Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
 def _weight_gradient(y: Array, x: Array, dilation: int, padding: int) -> Array:
     return lax.conv_general_dilated(
         y,
@@ -59,7 +64,7 @@ def _weight_gradient(y: Array, x: Array, dilation: int, padding: int) -> Array:
         [(padding, padding)] * 2,
         rhs_dilation=(dilation, dilation),
         dimension_numbers=_WEIGHT_GRADIENT,
-        preferred_element_type=jnp.promote_types(y.dtype, jnp.float32),
+        preferred_element_type=_at_least_float32(y),
     )
 
 
@@ -69,7 +74,6 @@ def _strided(y: Array, w: Array) -> Array:
 
 def _transposed_in_phases(x: Array, w: Array) -> Array:
     """``out[2m + k] += x[m] w[k]`` for k = 0, 1, 2: even outputs have two taps an axis, odd ones a single tap."""
-    n, height, width, _ = x.shape
     k = _swap(w)
     even, odd = slice(None, None, -2), slice(1, 2)  # taps (2, 0) meet x[m-1], x[m]; tap 1 meets x[m]
     two, one = (1, 1), (0, 0)
@@ -77,13 +81,22 @@ def _transposed_in_phases(x: Array, w: Array) -> Array:
     eo = _conv(x, k[even, odd], 1, [two, one])
     oe = _conv(x, k[odd, even], 1, [one, two])
     oo = _conv(x, k[odd, odd], 1, [one, one])
-    # One column and one row of padding make the four phases equally large; they are cropped again at the end.
-    eo, oe = (jnp.pad(a, ((0, 0), (0, h), (0, v), (0, 0))) for a, h, v in ((eo, 0, 1), (oe, 1, 0)))
-    oo = jnp.pad(oo, ((0, 0), (0, 1), (0, 1), (0, 0)))
-    rows = [jnp.stack([ee, eo], axis=3), jnp.stack([oe, oo], axis=3)]
-    out = jnp.stack(rows, axis=2).reshape(n, 2 * height + 2, 2 * width + 2, -1)
-    return out[:, : 2 * height + 1, : 2 * width + 1]
+    # Interleaved as a sum of zero-stuffed phases: XLA fuses the stuffing and the sum into whatever reads the result.
+    first, second = (0, 0, 1), (1, 1, 1)  # where a phase's values go along an axis, between zeros
+    zero = jnp.zeros((), x.dtype)
+    stuffed = (
+        lax.pad(phase, zero, [(0, 0, 0), rows, columns, (0, 0, 0)])
+        for phase, rows, columns in ((ee, first, first), (eo, first, second), (oe, second, first), (oo, second, second))
+    )
+    return functools.reduce(jnp.add, stuffed)
 
+
+conv1x1, _, _ = _bilinear_family(
+    lambda y, w: jnp.einsum("nhwi,io->nhwo", y, w.astype(y.dtype)),
+    lambda x, w: jnp.einsum("nhwo,io->nhwi", x, w.astype(x.dtype)),
+    lambda y, x: jnp.einsum("nhwi,nhwo->io", y, x.astype(y.dtype), preferred_element_type=_at_least_float32(y)),
+)
+conv1x1.__doc__ = """A matrix for every pixel: ``[N, H, W, I] × [I, O] → [N, H, W, O]``."""
 
 conv3x3, _, _ = _bilinear_family(
     lambda y, w: _conv(y, w, 1, "SAME"),

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.networks import fir
-from noisytwins_jax.networks.bilinear_conv import conv3x3
+from noisytwins_jax.networks.bilinear_conv import conv1x1, conv3x3
 
 Array = jax.Array
 Activation = Literal["linear", "lrelu"]
@@ -33,7 +33,7 @@ def bias_activation(
 ) -> Array:
     """Bias, then nonlinearity (slope 0.2, gain √2 for ``"lrelu"``), then `gain`, then a clamp to ±`clamp`·`gain`."""
     if bias is not None:
-        x = x + bias.astype(x.dtype)
+        x = (x + bias).astype(x.dtype)  # added in float32, so that the bias's gradient is summed in float32
     if activation == "lrelu":
         x, gain_total = nn.leaky_relu(x, 0.2), gain * math.sqrt(2.0)
     else:
@@ -107,7 +107,7 @@ class Conv2d(nn.Module):
     gain: float = 1.0
     clamp: float | None = None
     use_bias: bool = True
-    up_impl: fir.UpImpl = "conv"
+    up_impl: fir.UpImpl = "phase"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -186,8 +186,8 @@ class ToRGB(nn.Module):
 def _convolve(x: Array, weight: Array, resample: str | None, up_impl: fir.UpImpl) -> Array:
     if weight.shape[0] == 1:
         if resample == "down":
-            x = fir.downsample2d(x)
-        y = jnp.einsum("nhwi,io->nhwo", x, weight[0, 0].astype(x.dtype))
+            x = fir.downsample2d(x, up_impl)
+        y = conv1x1(x, weight[0, 0])
         return fir.upsample2d(y) if resample == "up" else y
     if resample == "up":
         return fir.upsampling_conv3x3(x, weight, up_impl)

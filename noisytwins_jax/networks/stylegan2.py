@@ -191,6 +191,7 @@ class Generator(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
+        """Builds the mapping and the synthesis network."""
         self.mapping = MappingNetwork(self.num_classes, self.w_dim, self.mapping_layers, self.w_avg_decay)
         self.synthesis = SynthesisNetwork(
             self.resolution,
@@ -255,9 +256,7 @@ class DiscriminatorBlock(nn.Module):
             x = y if x is None else x + y
             image = fir.downsample2d(image) if self.architecture == "skip" else None
         if self.architecture == "resnet":
-            skip = Conv2d(
-                self.out_features, 1, resample="down", gain=math.sqrt(0.5), use_bias=False, name="skip"
-            )(x)
+            skip = Conv2d(self.out_features, 1, resample="down", gain=math.sqrt(0.5), use_bias=False, name="skip")(x)
             x = Conv2d(self.features, 3, **options, name="conv0")(x)
             x = Conv2d(self.out_features, 3, resample="down", gain=math.sqrt(0.5), **options, name="conv1")(x)
             return skip + x, image
@@ -309,6 +308,8 @@ class Discriminator(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
+        """Builds the blocks, the output layer and the class mapping."""
+
         def features(resolution: int) -> int:
             return min(self.channel_base // resolution, self.channel_max)
 

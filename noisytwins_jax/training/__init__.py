@@ -1,0 +1,1 @@
+"""State, updates, programs and the moving average."""

@@ -25,7 +25,10 @@ class FakeDraws(NamedTuple):
 
 
 class Model(Protocol):
-    """A generator and a discriminator; `variables` are Flax collections with ``params`` among them."""
+    """A generator and a discriminator; `variables` are Flax collections with ``params`` among them.
+
+    Statistics are the other collections; methods return those that they changed, complete, and ``{}`` for none.
+    """
 
     image_shape: tuple[int, int, int]  # height, width, channels
     z_dim: int
@@ -40,8 +43,10 @@ class Model(Protocol):
         """Conditioning of a batch: w ``[N, D]``, what `synthesize` takes, and the statistics after it."""
         ...
 
-    def synthesize(self, variables: dict, conditioning: Array, key: Array) -> Array:
-        """Images ``[N, H, W, C]`` from the conditioning."""
+    def synthesize(
+        self, variables: dict, conditioning: Array, key: Array, update_stats: bool = False
+    ) -> tuple[Array, PyTree]:
+        """Images ``[N, H, W, C]`` from the conditioning, and the statistics after it."""
         ...
 
     def discriminate(
@@ -88,11 +93,13 @@ class StyleGAN2Model:
             stats = {"buffers": {**variables["buffers"], **stats["buffers"]}}
         return w, ws, stats
 
-    def synthesize(self, variables: dict, conditioning: Array, key: Array) -> Array:
-        """See `Model`."""
-        return self.generator.apply(
-            variables, conditioning, self.noise_mode, method="synthesize", rngs={"noise": key}
-        )
+    def synthesize(
+        self, variables: dict, conditioning: Array, key: Array, update_stats: bool = False
+    ) -> tuple[Array, PyTree]:
+        """See `Model`. The synthesis network keeps no statistics."""
+        del update_stats
+        rngs = {"noise": key}
+        return self.generator.apply(variables, conditioning, self.noise_mode, method="synthesize", rngs=rngs), {}
 
     def discriminate(
         self, variables: dict, images: Array, labels: Array, class_noise: Array, update_stats: bool = False

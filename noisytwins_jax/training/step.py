@@ -23,7 +23,8 @@ from noisytwins_jax.objectives.r1 import r1_penalty
 from noisytwins_jax.randomness import purpose_key
 from noisytwins_jax.training.ema import ema_decay, update_ema
 from noisytwins_jax.training.model import FakeDraws, Model
-from noisytwins_jax.training.state import NetworkState, TrainState, create_state, lazy_adam
+from noisytwins_jax.training.optimizer import lazy_adam
+from noisytwins_jax.training.state import NetworkState, TrainState, create_state
 
 Array = jax.Array
 PyTree = Any
@@ -87,12 +88,13 @@ class TrainingStep:
         z and labels are drawn whole on every device, which costs nothing, and split afterwards: pairing twins then
         needs no communication. Class noise, mixing and per-pixel noise are each row's own.
         """
-        keys = dict(zip(("z", "label", "noise", "mix", "mix_z", "mix_noise", "pixel"), jax.random.split(key, 7)))
+        names = ("z", "label", "noise", "mix", "mix_z", "mix_noise", "pixel")
+        keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
         distinct = n // 2 if twins else n
         z = self.replicate(jax.random.normal(keys["z"], (distinct, self.model.z_dim)))
         labels = self.replicate(jax.random.categorical(keys["label"], table.fake_logits, shape=(distinct,)))
         if twins:
-            z, labels = noisytwins.twins(z), noisytwins.twins(labels)
+            z, labels = self.replicate(noisytwins.twins(z)), self.replicate(noisytwins.twins(labels))
         z, labels = self.batch(z), self.batch(labels.astype(jnp.int32))
         dim = self.model.class_noise_dims[0]
         mixing = (None, None, None)
@@ -115,18 +117,20 @@ class TrainingStep:
 
     # --- losses ------------------------------------------------------------------------------------------------------
 
-    def logits(self, variables: dict, images: Array, labels: Array, draws: PassDraws) -> tuple[Array, PyTree]:
+    def logits(
+        self, variables: dict, images: Array, labels: Array, draws: PassDraws, update_stats: bool = False
+    ) -> tuple[Array, PyTree]:
         """Augments and discriminates: logits ``[N]`` and the discriminator's statistics after it."""
         images = diffaugment.apply(images, draws.augment, self.policy)
-        return self.model.discriminate(variables, images, labels, draws.class_noise)
+        return self.model.discriminate(variables, images, labels, draws.class_noise, update_stats)
 
     def generator_loss(
         self, params: PyTree, state: TrainState, fakes: FakeDraws, draws: PassDraws
     ) -> tuple[Array, tuple[Metrics, PyTree]]:
         """Adversarial loss plus λ · L_NT (NoisyTwins Sec. 4.2)."""
         variables = {**state.generator.variables, "params": params}
-        w, conditioning, stats = self.model.map(variables, fakes)
-        images = self.model.synthesize(variables, conditioning, fakes.key)
+        w, conditioning, _ = self.model.map(variables, fakes)
+        images, stats = self.model.synthesize(variables, conditioning, fakes.key, update_stats=True)
         logits, _ = self.logits(state.discriminator.variables, images, fakes.labels, draws)
         loss = self.loss.generator(logits).mean()
         metrics = {"loss/generator": loss, "logits/generator": logits.mean()}
@@ -145,7 +149,7 @@ class TrainingStep:
         _, conditioning, _ = self.model.map(variables, fakes)
 
         def synthesize(v: Array) -> Array:
-            return self.model.synthesize(variables, v, fakes.key)
+            return self.model.synthesize(variables, v, fakes.key)[0]
 
         lengths = path_lengths(synthesize, conditioning, noise)
         penalty, mean = path_length_penalty(lengths, state.path_length_mean, config.decay)
@@ -153,12 +157,17 @@ class TrainingStep:
         return weight * penalty, mean
 
     def discriminator_loss(
-        self, params: PyTree, state: TrainState, real: tuple[Array, Array, PassDraws], fake: tuple[Array, Array, PassDraws]
+        self,
+        params: PyTree,
+        state: TrainState,
+        real: tuple[Array, Array, PassDraws],
+        fake: tuple[Array, Array, PassDraws],
     ) -> tuple[Array, tuple[Metrics, PyTree]]:
         """Adversarial loss on (images, labels, draws) of real and of generated images, passed one after the other."""
         variables = {**state.discriminator.variables, "params": params}
-        real_logits, stats = self.logits(variables, *real)
-        fake_logits, stats = self.logits({**variables, **stats}, *fake)
+        real_logits, stats = self.logits(variables, *real, update_stats=True)
+        fake_logits, fake_stats = self.logits({**variables, **stats}, *fake, update_stats=True)
+        stats = {**stats, **fake_stats}
         loss = self.loss.discriminator(real_logits, fake_logits).mean()
         metrics = {
             "loss/discriminator": loss,
@@ -213,7 +222,8 @@ class TrainingStep:
         generator = state.generator
         _, conditioning, stats = self.model.map(generator.variables, fakes, update_stats=True)
         generator = generator.replace(stats={**generator.stats, **stats})
-        generated = self.model.synthesize(generator.variables, conditioning, fakes.key)
+        generated, stats = self.model.synthesize(generator.variables, conditioning, fakes.key, update_stats=True)
+        generator = generator.replace(stats={**generator.stats, **stats})
 
         real_draws = self.draw_pass(purpose_key(state.key, update, "discriminator/real"), table, labels)
         fake_draws = self.draw_pass(purpose_key(state.key, update, "discriminator/fake"), table, fakes.labels)

@@ -20,7 +20,8 @@ def golden() -> Golden:
 
 
 def images_and_draws(golden: Golden, shape: str) -> tuple[np.ndarray, DiffAugmentDraws]:
-    names = "u_brightness u_saturation u_contrast translation_x translation_y cutout_offset_x cutout_offset_y".split()
+    names = ["u_brightness", "u_saturation", "u_contrast", "translation_x", "translation_y"]
+    names += ["cutout_offset_x", "cutout_offset_y"]
     draws = [golden[f"in/{shape}/{name}"].reshape(-1) for name in names]
     return nhwc(golden[f"in/{shape}/x"]), DiffAugmentDraws(*draws)
 

@@ -133,9 +133,7 @@ def test_mapping(name):
     assert_close(truncate(ws, w_avg, c["truncation_psi"])[:, 0], golden["out/w_psi"], FORWARD)
     assert_close(truncate(ws, w_avg, c["truncation_psi"], c["truncation_cutoff"]), golden["out/ws_psi_cutoff"], FORWARD)
     d_noise = std[:, : net.discriminator.embedding_dim] * golden["in/d_class_noise_unit"]
-    assert_close(
-        net.discriminator.apply(net.d, net.labels, method="embed"), golden["out/d_cmap_nonoise"], FORWARD
-    )
+    assert_close(net.discriminator.apply(net.d, net.labels, method="embed"), golden["out/d_cmap_nonoise"], FORWARD)
     logits = net.logits(net.real, noise=d_noise)
     assert_close(logits[:, None], golden["out/d_logits_real_noise"], FORWARD)
 
@@ -154,9 +152,7 @@ def test_forward(name, up_impl):
     if studiogan:
         features = net.discriminator.apply(net.d, net.real[net.permutation], method="features")
         assert_close(features[np.argsort(net.permutation)], golden["out/d_h_real"], FORWARD)
-        assert_close(
-            net.synthesize(golden["out/ws_psi_cutoff"][:2]), nhwc(golden["out/img_psi_cutoff_const"]), FORWARD
-        )
+        assert_close(net.synthesize(golden["out/ws_psi_cutoff"][:2]), nhwc(golden["out/img_psi_cutoff_const"]), FORWARD)
     else:
         w_avg = net.g["buffers"]["mapping"]["w_avg"]
         psi, cutoff = golden.config["truncation_psi"], golden.config["truncation_cutoff"]
@@ -165,7 +161,9 @@ def test_forward(name, up_impl):
 
 
 # The two formulations are compared in test_fir: here each network takes the quick one, and one network also the other.
-@pytest.mark.parametrize("name, up_impl", [(STUDIOGAN[0], "phase"), (STUDIOGAN[1], "phase"), slow(STUDIOGAN[1], "conv")])
+@pytest.mark.parametrize(
+    "name, up_impl", [(STUDIOGAN[0], "phase"), (STUDIOGAN[1], "phase"), slow(STUDIOGAN[1], "conv")]
+)
 def test_gradients_studiogan(name, up_impl, float64):
     net = Networks(name, up_impl, np.float64)
     golden, g, d = net.golden, net.g["params"], net.d["params"]
@@ -208,7 +206,9 @@ def test_gradients_nvidia(name, up_impl, float64):
 
     gradients = jax.jit(jax.grad(lambda p: LOSS.generator(net.logits(net.images(p))).mean()))(g)
     assert_gradients(golden, "Gmain", gradients)
-    gradients, (mean, _) = jax.jit(jax.grad(lambda p: net.path_length(p, c["batch"] // c["pl_batch_shrink"]), has_aux=True))(g)
+    gradients, (mean, _) = jax.jit(
+        jax.grad(lambda p: net.path_length(p, c["batch"] // c["pl_batch_shrink"]), has_aux=True)
+    )(g)
     assert_gradients(golden, "Greg", scaled(gradients, c["pl_weight"] * c["gain_Greg"]))
     assert_close(mean, golden["out/pl_mean_new"], FORWARD)
 

@@ -9,7 +9,7 @@ from golden_numbers import Golden
 
 from noisytwins_jax.config import OptimizerConfig
 from noisytwins_jax.training.ema import ema_decay, update_ema
-from noisytwins_jax.training.state import lazy_adam, lazy_rates
+from noisytwins_jax.training.optimizer import lazy_adam, lazy_rates
 
 
 @pytest.fixture(scope="module")
