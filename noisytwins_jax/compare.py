@@ -30,7 +30,11 @@ def compare(groups: Mapping[str, Sequence[Path]], out: Path) -> str:
     runs = {method: [_read_run(workdir) for workdir in workdirs] for method, workdirs in groups.items()}
     several = {method: seeds for method, seeds in runs.items() if len(seeds) > 1}
     write_comparison(out, {method: seeds[0] for method, seeds in runs.items()}, title="Comparison of runs")
-    rows = {seed["name"]: seed["evaluation"] for seeds in runs.values() for seed in seeds}
+    rows = {
+        method if len(seeds) == 1 else seed["name"]: seed["evaluation"]
+        for method, seeds in runs.items()
+        for seed in seeds
+    }
     text = format_table(rows)
     if several:
         text += "\n\n" + format_means({method: [s["evaluation"] for s in seeds] for method, seeds in several.items()})
@@ -38,8 +42,9 @@ def compare(groups: Mapping[str, Sequence[Path]], out: Path) -> str:
 
 
 def _read_run(workdir: Path) -> dict[str, Any]:
-    if not (workdir / EVALUATION_FILE).exists():
-        raise UserError(f"{workdir} has no {EVALUATION_FILE}; train or evaluate it first.")
+    for name in (EVALUATION_FILE, SHEET_FILE, W_FILE):
+        if not (workdir / name).exists():
+            raise UserError(f"{workdir} has no {name}; train or evaluate it first (--mode=evaluate).")
     with np.load(workdir / W_FILE) as saved:
         w = (saved["w"], saved["labels"])
     evaluation = json.loads((workdir / EVALUATION_FILE).read_text())
@@ -52,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("workdirs", nargs="+", type=Path, help="directories of evaluated runs")
     parser.add_argument("--out", type=Path, default=Path("runs/report.html"), help="the page to write")
     arguments = parser.parse_args(argv)
+    names = {workdir.name for workdir in arguments.workdirs}
+    alone = len(names) == len(arguments.workdirs)  # else whole paths tell them apart
     try:
-        print(compare({w.name: [w] for w in arguments.workdirs}, arguments.out))
+        print(compare({w.name if alone else str(w): [w] for w in arguments.workdirs}, arguments.out))
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

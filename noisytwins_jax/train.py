@@ -228,7 +228,7 @@ def describe(config: RunConfig, splits: DataSplits, layout: Layout, start: int, 
     counts = splits.train.class_counts
     lines = [
         f"{config.name}: {len(splits.train)} training images of {len(counts)} classes "
-        f"({counts.max()} to {counts.min()} an image class), {config.data.resolution} px, in {workdir}",
+        f"({counts.max()} to {counts.min()} images each), {config.data.resolution} px, in {workdir}",
         f"{config.total_kimg:g} kimg in {config.total_steps} steps of {config.batch_size} images on "
         f"{layout.num_devices} {jax.devices()[0].platform} device(s)",
     ]

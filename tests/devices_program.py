@@ -1,7 +1,11 @@
-"""Gradients on one and on eight devices, and the communication between the eight; prints JSON. See `test_devices`."""
+"""Gradients on one and on eight devices, and the communication between the eight; prints JSON. See `test_devices`.
+
+python tests/devices_program.py generator|path_length|discriminator|r1 ...
+"""
 
 import json
 import re
+import sys
 from typing import Any
 
 import jax
@@ -57,14 +61,15 @@ def make_state(step: TrainingStep) -> TrainState:
     return state.replace(generator=perturb(state.generator, 1), discriminator=perturb(state.discriminator, 2))
 
 
-def run(layout: Layout, batch: dict[str, np.ndarray]) -> dict[str, tuple[dict, dict, str]]:
+def run(names: list[str], layout: Layout, batch: dict[str, np.ndarray]) -> dict[str, tuple[dict, dict, str]]:
     """Each program's gradient, metrics and compiled text."""
     step = make_step(layout)
     table = jax.device_put(class_table(CONFIG, COUNTS), layout.replicated)
     lowered = lower_programs(step, layout, table)
     create = jax.jit(lambda: make_state(step), out_shardings=layout.replicated)
     found = {}
-    for name, network in NETWORKS.items():
+    for name in names:
+        network = NETWORKS[name]
         program = lowered[name].compile()
         images = (layout.put_batch(batch),) if network == "discriminator" else ()
         state, metrics = program(create(), *images, table)
@@ -94,18 +99,18 @@ def collectives(hlo: str) -> dict[str, list[list[int]]]:
     return found
 
 
-def main() -> None:
-    """Runs everything."""
+def main(names: list[str]) -> None:
+    """Runs these programs."""
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (BATCH, 8, 8, 1), dtype=np.uint8),
         "label": rng.integers(0, len(COUNTS), BATCH, dtype=np.int32),
     }
     layouts = Layout(jax.devices()[:1]), Layout(jax.devices())
-    one, many = (run(layout, batch) for layout in layouts)
-    report = {name: compare(one[name], many[name]) | {"collectives": collectives(many[name][2])} for name in NETWORKS}
+    one, many = (run(names, layout, batch) for layout in layouts)
+    report = {name: compare(one[name], many[name]) | {"collectives": collectives(many[name][2])} for name in names}
     print(json.dumps({"devices": layouts[1].num_devices, "programs": report}, default=float))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,7 +1,6 @@
 """PyTorch-layout StyleGAN2 tensors to Flax variables and back, for the tests."""
 
 import numpy as np
-
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 

@@ -94,7 +94,9 @@ def assert_gradients(golden: Golden, tag: str, gradients: dict) -> None:
     order = golden.order(tag)
     values = tensors(gradients, order)
     norms = np.array([np.linalg.norm(v) for v in values])
-    probes = np.array([(v * weight(k, v.shape, "normal", 1, 0, "probe:")).sum() for k, v in zip(order, values)])
+    probes = np.array(
+        [(v * weight(k, v.shape, "normal", 1, 0, "probe:")).sum() for k, v in zip(order, values, strict=True)]
+    )
     assert_close(norms, golden[f"out/{tag}/grad_norm"], GRADIENT)
     assert_close(probes, golden[f"out/{tag}/grad_probe"], GRADIENT)
 
