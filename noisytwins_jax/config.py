@@ -222,8 +222,15 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("at least 0 and below 1", lambda x: 0 <= x < 1, "class_noise.alpha optimizer.beta1 optimizer.beta2"),
 )
 
-# Fields that change how a run is watched or measured, not what is trained: a workdir accepts other values of them.
-WATCHING_FIELDS = ("log_interval_kimg", "checkpoint_interval_kimg", "sheet_interval_kimg", "total_kimg", "evaluation.")
+# Fields that change how a run is computed, watched or measured, not what is trained: a workdir accepts other values.
+FREE_FIELDS = (
+    "checkpoint_interval_kimg",
+    "evaluation.",
+    "log_interval_kimg",
+    "sheet_interval_kimg",
+    "total_kimg",
+    "up_impl",
+)
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -275,7 +282,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     changed = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name, missing), new.get(name, missing)
-        if before != after and not name.startswith(WATCHING_FIELDS):
+        if before != after and not name.startswith(FREE_FIELDS):
             shown = ["(absent)" if value is missing else repr(value) for value in (before, after)]
             changed.append(f"{name}: {shown[0]} → {shown[1]}")
     return changed

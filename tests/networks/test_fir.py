@@ -7,7 +7,7 @@ import pytest
 from golden_numbers import Golden, assert_close, nhwc
 
 from noisytwins_jax.networks import fir
-from noisytwins_jax.networks.bilinear_conv import conv3x3, strided_conv3x3, transposed_conv3x3
+from noisytwins_jax.networks.bilinear_conv import conv1x1, conv3x3, strided_conv3x3, transposed_conv3x3
 from noisytwins_jax.networks.layers import Conv2d, ModulatedConv, bias_activation, minibatch_stddev
 
 IMPLS = ["conv", "phase"]
@@ -25,7 +25,8 @@ def hwio(w: np.ndarray) -> np.ndarray:
 def test_resampling(golden):
     x = jnp.asarray(nhwc(golden["in/x"]))
     assert_close(fir.upsample2d(x), nhwc(golden["out/upsample2d"]), 1e-6)
-    assert_close(fir.downsample2d(x), nhwc(golden["out/downsample2d"]), 1e-6)
+    for impl in IMPLS:
+        assert_close(fir.downsample2d(x, impl), nhwc(golden["out/downsample2d"]), 1e-6)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -37,10 +38,11 @@ def test_resampling_convolutions(golden, impl):
     assert_close(conv3x3(x, w), nhwc(golden["out/conv_3x3"]), 1e-6)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("resample", [None, "up", "down"])
-def test_1x1_convolutions(golden, resample):
+def test_1x1_convolutions(golden, resample, impl):
     x, w = nhwc(golden["in/x"]), hwio(golden["in/w1"])
-    layer = Conv2d(5, 1, resample=resample, use_bias=False)
+    layer = Conv2d(5, 1, resample=resample, use_bias=False, up_impl=impl)
     variables = {"params": {"weight": w * np.sqrt(w.shape[2])}}  # undo the equalised learning rate
     name = {None: "conv_1x1", "up": "conv_1x1_up2", "down": "conv_1x1_down2"}[resample]
     assert_close(layer.apply(variables, x), nhwc(golden[f"out/{name}"]), 1e-6)
@@ -134,9 +136,52 @@ def test_transposed_convolution_is_the_adjoint():
         assert_close(left, right, 1e-13)
 
 
+def test_downsampling_is_equal_to_second_order():
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(3).standard_normal((2, 8, 4, 3)))
+
+        def second_order(impl):
+            def gradient(x):
+                return jax.grad(lambda x: jnp.sin(fir.downsample2d(x, impl)).sum())(x)
+
+            return gradient(x), jax.grad(lambda x: jnp.square(gradient(x)).sum())(x)
+
+        for a, b in zip(second_order("conv"), second_order("phase"), strict=True):
+            assert_close(a, b, 1e-13)
+
+
+def test_derivatives_of_a_1x1_convolution_are_those_of_a_matrix_product():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(4)
+        x, w = jnp.asarray(rng.standard_normal((2, 4, 3, 3))), jnp.asarray(rng.standard_normal((3, 5)))
+
+        def second_order(f):
+            def penalty(x, w):
+                return jnp.square(jax.grad(lambda x: jnp.tanh(f(x, w)).sum())(x)).sum()
+
+            return f(x, w), jax.grad(lambda *a: jnp.tanh(f(*a)).sum(), (0, 1))(x, w), jax.grad(penalty, (0, 1))(x, w)
+
+        for a, b in zip(*map(jax.tree.leaves, (second_order(conv1x1), second_order(jnp.matmul))), strict=True):
+            assert_close(a, b, 1e-13)
+
+
 def test_weight_gradients_leave_in_float32():
     """Activations in bfloat16 must not make the gradient all-reduce bfloat16."""
     x, w = jnp.ones((2, 9, 9, 3), jnp.bfloat16), jnp.ones((3, 3, 3, 4))
     text = jax.jit(jax.grad(lambda w: strided_conv3x3(x, w).astype(jnp.float32).sum())).lower(w).as_text()
     gradient = [line for line in text.splitlines() if "convolution" in line][-1]
     assert gradient.rstrip().endswith("xf32>") or "-> tensor<3x3x3x4xf32>" in gradient
+
+
+def test_gradients_of_1x1_weights_and_biases_are_summed_in_float32():
+    """As above, for what is summed over pixels without a 3×3 convolution."""
+    x = jnp.ones((2, 4, 4, 3), jnp.bfloat16)
+
+    def total(params):
+        y = bias_activation(conv1x1(x, params["weight"]), params["bias"], "linear")
+        return jnp.square(y.astype(jnp.float32)).sum()
+
+    text = jax.jit(jax.grad(total)).lower({"weight": jnp.ones((3, 4)), "bias": jnp.ones(4)}).as_text()
+    results = [line.split("->")[-1].strip() for line in text.splitlines() if "reduce(" in line or "dot_general" in line]
+    assert "tensor<3x4xf32>" in results or "tensor<4x3xf32>" in results, results  # the weight's
+    assert "tensor<4xf32>" in results or "tensor<1x4xf32>" in results, results  # the bias's
