@@ -1,5 +1,6 @@
 """What a run has learnt, on one page: ``report.html``, and a page that compares several runs."""
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -122,11 +123,11 @@ def _protocol(evaluation: Evaluation) -> str:
     said = [(name, format_number(protocol[key])) for key, name in PROTOCOL if protocol.get(key) is not None]
     if "inclusive" in protocol:
         said.append(("Neighbour test", "distance <= radius" if protocol["inclusive"] else "distance < radius"))
-    described = protocol.get("extractor_description") or {}
-    said += [(str(key).replace("_", " ").capitalize(), format_number(value)) for key, value in described.items()]
     headline = protocol.get("headline")
     note = f"<p><small>Note: {webpage.escape(headline)}.</small></p>" if headline else ""
-    return webpage.pairs(said) + note
+    described = protocol.get("extractor_description")
+    extractor = webpage.folded("The feature extractor", json.dumps(described, indent=2)) if described else ""
+    return webpage.pairs(said) + note + extractor
 
 
 def _headline_table(evaluation: Evaluation) -> str:
