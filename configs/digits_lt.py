@@ -1,8 +1,12 @@
 """Long-tailed digits: real hand-written digits (scikit-learn, 8×8, no download), 174 images of 0 down to 8 of 9.
 
 Command:   python -m noisytwins_jax.main --config=configs/digits_lt.py[:baseline|noise|noisytwins|decorrelation]
-Hardware:  two CPU cores.
-Result:    see the table in README.md.
+Hardware:  one CPU core; about two minutes.
+Result:    recall .02 at precision .97 for the baseline, .47 at .88 for NoisyTwins; W ratio .14 and .77 (three seeds; README.md).
+
+What moved recall, each tried on seed 0 alone: twice to four times the published learning rate (short run), minibatch-std
+groups of the whole batch, λ from 0.05 to 0.4, per-pixel noise, and half the channels at 8 px (twice the steps in the same
+time). What did not: path length, a mapping of two layers, ten times the R1 weight, augmentation without cutout.
 """
 
 import ml_collections
