@@ -7,6 +7,7 @@ Where the paper and the code that made its numbers differ, the code is the defau
 ``noise_normalization``, ``noise_scale``, ``correlation`` and ``diagonal``.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -65,13 +66,14 @@ def cross_correlation(a: Array, b: Array, correlation: Literal["standardized", "
     ``"standardized"`` (published code): columns are centred and divided by their biased standard deviation (ε = 1e-5),
     and the product by N. ``"paper"``: eq. 5 as printed, without centring and without a square root below.
     """
+    product = functools.partial(jnp.matmul, precision="highest")  # a TPU would multiply in bfloat16 by default
     if correlation == "paper":
-        return (a.T @ b) / (jnp.square(a).sum(axis=0)[:, None] * jnp.square(b).sum(axis=0)[None, :])
+        return product(a.T, b) / (jnp.square(a).sum(axis=0)[:, None] * jnp.square(b).sum(axis=0)[None, :])
 
     def standardize(x: Array) -> Array:
         return (x - x.mean(axis=0)) * jax.lax.rsqrt(x.var(axis=0) + 1e-5)
 
-    return standardize(a).T @ standardize(b) / a.shape[0]
+    return product(standardize(a).T, standardize(b)) / a.shape[0]
 
 
 def noisytwins_loss(

@@ -7,7 +7,7 @@ All functions take and return NHWC; boundaries are zero. A convolution that resa
   convolution. Fewest operations; the fastest on TPUs.
 * ``"phase"``: the filter folded into the weights, and the four output (or input) phases computed by one plain 3×3
   convolution on the low-resolution grid. Four times the multiplications and no depthwise pass; the fastest on CPUs,
-  whose depthwise convolutions are slow.
+  whose depthwise convolutions are slow. Folding asks for full precision, which accelerators do not give by default.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (CVPR 2020), appendix B.
 """
@@ -63,7 +63,7 @@ def upsampling_conv3x3(x: Array, w: Array, impl: UpImpl) -> Array:
         return _filter(transposed_conv3x3(x, jnp.swapaxes(w, 2, 3)), padding=1, gain=2.0)
     n, height, width, _ = x.shape
     taps = _folded_taps(lambda tap, phase, k: 2 * tap - phase + k - 1, gain=2.0)
-    kernel = jnp.einsum("pak,qbl,klio->abipqo", taps, taps, w).reshape(3, 3, w.shape[2], -1)
+    kernel = jnp.einsum("pak,qbl,klio->abipqo", taps, taps, w, precision="highest").reshape(3, 3, w.shape[2], -1)
     phases = conv3x3(x, kernel).reshape(n, height, width, 2, 2, w.shape[3])
     return phases.transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * height, 2 * width, w.shape[3])
 
@@ -74,7 +74,9 @@ def downsampling_conv3x3(x: Array, w: Array, impl: UpImpl) -> Array:
         return strided_conv3x3(_filter(x, padding=2, gain=1.0), w)
     n, height, width, channels = x.shape
     taps = _folded_taps(lambda tap, phase, k: 2 * tap + phase - k, gain=1.0)
-    kernel = jnp.einsum("pak,qbl,klio->abpqio", taps, taps, w).reshape(3, 3, 4 * channels, w.shape[3])
+    kernel = jnp.einsum("pak,qbl,klio->abpqio", taps, taps, w, precision="highest").reshape(
+        3, 3, 4 * channels, w.shape[3]
+    )
     phases = x.reshape(n, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
     return conv3x3(phases.reshape(n, height // 2, width // 2, 4 * channels), kernel)
 

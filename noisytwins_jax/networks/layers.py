@@ -20,6 +20,9 @@ from noisytwins_jax.networks.bilinear_conv import conv1x1, conv3x3
 Array = jax.Array
 Activation = Literal["linear", "lrelu"]
 
+# Small products that stay float32: by default a TPU multiplies float32 matrices in bfloat16.
+FULL_PRECISION = jax.lax.Precision.HIGHEST
+
 _normal = nn.initializers.normal(1.0)
 
 
@@ -84,7 +87,8 @@ class FullyConnected(nn.Module):
         fan_in = x.shape[-1]
         weight = self.param("weight", nn.initializers.normal(1.0 / self.lr_multiplier), (fan_in, self.features))
         bias = self.param("bias", nn.initializers.constant(self.bias_init), (self.features,))
-        y = x @ (weight * (self.lr_multiplier / math.sqrt(fan_in))).astype(x.dtype)
+        weight = (weight * (self.lr_multiplier / math.sqrt(fan_in))).astype(x.dtype)
+        y = jnp.matmul(x, weight, precision=FULL_PRECISION)
         return bias_activation(y, bias * self.lr_multiplier, self.activation)
 
 
@@ -152,7 +156,8 @@ class ModulatedConv(nn.Module):
         shape = (self.resolution, self.resolution, 1)
         fixed_noise = self.variable("buffers", "noise_const", lambda: _normal(self.make_rng("params"), shape))
 
-        demodulation = jax.lax.rsqrt(jnp.square(style) @ jnp.square(weight).sum(axis=(0, 1)) + 1e-8)
+        power = jnp.matmul(jnp.square(style), jnp.square(weight).sum(axis=(0, 1)), precision=FULL_PRECISION)
+        demodulation = jax.lax.rsqrt(power + 1e-8)
         y = x * style[:, None, None, :].astype(x.dtype)
         y = _convolve(y, weight, "up" if self.upsample else None, self.up_impl)
         y = y * demodulation[:, None, None, :].astype(x.dtype)

@@ -30,7 +30,7 @@ def workload(
 
     Raises:
       UserError: a field or value that a configuration does not take.
-      SystemExit: a field that is not ``name=value``.
+      SystemExit: a field that there is not, or a value of the wrong type.
     """
     config = {"digits": _digits, "cifar10_lt": _cifar10_lt, "inat19_64": _inat19_64}[size]()
     for name, value in (("batch_size", batch_size), ("up_impl", up_impl), ("dtype", dtype)):
@@ -40,7 +40,10 @@ def workload(
         name, equals, value = field.partition("=")
         if not equals or name.partition(".")[0] not in config:
             raise SystemExit(f"error: --field takes name=value with a field of the configuration, not {field!r}.")
-        config.update_from_flattened_dict({name: _as_type_of(_lookup(config, name), value)})
+        try:
+            config.update_from_flattened_dict({name: _as_type_of(_lookup(config, name), value)})
+        except ValueError:
+            raise SystemExit(f"error: --field={field} does not give {name} a value that it can take.") from None
     return parse_config(config)
 
 
