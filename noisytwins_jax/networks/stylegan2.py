@@ -105,7 +105,8 @@ class SynthesisBlock(nn.Module):
 
         if x is None:
             const = self.param("const", nn.initializers.normal(1.0), (4, 4, self.features))
-            x = jnp.broadcast_to(const.astype(self.dtype), (ws.shape[0], *const.shape))
+            # Cast after the broadcast, so that its gradient is summed over the batch in float32.
+            x = jnp.broadcast_to(const, (ws.shape[0], *const.shape)).astype(self.dtype)
             x = conv("conv1")(x, ws[:, 0], noise_mode)
         elif self.architecture == "resnet":
             skip = Conv2d(
@@ -256,7 +257,15 @@ class DiscriminatorBlock(nn.Module):
             x = y if x is None else x + y
             image = fir.downsample2d(image) if self.architecture == "skip" else None
         if self.architecture == "resnet":
-            skip = Conv2d(self.out_features, 1, resample="down", gain=math.sqrt(0.5), use_bias=False, name="skip")(x)
+            skip = Conv2d(
+                self.out_features,
+                1,
+                resample="down",
+                gain=math.sqrt(0.5),
+                use_bias=False,
+                up_impl=self.up_impl,
+                name="skip",
+            )(x)
             x = Conv2d(self.features, 3, **options, name="conv0")(x)
             x = Conv2d(self.out_features, 3, resample="down", gain=math.sqrt(0.5), **options, name="conv1")(x)
             return skip + x, image
