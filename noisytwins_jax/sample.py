@@ -56,7 +56,8 @@ def sample(
 
     directory = workdir / "samples"
     directory.mkdir(exist_ok=True)
-    stem = directory / f"step{step}-psi{psi:g}-seed{seed}"
-    np.savez(stem.with_suffix(".npz"), images=images, labels=labels)
-    image_grid(images, columns=per_class).save(stem.with_suffix(".png"))
-    return stem.with_suffix(".png")
+    stem = f"step{step}-psi{psi:g}-seed{seed}"
+    np.savez(directory / f"{stem}.npz", images=images, labels=labels)
+    picture = directory / f"{stem}.png"
+    image_grid(images, columns=per_class).save(picture)
+    return picture

@@ -1,0 +1,43 @@
+"""``--mode=sample``: which latents are drawn, and where the pictures go."""
+
+import numpy as np
+import pytest
+
+from noisytwins_jax import sample as sample_module
+from noisytwins_jax.config import RunConfig
+from noisytwins_jax.data import load_splits
+from noisytwins_jax.sample import sample
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """Replaces the trained generator by one that draws the pixel value label + 10·(index within the class)."""
+    calls = []
+
+    def generate(labels, indices):
+        calls.append((labels, indices))
+        values = labels + 10 * (indices % 2**20)
+        return np.broadcast_to(values[:, None, None, None], (len(labels), 8, 8, 1)).astype(np.uint8), None
+
+    splits = load_splits("synthetic", resolution=8, num_classes=4, channels=1, num_images=40)
+    monkeypatch.setattr(sample_module, "restore_generator", lambda *_: (splits, tmp_path, 5, {}))
+    monkeypatch.setattr(sample_module, "build_sampler", lambda *_, **__: generate)
+    return calls
+
+
+def test_every_truncation_and_seed_has_its_own_files(drawn, tmp_path):
+    pictures = [
+        sample(RunConfig(), tmp_path, classes=[1], per_class=2, psi=psi, seed=seed)
+        for psi, seed in ((0.7, 0), (0.75, 0), (0.7, 1), (1.0, 0))
+    ]
+    assert len(set(pictures)) == 4 and all(path.exists() for path in pictures)
+    assert pictures[0].name == "step5-psi0.7-seed0.png"
+    saved = np.load(pictures[0].with_name("step5-psi0.7-seed0.npz"))
+    assert saved["labels"].tolist() == [1, 1] and saved["images"][:, 0, 0, 0].tolist() == [1, 11]
+
+
+def test_latents_of_a_class_do_not_depend_on_the_other_classes(drawn, tmp_path):
+    sample(RunConfig(), tmp_path, classes=[3], per_class=3)
+    sample(RunConfig(), tmp_path, classes=[0, 3], per_class=3)
+    alone, together = drawn[0][1], drawn[1][1]
+    assert alone.tolist() == together[3:].tolist() and len(set(together.tolist())) == 6
