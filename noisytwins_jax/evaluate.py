@@ -68,9 +68,8 @@ def restore_generator(
     workdir = open_workdir(workdir, config)
     layout = Layout(jax.devices()[:1])
     step = TrainingStep(config, build_model(config, splits.train.channels, splits.train.num_classes))
-    checkpoints = Checkpoints(workdir)
-    restored = checkpoints.restore(step.abstract_state(layout.replicated), which)
-    checkpoints.close()
+    with Checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore(step.abstract_state(layout.replicated), which)
     if restored is None:
         raise UserError(f"There is no whole checkpoint in {workdir}; train first (--mode=train).")
     return splits, workdir, restored.step, restored.state.ema
