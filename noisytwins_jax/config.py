@@ -8,16 +8,38 @@ Units: ``kimg`` is thousands of real images shown to the discriminator; a ``step
 """
 
 import dataclasses
-import math
+import pkgutil
 import types
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import ml_collections
 
 from noisytwins_jax.errors import UserError, did_you_mean
+from noisytwins_jax.fields import choice, number, objection
+from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES
+from noisytwins_jax.objectives.objective import Objective
+
+
+def listed(path: str) -> Objective:
+    """The objective of this name, with its default hyper-parameters, as the field of a dataclass."""
+    return pkgutil.resolve_name(path)()
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """Terms of the loss beside the adversarial one; see `objectives.objective`. To add one, add a line."""
+
+    noisytwins: Objective = listed("noisytwins_jax.noisytwins.NoisyTwins")
+    simclr: Objective = listed("noisytwins_jax.objectives.simclr.SimCLR")
+    lecam: Objective = listed("noisytwins_jax.objectives.lecam.LeCam")
+    gsr: Objective = listed("noisytwins_jax.objectives.gsr.GroupSpectralNorm")
+    orthogonal: Objective = listed("noisytwins_jax.objectives.orthogonal.Orthogonal")
+    d2dce: Objective = listed("noisytwins_jax.objectives.d2dce.D2DCE")
+    contrastive: Objective = listed("noisytwins_jax.objectives.contrastive.Contrastive")
+    transitional: Objective = listed("noisytwins_jax.objectives.transitional.Transitional")
+    utlo: Objective = listed("noisytwins_jax.objectives.utlo.UTLO")
 
 
 @dataclass(frozen=True)
@@ -34,134 +56,143 @@ class DataConfig:
 class GeneratorConfig:
     """StyleGAN2 generator; see `networks.stylegan2.Generator`."""
 
-    z_dim: int = 512
-    w_dim: int = 512
-    mapping_layers: int = 8
-    channel_base: int = 16384  # channels at resolution r: min(channel_base / r, channel_max)
-    channel_max: int = 512
-    architecture: str = "skip"  # skip | resnet | orig
-    conv_clamp: float | None = None  # clamp of activations, None for none
-    w_avg_decay: float = 0.998
-    noise_mode: str = "random"  # per-pixel noise: random | const | none
+    z_dim: int = number(512, at_least=1)
+    w_dim: int = number(512, at_least=1)
+    mapping_layers: int = number(8, at_least=1)
+    channel_base: int = number(16384, at_least=1)  # channels at resolution r: min(channel_base / r, channel_max)
+    channel_max: int = number(512, at_least=1)
+    architecture: str = choice("skip", "resnet", "orig")
+    conv_clamp: float | None = number(None, above=0)  # clamp of activations, None for none
+    w_avg_decay: float = number(0.998, at_least=0, at_most=1)
+    noise_mode: str = choice("random", "const", "none")  # per-pixel noise
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
     """StyleGAN2 discriminator; see `networks.stylegan2.Discriminator`."""
 
-    channel_base: int = 16384
-    channel_max: int = 512
-    architecture: str = "resnet"  # resnet | orig | skip
-    mbstd_group_size: int = 8  # samples a minibatch-standard-deviation group, 1 for none
-    mapping_layers: int = 8
-    conv_clamp: float | None = None
-
-
-@dataclass(frozen=True)
-class ClassNoiseConfig:
-    """Noise on the class embedding of both networks (NoisyTwins eq. 3); see `noisytwins.class_noise_std`."""
-
-    sigma: float = 0.0  # σ; 0 for no noise
-    alpha: float = 0.0  # α of the effective number of samples; 0 for the same noise in every class
-    normalization: str = "mean1"  # mean1 (published code) | paper (eq. 3 as printed)
-    scale: str = "std"  # whether σ_c is the std (published code) | variance (as the paper's N(0, σ_c I) reads)
-
-
-@dataclass(frozen=True)
-class NoisyTwinsConfig:
-    """The twins' loss on W (NoisyTwins eq. 5 and 6); see `noisytwins.noisytwins_loss`."""
-
-    weight: float = 0.0  # λ; 0 turns twins and loss off
-    gamma: float = 0.05  # γ, weight of the off-diagonal terms
-    start_step: int = 0  # the loss counts from this step on; twins are made from the first
-    correlation: str = "standardized"  # standardized (published code) | paper (eq. 5 as printed)
-    diagonal: str = "barlow"  # barlow: (1 - C)² (published code) | paper: 1 - C² (eq. 6 as printed)
+    channel_base: int = number(16384, at_least=1)
+    channel_max: int = number(512, at_least=1)
+    architecture: str = choice("resnet", "orig", "skip")
+    mbstd_group_size: int = number(8, at_least=1)  # samples a minibatch-standard-deviation group, 1 for none
+    mapping_layers: int = number(8, at_least=0)
+    conv_clamp: float | None = number(None, above=0)
 
 
 @dataclass(frozen=True)
 class R1Config:
     """Gradient penalty on real images, as an update of its own every `interval` discriminator updates."""
 
-    gamma: float = 0.01  # γ of γ/2·|∇|²; 0 for none
-    interval: int = 16
+    gamma: float = number(0.01, at_least=0)  # γ of γ/2·|∇|²; 0 for none
+    interval: int = number(16, at_least=1)
 
 
 @dataclass(frozen=True)
 class PathLengthConfig:
     """Path-length regularisation, as an update of its own every `interval` generator updates."""
 
-    weight: float = 0.0  # 0 for none
+    weight: float = number(0.0, at_least=0)  # 0 for none
     weight_twice: bool = True  # multiply by the weight a second time, as the published code does
-    interval: int = 4
-    start_step: int = 0
-    decay: float = 0.01  # of the running mean of lengths
-    batch_fraction: float = 0.5  # its batch, as a fraction of batch_size
+    interval: int = number(4, at_least=1)
+    start_step: int = number(0, at_least=0)
+    decay: float = number(0.01, at_least=0, at_most=1)  # of the running mean of lengths
+    batch_fraction: float = number(0.5, above=0)  # its batch, as a fraction of batch_size
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """Adam. Rates and decays are corrected for lazy regularisation, k/(k+1) and its power (StyleGAN2, appendix B)."""
 
-    generator_lr: float = 0.0025
-    discriminator_lr: float = 0.0025
-    beta1: float = 0.0
-    beta2: float = 0.99
-    epsilon: float = 1e-8
-    discriminator_updates: int = 1  # discriminator updates a step
+    generator_lr: float = number(0.0025, above=0)
+    discriminator_lr: float = number(0.0025, above=0)
+    beta1: float = number(0.0, at_least=0, below=1)
+    beta2: float = number(0.99, at_least=0, below=1)
+    epsilon: float = number(1e-8, above=0)
+    discriminator_updates: int = number(1, at_least=1)  # discriminator updates a step
 
 
 @dataclass(frozen=True)
 class EmaConfig:
     """Moving average of the generator, which evaluation and sampling use."""
 
-    kimg: float = 20.0  # half-life
-    rampup: float | None = None  # half-life at most this fraction of the images seen, None for no ramp-up
+    kimg: float = number(20.0, at_least=0)  # half-life
+    rampup: float | None = number(
+        None, at_least=0
+    )  # half-life at most this fraction of the images seen, None for no ramp-up
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Augmentation of everything the discriminator sees."""
+    """DiffAugment of everything the discriminator sees; an alternative to ADA."""
 
     diffaugment: str = ""  # any of color,translation,cutout
+
+
+@dataclass(frozen=True)
+class AdaConfig:
+    """Adaptive discriminator augmentation (StyleGAN2-ADA) of everything the discriminator sees; see `augment.ada`."""
+
+    operations: str = ""  # a group (bgc in all published runs) or operations with commas between; empty for none
+    target: float = number(0.6, at_least=-1, at_most=1)  # mean sign of D(real) that the probability is steered to
+    kimg: float = number(500.0, above=0)  # images, in thousands, over which the probability may go from 0 to 1
+    interval: int = number(4, at_least=1)  # steps between adjustments
+    initial_p: float = number(0.0, at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """How a generator is measured; see `metrics.evaluation`."""
 
-    samples_per_class: int = 180
-    neighbours: int = 5  # k of precision and recall
-    seed: int = 0
-    interval_kimg: float = 0.0  # evaluate this often while training, and keep the best; 0 for at the end only
+    samples_per_class: int = number(180, at_least=1)
+    neighbours: int = number(5, at_least=1)  # k of precision and recall
+    seed: int = number(0, at_least=0, at_most=2**32 - 1)  # JAX takes the lowest 32 bits
+    interval_kimg: float = number(
+        0.0, at_least=0
+    )  # evaluate this often while training, and keep the best; 0 for at the end only
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Objectives):
     """Everything that defines a run."""
 
     name: str = "run"  # <dataset>-<method>; the default workdir is runs/<name>
-    seed: int = 0
-    batch_size: int = 128  # images, over all devices
-    total_kimg: float = 1000.0
-    loss: str = "logistic"  # a name of objectives.adversarial
-    fake_labels: str = "uniform"  # classes of generated images: uniform | empirical (as in the training set)
-    style_mixing: float = 0.0  # probability that a batch mixes the styles of two latents
-    dtype: str = "float32"  # of activations: float32 | bfloat16; parameters are always float32
-    up_impl: str = "conv"  # conv (fast on TPUs) | phase (fast on CPUs); the same numbers, see networks.fir
-    log_interval_kimg: float = 1.0
-    checkpoint_interval_kimg: float = 50.0
-    sheet_interval_kimg: float = 0.0  # sample sheet this often while training, 0 for at the end only
+    seed: int = number(0, at_least=0, at_most=2**32 - 1)
+    batch_size: int = number(128, at_least=1)  # images, over all devices
+    total_kimg: float = number(1000.0, at_least=0)
+    loss: str = choice(*ADVERSARIAL_LOSSES)
+    fake_labels: str = choice("uniform", "empirical")  # classes of generated images (empirical: as in the training set)
+    style_mixing: float = number(0.0, at_least=0, at_most=1)  # probability that a batch mixes the styles of two latents
+    dtype: str = choice("float32", "bfloat16")  # of activations; parameters are always float32
+    up_impl: str = choice("conv", "phase")  # conv is fast on TPUs, phase on CPUs: the same numbers, see networks.fir
+    log_interval_kimg: float = number(1.0, at_least=0)
+    w_ratio_interval_kimg: float = number(
+        10.0, at_least=0
+    )  # share of W's variance within classes this often, 0 for never
+    checkpoint_interval_kimg: float = number(50.0, at_least=0)
+    sheet_interval_kimg: float = number(
+        0.0, at_least=0
+    )  # sample sheet this often while training, 0 for at the end only
     data: DataConfig = field(default_factory=DataConfig)
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    class_noise: ClassNoiseConfig = field(default_factory=ClassNoiseConfig)
-    noisytwins: NoisyTwinsConfig = field(default_factory=NoisyTwinsConfig)
-    r1: R1Config = field(default_factory=R1Config)
-    path_length: PathLengthConfig = field(default_factory=PathLengthConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    ema: EmaConfig = field(default_factory=EmaConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    generator: GeneratorConfig = GeneratorConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    r1: R1Config = R1Config()
+    path_length: PathLengthConfig = PathLengthConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()
+    augment: AugmentConfig = AugmentConfig()
+    ada: AdaConfig = AdaConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def objectives(self) -> dict[str, Objective]:
+        """The terms that are switched on, by name."""
+        terms = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(Objectives)}
+        return {name: term for name, term in terms.items() if term.weight > 0}
+
+    @property
+    def makes_twins(self) -> bool:
+        """Whether the generator's update makes its batch of twins."""
+        return any(term.twins for term in self.objectives.values())
 
     @property
     def total_steps(self) -> int:
@@ -179,49 +210,6 @@ class RunConfig:
         return max(1, round(self.batch_size * self.path_length.batch_fraction))
 
 
-# Fields that choose among words, by their path.
-_CHOICES = {
-    "loss": ("logistic", "hinge"),
-    "fake_labels": ("uniform", "empirical"),
-    "dtype": ("float32", "bfloat16"),
-    "up_impl": ("conv", "phase"),
-    "generator.architecture": ("skip", "resnet", "orig"),
-    "generator.noise_mode": ("random", "const", "none"),
-    "discriminator.architecture": ("resnet", "orig", "skip"),
-    "class_noise.normalization": ("mean1", "paper"),
-    "class_noise.scale": ("std", "variance"),
-    "noisytwins.correlation": ("standardized", "paper"),
-    "noisytwins.diagonal": ("barlow", "paper"),
-}
-
-# What numbers must be: words, test, fields. None passes where a field takes it; infinity and NaN never do.
-_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    (
-        "at least 1",
-        lambda x: x >= 1,
-        "batch_size generator.z_dim generator.w_dim generator.mapping_layers generator.channel_base "
-        "generator.channel_max discriminator.channel_base discriminator.channel_max discriminator.mbstd_group_size "
-        "r1.interval path_length.interval optimizer.discriminator_updates evaluation.samples_per_class "
-        "evaluation.neighbours",
-    ),
-    (
-        "above 0",
-        lambda x: x > 0,
-        "generator.conv_clamp discriminator.conv_clamp optimizer.generator_lr optimizer.discriminator_lr "
-        "optimizer.epsilon path_length.batch_fraction",
-    ),
-    (
-        "at least 0",
-        lambda x: x >= 0,
-        "total_kimg log_interval_kimg checkpoint_interval_kimg sheet_interval_kimg discriminator.mapping_layers "
-        "class_noise.sigma noisytwins.weight noisytwins.gamma noisytwins.start_step r1.gamma path_length.weight "
-        "path_length.start_step ema.kimg ema.rampup evaluation.interval_kimg",
-    ),
-    (f"from 0 to {2**32 - 1}", lambda x: 0 <= x < 2**32, "seed evaluation.seed"),  # JAX takes the lowest 32 bits
-    ("from 0 to 1", lambda x: 0 <= x <= 1, "style_mixing generator.w_avg_decay path_length.decay"),
-    ("at least 0 and below 1", lambda x: 0 <= x < 1, "class_noise.alpha optimizer.beta1 optimizer.beta2"),
-)
-
 # Fields that change how a run is computed, watched or measured, not what is trained: a workdir accepts other values.
 FREE_FIELDS = (
     "checkpoint_interval_kimg",
@@ -230,6 +218,7 @@ FREE_FIELDS = (
     "sheet_interval_kimg",
     "total_kimg",
     "up_impl",
+    "w_ratio_interval_kimg",
 )
 
 
@@ -251,15 +240,6 @@ def parse_config(config: ml_collections.ConfigDict) -> RunConfig:
         fit together.
     """
     run = _build(RunConfig, config.to_dict())
-    for path, choices in _CHOICES.items():
-        value = _descend(run, path)
-        if value not in choices:
-            raise UserError(f"config.{path} is {' or '.join(map(repr, choices))}, not {value!r}.")
-    for words, test, paths in _RANGES:
-        for path in paths.split():
-            value = _descend(run, path)
-            if value is not None and not (math.isfinite(value) and test(value)):
-                raise UserError(f"config.{path} must be {words}, but it is {value}.")
     _check_together(run)
     return run
 
@@ -296,6 +276,22 @@ def _check_together(run: RunConfig) -> None:
                 f"config.{name}.channel_base={network.channel_base} leaves no channels at {run.data.resolution} px; "
                 f"it must be at least the resolution, better {32 * run.data.resolution} or more."
             )
+    if run.augment.diffaugment and run.ada.operations:
+        raise UserError(
+            "config.augment.diffaugment and config.ada.operations are both set; choose one, and empty the other."
+        )
+    if run.transitional.weight > 0 and (run.d2dce.weight > 0 or run.contrastive.weight > 0):
+        raise UserError(
+            "config.transitional needs a discriminator with two logits, config.d2dce and config.contrastive one with an "
+            "embedding; set the weight of one or the other to 0."
+        )
+    if run.transitional.end_kimg < run.transitional.start_kimg:
+        raise UserError(
+            f"config.transitional.end_kimg={run.transitional.end_kimg} is before "
+            f"config.transitional.start_kimg={run.transitional.start_kimg}; it must not be."
+        )
+    if run.utlo.weight > 0:
+        _check_utlo(run)
     if run.evaluation.samples_per_class <= run.evaluation.neighbours:
         raise UserError(
             f"config.evaluation.samples_per_class={run.evaluation.samples_per_class} is too few for "
@@ -303,30 +299,49 @@ def _check_together(run: RunConfig) -> None:
         )
 
 
+def _check_utlo(run: RunConfig) -> None:
+    low, full = run.utlo.resolution, run.data.resolution
+    if low < 4 or low >= full or low & (low - 1):
+        raise UserError(f"config.utlo.resolution={low} must be a power of two from 4 to {full // 2}.")
+    if run.generator.architecture != "skip" or run.discriminator.architecture == "skip":
+        raise UserError(
+            "config.utlo takes the image of a low resolution from inside the generator: it needs "
+            "--config.generator.architecture=skip and --config.discriminator.architecture=resnet or orig."
+        )
+
+
 def _build(cls: type, values: dict, prefix: str = "config.") -> Any:
-    hints = typing.get_type_hints(cls)
-    for name in values:
-        if name not in hints:
-            raise UserError(f"There is no field {prefix}{name}; {did_you_mean(name, hints)}")
-    parsed = {
-        name: _build(hints[name], value, f"{prefix}{name}.") if dataclasses.is_dataclass(hints[name]) else value
-        for name, value in values.items()
-    }
+    fields = {entry.name: entry for entry in dataclasses.fields(cls)}
+    parsed = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(f"There is no field {prefix}{name}; {did_you_mean(name, fields)}")
+        if nested := _nested(fields[name]):
+            value = _build(nested, value, f"{prefix}{name}.")
+        elif words := objection(fields[name].metadata, value):
+            raise UserError(f"{prefix}{name} {words}")
+        parsed[name] = value
     return cls(**parsed)
+
+
+def _nested(entry: dataclasses.Field) -> type | None:
+    """The dataclass that a field holds, if it holds one."""
+    cls = type(entry.default) if entry.default_factory is dataclasses.MISSING else entry.default_factory
+    return cls if dataclasses.is_dataclass(cls) else None
 
 
 def _optional_fields(cls: type, prefix: str = "") -> list[tuple[str, type]]:
     """Paths and types of fields that may be None: ConfigDict needs a typed placeholder for those."""
-    found = []
-    for name, hint in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(hint):
-            found += _optional_fields(hint, f"{prefix}{name}.")
-        elif isinstance(hint, types.UnionType):
-            found.append((f"{prefix}{name}", typing.get_args(hint)[0]))
+    found, hints = [], typing.get_type_hints(cls)
+    for entry in dataclasses.fields(cls):
+        if nested := _nested(entry):
+            found += _optional_fields(nested, f"{prefix}{entry.name}.")
+        elif isinstance(hints[entry.name], types.UnionType):
+            found.append((f"{prefix}{entry.name}", typing.get_args(hints[entry.name])[0]))
     return found
 
 
-def _descend(node: Any, path: str) -> Any:
+def _descend(node: ml_collections.ConfigDict, path: str) -> Any:
     for name in filter(None, path.split(".")):
-        node = node[name] if isinstance(node, ml_collections.ConfigDict) else getattr(node, name)
+        node = node[name]
     return node

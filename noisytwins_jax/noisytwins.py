@@ -9,11 +9,15 @@ Where the paper and the code that made its numbers differ, the code is the defau
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from noisytwins_jax.fields import choice, number
+from noisytwins_jax.objectives.objective import GeneratorPass, Objective
 
 Array = jax.Array
 
@@ -102,3 +106,26 @@ def noisytwins_loss(
     on_diagonal = jnp.diagonal(c)
     agreement = jnp.square(1.0 - on_diagonal) if diagonal == "barlow" else 1.0 - jnp.square(on_diagonal)
     return agreement.sum() + gamma * (jnp.square(c).sum() - jnp.square(on_diagonal).sum())
+
+
+@dataclass(frozen=True)
+class NoisyTwins(Objective):
+    """`noisytwins_loss` in the generator's loss, and the noise of `class_noise_std` on both networks' class embeddings.
+
+    Noise needs no twins: weight 0 with sigma above 0 is noise augmentation alone (eq. 3). Twins are made from the first
+    step, also where the loss starts later.
+    """
+
+    gamma: float = number(0.05, at_least=0)  # γ, weight of the off-diagonal terms
+    correlation: str = choice("standardized", "paper")  # published code | eq. 5 as printed
+    diagonal: str = choice("barlow", "paper")  # (1 - C)², published code | 1 - C², eq. 6 as printed
+    sigma: float = number(0.0, at_least=0)  # σ of the noise; 0 for none
+    alpha: float = number(0.0, at_least=0, below=1)  # α of the effective number; 0 for the same noise in every class
+    noise_normalization: str = choice("mean1", "paper")  # published code | eq. 3 as printed
+    noise_scale: str = choice("std", "variance")  # what σ_c is: published code | as the paper's N(0, σ_c I) reads
+
+    twins: ClassVar[bool] = True
+
+    def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
+        """See `Objective`."""
+        return noisytwins_loss(seen.w, self.gamma, self.correlation, self.diagonal, seen.replicate), state

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisytwins_jax.networks.stylegan2 import Generator
+from noisytwins_jax.networks.stylegan2 import Generator, truncate
 from noisytwins_jax.randomness import sample_keys
 
 Array = jax.Array
@@ -67,11 +67,9 @@ def _sample_program(
     def one(variables: dict, label: Array, key: Array) -> tuple[Array, Array]:
         z_key, noise_key = jax.random.split(key)
         z = jax.random.normal(z_key, (1, generator.z_dim))
-        w = generator.apply(variables, z, label[None], method="map")
+        w, ws = generator.apply(variables, z, label[None], method="styles")
         if psi is not None:
-            w_avg = variables["buffers"]["mapping"]["w_avg"]
-            w = w_avg + psi * (w - w_avg)
-        ws = generator.broadcast(w)
+            w, ws = (truncate(x, variables["buffers"]["mapping"]["w_avg"], psi) for x in (w, ws))
         image = generator.apply(variables, ws, noise_mode, method="synthesize", rngs={"noise": noise_key})
         return quantize(image[0]), w[0]
 

@@ -94,8 +94,8 @@ def test_differences():
         ("generator.architecture", "skipp"),
         ("generator.noise_mode", "off"),
         ("discriminator.architecture", "resnet50"),
-        ("class_noise.normalization", "mean"),
-        ("class_noise.scale", "var"),
+        ("noisytwins.noise_normalization", "mean"),
+        ("noisytwins.noise_scale", "var"),
         ("noisytwins.correlation", "pearson"),
         ("noisytwins.diagonal", "twins"),
     ],
@@ -143,11 +143,11 @@ def test_methods_of_digits_differ_from_the_baseline_in_the_method_only():
         assert baseline.keys() == fields.keys()
         return {name for name in fields if fields[name] != baseline[name]}
 
-    noise, twins = {"class_noise.sigma"}, {"noisytwins.weight"}
+    noise, twins = {"noisytwins.sigma"}, {"noisytwins.weight"}
     assert changed("noise") == {"name"} | noise
     assert changed("noisytwins") == {"name"} | noise | twins
     assert changed("decorrelation") == {"name"} | twins
-    assert flat["baseline"]["class_noise.sigma"] == flat["baseline"]["noisytwins.weight"] == 0.0
+    assert flat["baseline"]["noisytwins.sigma"] == flat["baseline"]["noisytwins.weight"] == 0.0
     for field in noise | twins:
         assert flat["noisytwins"][field] > 0
 
@@ -165,13 +165,13 @@ def test_every_field_can_be_overridden(command_line):
         f"--config={DIGITS}:noise",
         "--config.ema.rampup=0.1",
         "--config.generator.conv_clamp=256",
-        "--config.class_noise.sigma=0.25",
+        "--config.noisytwins.sigma=0.25",
         "--config.data.options.largest=100",
         "--config.data.mirror",
         "--config.total_kimg=5",
     )
     assert run.name == "digits_lt-noise" and run.ema.rampup == 0.1 and run.generator.conv_clamp == 256.0
-    assert run.class_noise.sigma == 0.25 and run.data.options["largest"] == 100 and run.data.mirror
+    assert run.noisytwins.sigma == 0.25 and run.data.options["largest"] == 100 and run.data.mirror
     assert run.total_kimg == 5.0 and isinstance(run.total_kimg, float)
     assert run.discriminator.conv_clamp is None
 

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_numbers import Golden, assert_close
+from objective_passes import generator_pass
 
 from noisytwins_jax import noisytwins
-from noisytwins_jax.config import ClassNoiseConfig, NoisyTwinsConfig, PathLengthConfig, RunConfig
+from noisytwins_jax.config import PathLengthConfig, RunConfig
+from noisytwins_jax.networks.discrimination import Discrimination
 from noisytwins_jax.networks.stylegan2 import Discriminator, Generator
+from noisytwins_jax.noisytwins import NoisyTwins
 from noisytwins_jax.training.model import FakeDraws, StyleGAN2Model
 from noisytwins_jax.training.step import TrainingStep, class_table
 
@@ -94,6 +97,22 @@ def test_only_the_papers_diagonal_rewards_anticorrelated_twins():
     assert float(noisytwins.noisytwins_loss(opposite, 0.0)) == pytest.approx(4.0, abs=1e-3)
 
 
+def test_the_objective_is_the_loss_of_its_fields():
+    gathered = []
+
+    def replicate(x):
+        gathered.append(x.shape)
+        return x
+
+    w = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
+    for correlation in ("standardized", "paper"):
+        for diagonal in ("barlow", "paper"):
+            objective = NoisyTwins(weight=9.0, gamma=0.2, correlation=correlation, diagonal=diagonal)
+            value, state = objective.generator(generator_pass(w=w, replicate=replicate), ())
+            assert float(value) == float(noisytwins.noisytwins_loss(w, 0.2, correlation, diagonal)) and state == ()
+    assert gathered == [(8, 5)] * 4
+
+
 # --- noise ------------------------------------------------------------------------------------------------------------
 
 
@@ -170,6 +189,7 @@ class LinearModel:
     """A `Model` of matrices, which keeps the class noise of every discriminator pass."""
 
     image_shape, z_dim, class_noise_dims, mixing_layers = (8, 8, 1), 6, (5, 4), 1
+    low_shape, parameters_without_r1 = None, ()
 
     def __init__(self, num_classes: int = 3):
         self.num_classes, self.passes = num_classes, []
@@ -187,20 +207,22 @@ class LinearModel:
         return w, w[:, None], {}
 
     def synthesize(self, variables, conditioning, key, update_stats=False):
-        return jnp.tanh(conditioning[:, 0] @ variables["params"]["image"]).reshape(-1, *self.image_shape), {}
+        return jnp.tanh(conditioning[:, 0] @ variables["params"]["image"]).reshape(-1, *self.image_shape), None, {}
 
-    def discriminate(self, variables, images, labels, class_noise, update_stats=False):
+    def low_images(self, images):
+        return None
+
+    def discriminate(self, variables, images, labels, class_noise, low_images=None, update_stats=False):
         jax.debug.callback(lambda *arrays: self.passes.append(tuple(map(np.asarray, arrays))), labels, class_noise)
         p = variables["params"]
         features = jnp.tanh(images.reshape(len(images), -1) @ p["image"])
-        return (features * (p["embed"][labels] + class_noise)).sum(axis=1), {}
+        return Discrimination((features * (p["embed"][labels] + class_noise)).sum(axis=1)), {}
 
 
 def training_step(**changes) -> TrainingStep:
     defaults = {
         "batch_size": 8,
-        "class_noise": ClassNoiseConfig(sigma=0.5, alpha=0.9),
-        "noisytwins": NoisyTwinsConfig(weight=0.1, start_step=3),
+        "noisytwins": NoisyTwins(weight=0.1, start_step=3, sigma=0.5, alpha=0.9),
     }
     return TrainingStep(dataclasses.replace(RunConfig(), **(defaults | changes)), LinearModel())
 
@@ -235,7 +257,7 @@ def test_fakes_are_single_outside_the_generators_update():
 
 @pytest.mark.parametrize("weight", [0.0, 0.1])
 def test_only_runs_with_the_loss_make_twins(weight):
-    assert training_step(noisytwins=NoisyTwinsConfig(weight=weight)).twins == (weight > 0)
+    assert training_step(noisytwins=NoisyTwins(weight=weight, sigma=0.5)).config.makes_twins == (weight > 0)
 
 
 @pytest.mark.parametrize("fake_labels", ["uniform", "empirical"])
@@ -256,8 +278,8 @@ def test_loss_counts_from_its_start_step_and_twins_are_made_before():
     generator_loss = jit(step.generator_loss)
     for updates, weight in [(0, 0.0), (2, 0.0), (3, 0.1), (9, 0.1)]:
         at = state.replace(generator=state.generator.replace(updates=jnp.int32(updates)))
-        loss, (metrics, _) = generator_loss(state.generator.params, at, fakes, draws)
-        assert float(metrics["loss/noisytwins"]) == pytest.approx(twin_loss, rel=1e-6)
+        loss, (metrics, *_) = generator_loss(state.generator.params, at, table, fakes, draws)
+        assert float(metrics["loss/generator/noisytwins"]) == pytest.approx(twin_loss, rel=1e-6)
         assert float(loss - metrics["loss/generator"]) == pytest.approx(weight * twin_loss, rel=1e-4, abs=1e-7)
 
 

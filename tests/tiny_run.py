@@ -25,11 +25,12 @@ def tiny_config(**changes: Any) -> RunConfig:
     config = default_config()
     config.update(name="tiny", batch_size=BATCH, total_kimg=STEPS * BATCH / 1000, up_impl="phase")
     config.update(log_interval_kimg=BATCH / 1000, checkpoint_interval_kimg=10 * BATCH / 1000)
+    config.w_ratio_interval_kimg = 5 * BATCH / 1000
     config.data.update(name="synthetic", resolution=8)
     config.data.options = {"num_classes": 4, "num_images": 100, "channels": 1}
     config.generator.update(z_dim=8, w_dim=8, mapping_layers=1, channel_base=64, channel_max=8)
     config.discriminator.update(channel_base=64, channel_max=8, mapping_layers=1, mbstd_group_size=1)
-    config.class_noise.sigma = 0.1
+    config.noisytwins.sigma = 0.1
     config.noisytwins.weight = 0.05
     config.path_length.update(weight=2.0, batch_fraction=1.0)
     config.r1.interval = 4

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.nn import relu, softplus
 
 Array = jax.Array
@@ -21,7 +22,7 @@ class AdversarialLoss(NamedTuple):
 
 
 ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {
-    # Non-saturating logistic loss (Goodfellow et al., 2014; NoisyTwins eq. 1 and 2).
+    # Non-saturating logistic loss (Goodfellow et al., 2014; NoisyTwins eq. 1 and 2), "vanilla" in StudioGAN.
     "logistic": AdversarialLoss(
         discriminator=lambda real, fake: softplus(-real) + softplus(fake),
         generator=lambda fake: softplus(-fake),
@@ -30,5 +31,15 @@ ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {
     "hinge": AdversarialLoss(
         discriminator=lambda real, fake: relu(1.0 - real) + relu(1.0 + fake),
         generator=lambda fake: -fake,
+    ),
+    # Wasserstein loss (Arjovsky et al., 2017, eq. 2); what bounds the discriminator's slope, such as R1, is apart.
+    "wasserstein": AdversarialLoss(
+        discriminator=lambda real, fake: fake - real,
+        generator=lambda fake: -fake,
+    ),
+    # Least squares (Mao et al., 2017, eq. 9: targets 1 for real, 0 for generated, 1 for the generator).
+    "least_squares": AdversarialLoss(
+        discriminator=lambda real, fake: 0.5 * (jnp.square(real - 1.0) + jnp.square(fake)),
+        generator=lambda fake: 0.5 * jnp.square(fake - 1.0),
     ),
 }

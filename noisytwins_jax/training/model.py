@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.networks.stylegan2 import Discriminator, Generator
+from noisytwins_jax.networks.discrimination import Discrimination
+from noisytwins_jax.networks.stylegan2 import Discriminator, Generator, shrink
 
 Array = jax.Array
 PyTree = Any
@@ -34,6 +35,9 @@ class Model(Protocol):
     z_dim: int
     class_noise_dims: tuple[int, int]  # widths of the class embeddings of generator and discriminator
     mixing_layers: int  # layers that style mixing chooses a cutoff from, 0 where there is none
+    low_shape: tuple[int, int, int] | None  # of the low-resolution images that have logits of their own (UTLO)
+    # Paths, or their beginnings, of the discriminator's parameters that R1 does not involve; see `Discriminator`.
+    parameters_without_r1: tuple[tuple[str, ...], ...]
 
     def init(self, key: Array) -> tuple[dict, dict]:
         """Fresh variables of generator and discriminator."""
@@ -45,14 +49,28 @@ class Model(Protocol):
 
     def synthesize(
         self, variables: dict, conditioning: Array, key: Array, update_stats: bool = False
-    ) -> tuple[Array, PyTree]:
-        """Images ``[N, H, W, C]`` from the conditioning, and the statistics after it."""
+    ) -> tuple[Array, Array | None, PyTree]:
+        """Images ``[N, H, W, C]``, low-resolution images ``[N, *low_shape]`` if any, and the statistics after it."""
+        ...
+
+    def low_images(self, images: Array) -> Array | None:
+        """The low-resolution versions ``[N, *low_shape]`` of real images ``[N, H, W, C]``, if any."""
         ...
 
     def discriminate(
-        self, variables: dict, images: Array, labels: Array, class_noise: Array, update_stats: bool = False
-    ) -> tuple[Array, PyTree]:
-        """Logits ``[N]`` and the statistics after them."""
+        self,
+        variables: dict,
+        images: Array,
+        labels: Array,
+        class_noise: Array,
+        low_images: Array | None = None,
+        update_stats: bool = False,
+    ) -> tuple[Discrimination, PyTree]:
+        """What the discriminator says of N images, and its statistics after it; low logits where `low_images` are."""
+        ...
+
+    def with_transition(self, stats: dict, t: Array) -> dict:
+        """The generator's statistics with the transition to the class (Transitional-cGAN) at t, where there is one."""
         ...
 
 
@@ -67,6 +85,9 @@ class StyleGAN2Model:
         self.z_dim = generator.z_dim
         self.class_noise_dims = (generator.w_dim, discriminator.embedding_dim)
         self.mixing_layers = generator.num_ws
+        low = generator.low_resolution
+        self.low_shape = (low, low, generator.channels) if low else None
+        self.parameters_without_r1 = discriminator.parameters_without_r1
 
     def init(self, key: Array) -> tuple[dict, dict]:
         """See `Model`."""
@@ -74,20 +95,22 @@ class StyleGAN2Model:
         g, d = self.generator, self.discriminator
         labels = jnp.zeros((1,), jnp.int32)
         image = jnp.zeros((1, *self.image_shape))
-        return g.init(g_key, jnp.zeros((1, g.z_dim)), labels, noise_mode="const"), d.init(d_key, image, labels)
+        return (
+            g.init(g_key, jnp.zeros((1, g.z_dim)), labels, noise_mode="const"),
+            d.init(d_key, image, labels, low_images=self.low_images(image)),
+        )
 
     def map(self, variables: dict, draws: FakeDraws, update_stats: bool = False) -> tuple[Array, Array, PyTree]:
         """See `Model`. Style mixing leaves w itself, the first layers' input, alone."""
 
-        def mapping(z: Array, noise: Array, update: bool) -> tuple[Array, PyTree]:
+        def styles(z: Array, noise: Array, update: bool) -> tuple[tuple[Array, Array], PyTree]:
             return self.generator.apply(
-                variables, z, draws.labels, noise, update, method="map", mutable=["buffers"] if update else []
+                variables, z, draws.labels, noise, update, method="styles", mutable=["buffers"] if update else []
             )
 
-        w, stats = mapping(draws.z, draws.class_noise, update_stats)
-        ws = self.generator.broadcast(w)
+        (w, ws), stats = styles(draws.z, draws.class_noise, update_stats)
         if draws.mixing_z is not None:
-            second = self.generator.broadcast(mapping(draws.mixing_z, draws.mixing_noise, False)[0])
+            (_, second), _ = styles(draws.mixing_z, draws.mixing_noise, False)
             ws = jnp.where(jnp.arange(ws.shape[1])[:, None] < draws.mixing_cutoff, ws, second)
         if update_stats:  # the mapping holds only part of the generator's buffers
             stats = {"buffers": {**variables["buffers"], **stats["buffers"]}}
@@ -95,29 +118,50 @@ class StyleGAN2Model:
 
     def synthesize(
         self, variables: dict, conditioning: Array, key: Array, update_stats: bool = False
-    ) -> tuple[Array, PyTree]:
+    ) -> tuple[Array, Array | None, PyTree]:
         """See `Model`. The synthesis network keeps no statistics."""
         del update_stats
         rngs = {"noise": key}
-        return self.generator.apply(variables, conditioning, self.noise_mode, method="synthesize", rngs=rngs), {}
+        return *self.generator.apply(variables, conditioning, self.noise_mode, method="synthesize_both", rngs=rngs), {}
+
+    def low_images(self, images: Array) -> Array | None:
+        """See `Model`."""
+        return None if self.low_shape is None else shrink(images, self.low_shape[0])
 
     def discriminate(
-        self, variables: dict, images: Array, labels: Array, class_noise: Array, update_stats: bool = False
-    ) -> tuple[Array, PyTree]:
+        self,
+        variables: dict,
+        images: Array,
+        labels: Array,
+        class_noise: Array,
+        low_images: Array | None = None,
+        update_stats: bool = False,
+    ) -> tuple[Discrimination, PyTree]:
         """See `Model`. The discriminator keeps no statistics."""
         del update_stats
-        return self.discriminator.apply(variables, images, labels, class_noise), {}
+        return self.discriminator.apply(variables, images, labels, class_noise, low_images), {}
+
+    def with_transition(self, stats: dict, t: Array) -> dict:
+        """See `Model`: replaces ``buffers/mapping/transition`` where the generator has it."""
+        mapping = stats["buffers"]["mapping"]
+        if "transition" not in mapping:
+            return stats
+        mapping = {**mapping, "transition": jnp.asarray(t, mapping["transition"].dtype)}
+        return {**stats, "buffers": {**stats["buffers"], "mapping": mapping}}
 
 
 def build_model(config: RunConfig, channels: int, num_classes: int) -> StyleGAN2Model:
     """The networks of a configuration, for images of `channels` and labels below `num_classes`."""
     g, d = config.generator, config.discriminator
+    transitional = config.transitional.weight > 0
+    embedding = config.d2dce.weight > 0 or config.contrastive.weight > 0
     shared = {
         "resolution": config.data.resolution,
         "channels": channels,
         "num_classes": num_classes,
         "up_impl": config.up_impl,
         "dtype": jnp.dtype(config.dtype),
+        "low_resolution": config.utlo.resolution if config.utlo.weight > 0 else 0,
     }
     generator = Generator(
         **shared,
@@ -129,6 +173,7 @@ def build_model(config: RunConfig, channels: int, num_classes: int) -> StyleGAN2
         architecture=g.architecture,
         conv_clamp=g.conv_clamp,
         w_avg_decay=g.w_avg_decay,
+        conditioning="additive" if transitional else "concat",
     )
     discriminator = Discriminator(
         **shared,
@@ -138,5 +183,6 @@ def build_model(config: RunConfig, channels: int, num_classes: int) -> StyleGAN2
         mbstd_group_size=d.mbstd_group_size,
         mapping_layers=d.mapping_layers,
         conv_clamp=d.conv_clamp,
+        heads="transitional" if transitional else "embedding" if embedding else "projection",
     )
     return StyleGAN2Model(generator, discriminator, g.noise_mode)

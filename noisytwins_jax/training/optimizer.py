@@ -1,8 +1,15 @@
 """Adam as the published runs use it: corrected for lazy regularisation."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
 
 from noisytwins_jax.config import OptimizerConfig
+
+PyTree = Any
 
 
 def lazy_rates(learning_rate: float, beta1: float, beta2: float, interval: int) -> tuple[float, float, float]:
@@ -14,7 +21,34 @@ def lazy_rates(learning_rate: float, beta1: float, beta2: float, interval: int) 
     return learning_rate * r, beta1**r, beta2**r
 
 
-def lazy_adam(config: OptimizerConfig, learning_rate: float, interval: int) -> optax.GradientTransformation:
-    """Adam corrected by `lazy_rates`. One optimiser state serves the main updates and the regulariser's."""
+def lazy_adam(
+    config: OptimizerConfig, learning_rate: float, interval: int, unreached: Sequence[tuple[str, ...]] = ()
+) -> optax.GradientTransformationExtraArgs:
+    """Adam corrected by `lazy_rates`. One optimiser state serves the main updates and the regulariser's.
+
+    Args:
+      config: epsilon, and decays before correction.
+      learning_rate: before correction.
+      interval: main updates between two of the regulariser's.
+      unreached: paths, or beginnings of paths, of parameters that the regulariser does not depend on. The published
+        updates leave those, and their moments and step counts, alone; so does ``update(..., regularization=True)``.
+    """
     lr, beta1, beta2 = lazy_rates(learning_rate, config.beta1, config.beta2, interval)
-    return optax.adam(lr, b1=beta1, b2=beta2, eps=config.epsilon)
+    adam = optax.adam(lr, b1=beta1, b2=beta2, eps=config.epsilon)
+    if not unreached:
+        return optax.with_extra_args_support(adam)
+
+    def update(gradients: PyTree, state: PyTree, params: PyTree = None, *, regularization: bool = False, **_: Any):
+        if regularization:
+            return jax.tree.map(jnp.zeros_like, gradients), state
+        return adam.update(gradients, state, params)
+
+    def label(params: PyTree) -> PyTree:
+        def of(path: tuple, _: Any) -> str:
+            keys = tuple(entry.key for entry in path)
+            return "unreached" if any(keys[: len(prefix)] == prefix for prefix in unreached) else "reached"
+
+        return jax.tree_util.tree_map_with_path(of, params)
+
+    idle = optax.GradientTransformationExtraArgs(adam.init, update)
+    return optax.partition({"reached": adam, "unreached": idle}, label)

@@ -52,6 +52,9 @@ class Programs:
             if "r1" in run and update % config.r1.interval == 0:
                 state, metrics = run["r1"](state, batch, table)
                 collected.append(metrics)
+        if "adapt" in run and step % config.ada.interval == 0:
+            state, metrics = run["adapt"](state)
+            collected.append(metrics)
         return state, collected
 
 
@@ -73,6 +76,8 @@ def lower_programs(step: TrainingStep, layout: Layout, table: ClassTable) -> dic
         functions["path_length"], arguments["path_length"] = step.path_length_update, (state, table)
     if step.config.r1.gamma > 0:
         functions["r1"], arguments["r1"] = step.r1_update, (state, batch, table)
+    if step.ada:
+        functions["adapt"], arguments["adapt"] = step.adapt, (state,)
     return {
         name: jax.jit(function, donate_argnums=0, out_shardings=layout.replicated).lower(*arguments[name])
         for name, function in functions.items()

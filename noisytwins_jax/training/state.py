@@ -1,12 +1,13 @@
 """Everything training needs to go on, as one tree."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
+from noisytwins_jax.objectives.objective import Objective
 from noisytwins_jax.training.model import Model
 
 Array = jax.Array
@@ -28,6 +29,14 @@ class NetworkState:
         return {"params": self.params, **self.stats}
 
 
+class AdaState(NamedTuple):
+    """Adaptive augmentation: its probability, and what the controller has seen since it last moved it; float32."""
+
+    p: Array
+    sign_sum: Array  # of the signs of logits of real images
+    count: Array  # of those logits
+
+
 @flax.struct.dataclass
 class TrainState:
     """State of a run. `key` never changes: draws are folded from it, the step and their purpose."""
@@ -37,6 +46,8 @@ class TrainState:
     discriminator: NetworkState
     ema: PyTree  # variables of the averaged generator
     path_length_mean: Array  # float32
+    ada: AdaState
+    objectives: dict[str, PyTree]  # state of the objectives that are switched on, by name
 
     @property
     def step(self) -> Array:
@@ -49,6 +60,8 @@ def create_state(
     model: Model,
     generator_optimizer: optax.GradientTransformation,
     discriminator_optimizer: optax.GradientTransformation,
+    objectives: dict[str, Objective],
+    ada_p: float,
 ) -> TrainState:
     """A fresh state; to be called inside ``jit`` so that it is born with its sharding."""
     key = jax.random.key(seed)
@@ -65,4 +78,6 @@ def create_state(
         discriminator=network(d_variables, discriminator_optimizer),
         ema=jax.tree.map(jnp.copy, g_variables),
         path_length_mean=jnp.float32(0.0),
+        ada=AdaState(jnp.float32(ada_p), jnp.float32(0.0), jnp.float32(0.0)),
+        objectives={name: term.init(g_variables["params"], d_variables["params"]) for name, term in objectives.items()},
     )

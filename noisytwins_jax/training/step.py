@@ -15,16 +15,19 @@ import numpy as np
 import optax
 
 from noisytwins_jax import noisytwins
-from noisytwins_jax.augment import diffaugment
+from noisytwins_jax.augment import ada, diffaugment
 from noisytwins_jax.config import RunConfig
+from noisytwins_jax.networks.discrimination import Discrimination
 from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES
+from noisytwins_jax.objectives.objective import DiscriminatorPass, GeneratorPass, Progress
 from noisytwins_jax.objectives.path_length import path_length_penalty, path_lengths
 from noisytwins_jax.objectives.r1 import r1_penalty
+from noisytwins_jax.objectives.transitional import transition
 from noisytwins_jax.randomness import purpose_key
 from noisytwins_jax.training.ema import ema_decay, update_ema
 from noisytwins_jax.training.model import FakeDraws, Model
 from noisytwins_jax.training.optimizer import lazy_adam
-from noisytwins_jax.training.state import NetworkState, TrainState, create_state
+from noisytwins_jax.training.state import AdaState, NetworkState, TrainState, create_state
 
 Array = jax.Array
 PyTree = Any
@@ -37,13 +40,23 @@ class ClassTable(NamedTuple):
 
     noise_std: np.ndarray  # class noise
     fake_logits: np.ndarray  # log-probability, up to a constant, of each class among generated images
+    counts: np.ndarray  # training images
+
+
+class Shown(NamedTuple):
+    """Images that a discriminator is shown, before augmentation."""
+
+    images: Array  # [N, H, W, C]
+    labels: Array  # [N]
+    low_images: Array | None = None  # [N, h, w, C], where the model has a low-resolution objective
 
 
 class PassDraws(NamedTuple):
     """What a discriminator pass over a batch draws."""
 
     class_noise: Array  # [N, class_noise_dims[1]]
-    augment: diffaugment.DiffAugmentDraws
+    augment: PyTree  # of DiffAugment or ADA
+    augment_low: PyTree | None = None  # the same for the low-resolution images
 
 
 class TrainingStep:
@@ -66,19 +79,27 @@ class TrainingStep:
         self.config, self.model, self.batch, self.replicate = config, model, batch, replicate
         self.loss = ADVERSARIAL_LOSSES[config.loss]
         self.policy = diffaugment.parse_policy(config.augment.diffaugment)
-        self.twins = config.noisytwins.weight > 0
+        self.ada = ada.parse_operations(config.ada.operations)
         opt = config.optimizer
         self.generator_optimizer = lazy_adam(opt, opt.generator_lr, config.path_length.interval)
-        self.discriminator_optimizer = lazy_adam(opt, opt.discriminator_lr, config.r1.interval)
+        self.discriminator_optimizer = lazy_adam(
+            opt, opt.discriminator_lr, config.r1.interval, unreached=model.parameters_without_r1
+        )
 
     def init(self, seed: int) -> TrainState:
         """A fresh state; call inside ``jit``."""
-        return create_state(seed, self.model, self.generator_optimizer, self.discriminator_optimizer)
+        config, optimizers = self.config, (self.generator_optimizer, self.discriminator_optimizer)
+        return create_state(seed, self.model, *optimizers, config.objectives, config.ada.initial_p)
 
     def abstract_state(self, sharding: jax.sharding.Sharding) -> TrainState:
         """Shapes, dtypes and shardings of the state, without computing it: what a checkpoint is restored into."""
         shapes = jax.eval_shape(lambda: self.init(0))
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+    def progress(self, network: NetworkState, updates_per_step: int = 1) -> Progress:
+        """How far training was before the present step, as a network's own updates tell."""
+        images = network.updates // updates_per_step * (self.config.images_per_step / 1000)
+        return Progress(network.updates, images)
 
     # --- draws -------------------------------------------------------------------------------------------------------
 
@@ -113,33 +134,62 @@ class TrainingStep:
         """Draws for a discriminator pass over images of classes `labels`."""
         noise_key, augment_key = jax.random.split(key)
         noise = noisytwins.class_noise(noise_key, labels, table.noise_std, self.model.class_noise_dims[1])
-        return PassDraws(noise, diffaugment.draw(augment_key, (labels.shape[0], *self.model.image_shape)))
+        n, low = labels.shape[0], self.model.low_shape
+        return PassDraws(
+            noise,
+            self.draw_augmentation(augment_key, (n, *self.model.image_shape)),
+            None if low is None else self.draw_augmentation(jax.random.fold_in(augment_key, 1), (n, *low)),
+        )
+
+    def draw_augmentation(self, key: Array, shape: tuple[int, int, int, int]) -> PyTree:
+        """Draws of the run's augmentation for images of `shape`."""
+        return ada.draw(key, shape, self.ada) if self.ada else diffaugment.draw(key, shape)
 
     # --- losses ------------------------------------------------------------------------------------------------------
 
-    def logits(
-        self, variables: dict, images: Array, labels: Array, draws: PassDraws, update_stats: bool = False
-    ) -> tuple[Array, PyTree]:
-        """Augments and discriminates: logits ``[N]`` and the discriminator's statistics after it."""
-        images = diffaugment.apply(images, draws.augment, self.policy)
-        return self.model.discriminate(variables, images, labels, draws.class_noise, update_stats)
+    def augment(self, images: Array, draws: PyTree, p: Array) -> Array:
+        """The run's augmentation; `p` is ADA's probability."""
+        if self.ada:
+            return ada.apply(images, draws, self.ada, p)
+        return diffaugment.apply(images, draws, self.policy)
+
+    def discriminate(
+        self, variables: dict, shown: Shown, draws: PassDraws, p: Array, update_stats: bool = False
+    ) -> tuple[Discrimination, PyTree]:
+        """Augments and discriminates: the discriminator's outputs, and its statistics after it."""
+        images, low = self.augment(shown.images, draws.augment, p), shown.low_images
+        if low is not None:
+            low = self.augment(low, draws.augment_low, p)
+        return self.model.discriminate(variables, images, shown.labels, draws.class_noise, low, update_stats)
+
+    def add_objectives(
+        self, network: str, loss: Array, seen: GeneratorPass | DiscriminatorPass, states: dict[str, PyTree]
+    ) -> tuple[Array, Metrics, dict[str, PyTree]]:
+        """Adds every objective's term in the loss of `network`; their values and their states after it."""
+        metrics, states = {}, dict(states)
+        for name, objective in self.config.objectives.items():
+            term = getattr(objective, network)(seen, states[name])
+            if term is not None:
+                value, states[name] = term
+                metrics[f"loss/{network}/{name}"] = value
+                loss = loss + objective.scale(seen.progress) * value
+        return loss, metrics, states
 
     def generator_loss(
-        self, params: PyTree, state: TrainState, fakes: FakeDraws, draws: PassDraws
-    ) -> tuple[Array, tuple[Metrics, PyTree]]:
-        """Adversarial loss plus λ · L_NT (NoisyTwins Sec. 4.2)."""
+        self, params: PyTree, state: TrainState, table: ClassTable, fakes: FakeDraws, draws: PassDraws
+    ) -> tuple[Array, tuple[Metrics, PyTree, dict[str, PyTree]]]:
+        """Adversarial loss and the objectives' terms."""
         variables = {**state.generator.variables, "params": params}
         w, conditioning, _ = self.model.map(variables, fakes)
-        images, stats = self.model.synthesize(variables, conditioning, fakes.key, update_stats=True)
-        logits, _ = self.logits(state.discriminator.variables, images, fakes.labels, draws)
-        loss = self.loss.generator(logits).mean()
-        metrics = {"loss/generator": loss, "logits/generator": logits.mean()}
-        if self.twins:
-            nt = self.config.noisytwins
-            twin_loss = noisytwins.noisytwins_loss(w, nt.gamma, nt.correlation, nt.diagonal, self.replicate)
-            metrics["loss/noisytwins"] = twin_loss
-            loss = loss + jnp.where(state.generator.updates >= nt.start_step, nt.weight, 0.0) * twin_loss
-        return loss, (metrics, stats)
+        images, low_images, stats = self.model.synthesize(variables, conditioning, fakes.key, update_stats=True)
+        shown = Shown(images, fakes.labels, low_images)
+        fake, _ = self.discriminate(state.discriminator.variables, shown, draws, state.ada.p)
+        loss = self.loss.generator(fake.logits).mean()
+        metrics = {"loss/generator": loss, "logits/generator": fake.logits.mean()}
+        progress = self.progress(state.generator)
+        seen = GeneratorPass(params, w, fakes.labels, images, fake, table.counts, progress, self.loss, self.replicate)
+        loss, terms, objectives = self.add_objectives("generator", loss, seen, state.objectives)
+        return loss, (metrics | terms, stats, objectives)
 
     def path_length_loss(
         self, params: PyTree, state: TrainState, fakes: FakeDraws, noise: Array
@@ -160,41 +210,58 @@ class TrainingStep:
         self,
         params: PyTree,
         state: TrainState,
-        real: tuple[Array, Array, PassDraws],
-        fake: tuple[Array, Array, PassDraws],
-    ) -> tuple[Array, tuple[Metrics, PyTree]]:
-        """Adversarial loss on (images, labels, draws) of real and of generated images, passed one after the other."""
-        variables = {**state.discriminator.variables, "params": params}
-        real_logits, stats = self.logits(variables, *real, update_stats=True)
-        fake_logits, fake_stats = self.logits({**variables, **stats}, *fake, update_stats=True)
+        table: ClassTable,
+        real_shown: Shown,
+        real_draws: PassDraws,
+        fake_shown: Shown,
+        fake_draws: PassDraws,
+    ) -> tuple[Array, tuple[Metrics, PyTree, dict[str, PyTree], Array]]:
+        """Adversarial loss and the objectives' terms on real and on generated images, passed one after the other."""
+        variables, p = {**state.discriminator.variables, "params": params}, state.ada.p
+        real, stats = self.discriminate(variables, real_shown, real_draws, p, update_stats=True)
+        fake, fake_stats = self.discriminate({**variables, **stats}, fake_shown, fake_draws, p, update_stats=True)
         stats = {**stats, **fake_stats}
-        loss = self.loss.discriminator(real_logits, fake_logits).mean()
+        loss = self.loss.discriminator(real.logits, fake.logits).mean()
         metrics = {
             "loss/discriminator": loss,
-            "logits/real": real_logits.mean(),
-            "logits/fake": fake_logits.mean(),
-            "logits/real_sign": jnp.sign(real_logits).mean(),
+            "logits/real": real.logits.mean(),
+            "logits/fake": fake.logits.mean(),
+            "logits/real_sign": jnp.sign(real.logits).mean(),
         }
-        return loss, (metrics, stats)
+        progress = self.progress(state.discriminator, self.config.optimizer.discriminator_updates)
+        seen = DiscriminatorPass(
+            *(params, real, real_shown.labels, fake, fake_shown.labels),
+            *(table.counts, progress, self.loss, self.replicate),
+        )
+        loss, terms, objectives = self.add_objectives("discriminator", loss, seen, state.objectives)
+        return loss, (metrics | terms, stats, objectives, real.logits)
 
-    def r1_loss(self, params: PyTree, state: TrainState, images: Array, labels: Array, draws: PassDraws) -> Array:
-        """Weighted R1 penalty, through the augmentation."""
+    def r1_loss(self, params: PyTree, state: TrainState, shown: Shown, draws: PassDraws) -> tuple[Array, Array]:
+        """Weighted R1 penalty, through the augmentation, and the logits."""
         variables = {**state.discriminator.variables, "params": params}
-        penalty = r1_penalty(lambda x: self.logits(variables, x, labels, draws)[0], images)
-        return self.config.r1.gamma * self.config.r1.interval * penalty
+
+        def discriminate(images: Array) -> Array:
+            return self.discriminate(variables, Shown(images, shown.labels), draws, state.ada.p)[0].logits
+
+        penalty, logits = r1_penalty(discriminate, shown.images)
+        return self.config.r1.gamma * self.config.r1.interval * penalty, logits
 
     # --- updates -----------------------------------------------------------------------------------------------------
 
     def generator_update(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
-        """Adversarial and NoisyTwins losses; counts the generator's update."""
+        """Adversarial loss and objectives; counts the generator's update."""
+        if self.config.transitional.weight > 0:
+            state = self._move_transition(state)
         step, network = state.generator.updates, state.generator
         fakes = self.draw_fakes(
-            purpose_key(state.key, step, "generator"), table, self.config.batch_size, twins=self.twins
+            purpose_key(state.key, step, "generator"), table, self.config.batch_size, twins=self.config.makes_twins
         )
         draws = self.draw_pass(purpose_key(state.key, step, "generator/discriminator"), table, fakes.labels)
-        gradients, (metrics, stats) = jax.grad(self.generator_loss, has_aux=True)(network.params, state, fakes, draws)
+        gradients, (metrics, stats, objectives) = jax.grad(self.generator_loss, has_aux=True)(
+            network.params, state, table, fakes, draws
+        )
         network = _apply(self.generator_optimizer, network, gradients, stats).replace(updates=step + 1)
-        return state.replace(generator=network), metrics
+        return state.replace(generator=network, objectives=objectives), metrics
 
     def path_length_update(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
         """Path length, after the generator's update of the same step."""
@@ -205,7 +272,7 @@ class TrainingStep:
         (loss, mean), gradients = jax.value_and_grad(self.path_length_loss, has_aux=True)(
             network.params, state, fakes, self.batch(noise)
         )
-        network = _apply(self.generator_optimizer, network, gradients)
+        network = _apply(self.generator_optimizer, network, gradients, regularization=True)
         return state.replace(generator=network, path_length_mean=mean), {"loss/path_length": loss}
 
     def average(self, state: TrainState) -> TrainState:
@@ -215,49 +282,81 @@ class TrainingStep:
         return state.replace(ema=update_ema(state.ema, state.generator.variables, decay))
 
     def discriminator_update(self, state: TrainState, batch: Batch, table: ClassTable) -> tuple[TrainState, Metrics]:
-        """Adversarial loss on a batch of real and as many generated images; counts the discriminator's update."""
+        """Adversarial loss and objectives on real and as many generated images; counts the discriminator's update."""
         update, network = state.discriminator.updates, state.discriminator
-        images, labels = _to_float(batch)
-        fakes = self.draw_fakes(purpose_key(state.key, update, "discriminator"), table, labels.shape[0])
+        real = self._shown(batch)
+        fakes = self.draw_fakes(purpose_key(state.key, update, "discriminator"), table, real.labels.shape[0])
         generator = state.generator
         _, conditioning, stats = self.model.map(generator.variables, fakes, update_stats=True)
         generator = generator.replace(stats={**generator.stats, **stats})
-        generated, stats = self.model.synthesize(generator.variables, conditioning, fakes.key, update_stats=True)
+        images, low_images, stats = self.model.synthesize(
+            generator.variables, conditioning, fakes.key, update_stats=True
+        )
         generator = generator.replace(stats={**generator.stats, **stats})
+        fake = Shown(images, fakes.labels, low_images)
 
-        real_draws = self.draw_pass(purpose_key(state.key, update, "discriminator/real"), table, labels)
+        real_draws = self.draw_pass(purpose_key(state.key, update, "discriminator/real"), table, real.labels)
         fake_draws = self.draw_pass(purpose_key(state.key, update, "discriminator/fake"), table, fakes.labels)
-        gradients, (metrics, stats) = jax.grad(self.discriminator_loss, has_aux=True)(
-            network.params, state, (images, labels, real_draws), (generated, fakes.labels, fake_draws)
+        gradients, (metrics, stats, objectives, real_logits) = jax.grad(self.discriminator_loss, has_aux=True)(
+            network.params, state, table, real, real_draws, fake, fake_draws
         )
         network = _apply(self.discriminator_optimizer, network, gradients, stats).replace(updates=update + 1)
-        return state.replace(generator=generator, discriminator=network), metrics
+        state = state.replace(generator=generator, discriminator=network, objectives=objectives)
+        return self._count_signs(state, real_logits), metrics
 
     def r1_update(self, state: TrainState, batch: Batch, table: ClassTable) -> tuple[TrainState, Metrics]:
         """R1 on the batch of the discriminator's update before it, augmented anew."""
         update, network = state.discriminator.updates - 1, state.discriminator
-        images, labels = _to_float(batch)
-        draws = self.draw_pass(purpose_key(state.key, update, "r1"), table, labels)
-        loss, gradients = jax.value_and_grad(self.r1_loss)(network.params, state, images, labels, draws)
-        return state.replace(discriminator=_apply(self.discriminator_optimizer, network, gradients)), {"loss/r1": loss}
+        shown = self._shown(batch)
+        draws = self.draw_pass(purpose_key(state.key, update, "r1"), table, shown.labels)
+        (loss, logits), gradients = jax.value_and_grad(self.r1_loss, has_aux=True)(network.params, state, shown, draws)
+        network = _apply(self.discriminator_optimizer, network, gradients, regularization=True)
+        return self._count_signs(state.replace(discriminator=network), logits), {"loss/r1": loss}
+
+    def adapt(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """Moves ADA's probability by the signs of all logits of real images since the last time (StyleGAN2-ADA, Sec. 3)."""
+        config, seen = self.config.ada, state.ada
+        p = ada.adapt(seen.p, seen.sign_sum, seen.count, config.target, config.kimg)
+        fresh = AdaState(p, jnp.zeros_like(seen.sign_sum), jnp.zeros_like(seen.count))
+        return state.replace(ada=fresh), {"augment/p": p}
+
+    # --- parts of updates --------------------------------------------------------------------------------------------
+
+    def _move_transition(self, state: TrainState) -> TrainState:
+        """Sets how far the generator is class-conditional by now (Transitional-cGAN, Sec. 4)."""
+        config, generator = self.config.transitional, state.generator
+        t = transition(self.progress(generator).kimg, config.start_kimg, config.end_kimg)
+        return state.replace(generator=generator.replace(stats=self.model.with_transition(generator.stats, t)))
+
+    def _count_signs(self, state: TrainState, real_logits: Array) -> TrainState:
+        if not self.ada:
+            return state
+        signs, seen = jnp.sign(real_logits).sum().astype(state.ada.p.dtype), state.ada
+        return state.replace(ada=AdaState(seen.p, seen.sign_sum + signs, seen.count + real_logits.size))
+
+    def _shown(self, batch: Batch) -> Shown:
+        """Images in [-1, 1], in JAX's default floating-point type, and labels."""
+        images = batch["image"].astype(float) / 127.5 - 1.0
+        return Shown(images, batch["label"], self.model.low_images(images))
 
 
 def class_table(config: RunConfig, counts: np.ndarray) -> ClassTable:
     """The class table of a configuration for a training set with these class counts ``[C]``."""
-    noise = config.class_noise
-    std = noisytwins.class_noise_std(counts, noise.sigma, noise.alpha, noise.normalization, noise.scale)
+    noise = config.noisytwins
+    std = noisytwins.class_noise_std(counts, noise.sigma, noise.alpha, noise.noise_normalization, noise.noise_scale)
     logits = np.log(counts) if config.fake_labels == "empirical" else np.zeros(len(counts))
-    return ClassTable(std, logits.astype(np.float32))
+    return ClassTable(std, logits.astype(np.float32), np.asarray(counts, np.float32))
 
 
 def _apply(
-    optimizer: optax.GradientTransformation, network: NetworkState, gradients: PyTree, stats: PyTree | None = None
+    optimizer: optax.GradientTransformation,
+    network: NetworkState,
+    gradients: PyTree,
+    stats: PyTree | None = None,
+    regularization: bool = False,
 ) -> NetworkState:
-    updates, opt_state = optimizer.update(gradients, network.opt_state, network.params)
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(
+        gradients, network.opt_state, network.params, regularization=regularization
+    )
     params = optax.apply_updates(network.params, updates)
     return network.replace(params=params, opt_state=opt_state, stats={**network.stats, **(stats or {})})
-
-
-def _to_float(batch: Batch) -> tuple[Array, Array]:
-    """Images in [-1, 1], in JAX's default floating-point type, and labels."""
-    return batch["image"].astype(float) / 127.5 - 1.0, batch["label"]

@@ -56,7 +56,7 @@ def main() -> None:
         layout.check_batch_size(
             config.batch_size,
             config.discriminator.mbstd_group_size,
-            twins=config.noisytwins.weight > 0,
+            twins=config.makes_twins,
             path_length_batch=config.path_length_batch if config.path_length.weight > 0 else 0,
         )
     except UserError as error:
@@ -119,7 +119,7 @@ def lower(config: RunConfig, layout: Layout) -> dict[str, jax.stages.Lowered]:
         config, build_model(config, config.data.options.get("channels", 3), classes), layout.batch, layout.replicate
     )
     column = jax.ShapeDtypeStruct((classes,), jnp.float32, sharding=layout.replicated)
-    return lower_programs(step, layout, ClassTable(column, column))
+    return lower_programs(step, layout, ClassTable(column, column, column))
 
 
 def read_hlo(text: str, dearest: int = 0) -> dict:

@@ -74,7 +74,7 @@ def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
     )
     with_path_length = config.path_length.weight > 0
     layout.check_batch_size(
-        config.batch_size, group, config.noisytwins.weight > 0, config.path_length_batch if with_path_length else 0
+        config.batch_size, group, config.makes_twins, config.path_length_batch if with_path_length else 0
     )
     splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
     model = build_model(config, splits.train.channels, splits.train.num_classes)

@@ -78,7 +78,7 @@ def _cifar10_lt() -> ConfigDict:
     config.discriminator.mbstd_group_size = 32
     config.augment.diffaugment = "color,translation,cutout"
     config.r1.gamma = 0.01
-    config.class_noise.sigma, config.class_noise.alpha = 0.75, 0.99
+    config.noisytwins.sigma, config.noisytwins.alpha = 0.75, 0.99
     config.noisytwins.weight, config.noisytwins.gamma = 0.01, 0.05
     return config
 
@@ -94,7 +94,7 @@ def _inat19_64() -> ConfigDict:
     config.style_mixing = 0.9
     config.r1.gamma = 0.2048
     config.path_length.weight = 2.0
-    config.class_noise.sigma, config.class_noise.alpha = 0.1, 0.0
+    config.noisytwins.sigma, config.noisytwins.alpha = 0.1, 0.0
     config.noisytwins.weight, config.noisytwins.gamma = 0.001, 0.005
     return config
 

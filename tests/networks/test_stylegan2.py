@@ -32,7 +32,7 @@ def test_shapes(architecture, resolution, channels):
         z, labels = jnp.zeros((4, 6)), jnp.arange(4)
         variables = generator.init(key, z, labels, noise_mode="const")
         images = generator.apply(variables, z, labels, psi=0.5, rngs={"noise": key})
-        return images, discriminator.apply(discriminator.init(key, images, labels), images, labels)
+        return images, discriminator.apply(discriminator.init(key, images, labels), images, labels).logits
 
     images, logits = jax.eval_shape(forward, jax.random.key(0))
     assert images.shape == (4, resolution, resolution, channels) and images.dtype == jnp.float32
@@ -46,7 +46,7 @@ def test_unconditional_networks():
     def forward(key):
         variables = generator.init(key, jnp.zeros((1, 6)), None, noise_mode="const")
         images = generator.apply(variables, jnp.ones((2, 6)), None, noise_mode="const")
-        return variables, discriminator.apply(discriminator.init(key, images, None), images, None)
+        return variables, discriminator.apply(discriminator.init(key, images, None), images, None).logits
 
     variables, logits = jax.eval_shape(forward, jax.random.key(0))
     assert "embed" not in variables["params"]["mapping"] and logits.shape == (2,)

@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from golden_numbers import Golden
 
+from noisytwins_jax.augment.ada import adapt
 from noisytwins_jax.config import OptimizerConfig
 from noisytwins_jax.training.ema import ema_decay, update_ema
 from noisytwins_jax.training.optimizer import lazy_adam, lazy_rates
@@ -71,3 +74,28 @@ def test_published_rates_are_the_defaults():
     np.testing.assert_allclose(g, [0.002, 0.0, 0.99199197], rtol=1e-7)
     np.testing.assert_allclose(d, [0.00235294, 0.0, 0.99058546], rtol=2e-6)
     assert dataclasses.asdict(config)["epsilon"] == 1e-8
+
+
+def test_a_regularisers_update_leaves_alone_what_it_does_not_reach():
+    params = {"output": {"bias": jnp.array(1.0), "weight": jnp.array(1.0)}, "head": {"w": jnp.array(1.0)}}
+    optimizer = lazy_adam(OptimizerConfig(beta1=0.5), 0.1, 16, unreached=(("output", "bias"), ("head",)))
+    gradients = jax.tree.map(jnp.ones_like, params)
+    _, state = optimizer.update(gradients, optimizer.init(params), params)
+    updates, after = optimizer.update(gradients, state, params, regularization=True)
+    assert updates["output"]["bias"] == updates["head"]["w"] == 0.0 != updates["output"]["weight"]
+    before, after = (x.inner_states for x in (state, after))
+    assert jax.tree.leaves(before["unreached"]) == jax.tree.leaves(after["unreached"])
+    counts = [int(optax.tree_utils.tree_get(x["reached"], "count")) for x in (before, after)]
+    assert counts == [1, 2]
+    _, once_more = optimizer.update(gradients, state, params)
+    assert jax.tree.leaves(once_more.inner_states["unreached"]) != jax.tree.leaves(before["unreached"])
+
+
+@pytest.mark.parametrize("run", ["a", "b", "c"])
+def test_ada_controller(golden, run):
+    settings = golden.config[f"ada_{run}"]
+    p, trace = jnp.float32(settings["p0"]), []
+    for sign_sum, count in golden[f"in/ada/{run}/signs"]:
+        p = adapt(p, jnp.float32(sign_sum), jnp.float32(count), settings["target"], settings["ada_kimg"])
+        trace.append(float(p))
+    np.testing.assert_allclose(trace, golden[f"out/ada/{run}/p"], atol=1e-6)

@@ -14,31 +14,32 @@ from stylegan2_state import tensors, variables
 
 from noisytwins_jax.config import default_config, parse_config
 from noisytwins_jax.training.model import FakeDraws, StyleGAN2Model, build_model
-from noisytwins_jax.training.state import NetworkState, TrainState
-from noisytwins_jax.training.step import PassDraws, TrainingStep
+from noisytwins_jax.training.state import AdaState, NetworkState, TrainState
+from noisytwins_jax.training.step import ClassTable, PassDraws, TrainingStep
 
-GOLDEN = "train_trajectory_base"
+GOLDEN = ("train_trajectory_base", "train_trajectory_lecam_rampup")
 
 
 class StridedGroups(StyleGAN2Model):
     """The published minibatch-std groups are strided; ours are contiguous: permute the batch around the discriminator."""
 
-    def discriminate(self, variables, images, labels, class_noise, update_stats=False):
+    def discriminate(self, variables, images, labels, class_noise, low_images=None, update_stats=False):
         n, group = images.shape[0], self.discriminator.mbstd_group_size
         order = np.arange(n).reshape(group, n // group).T.ravel()
-        logits, stats = super().discriminate(variables, images[order], labels[order], class_noise[order], update_stats)
-        return logits[np.argsort(order)], stats
+        found, stats = super().discriminate(variables, images[order], labels[order], class_noise[order])
+        return found._replace(logits=found.logits[np.argsort(order)]), stats
 
 
 class StoredDraws(TrainingStep):
-    """Takes draws, in the order they are asked for, from the argument that is otherwise the class table."""
+    """Takes draws, in the order they are asked for, from the place of the class table's noise."""
 
     def draw_fakes(self, key, table, n, twins=False):
-        self.passes = iter(table["passes"])
-        return FakeDraws(*table["fakes"], None, None, None, key)
+        self.passes = iter(table.noise_std["passes"])
+        return FakeDraws(*table.noise_std["fakes"], None, None, None, key)
 
     def draw_pass(self, key, table, labels):
-        return PassDraws(next(self.passes) if "fakes" in table else table["passes"][0], None)
+        stored = table.noise_std
+        return PassDraws(next(self.passes) if "fakes" in stored else stored["passes"][0], None)
 
 
 def make_run(golden: Golden):
@@ -59,6 +60,9 @@ def make_run(golden: Golden):
     config.r1.gamma, config.r1.interval = c["r1_lambda"], c["d_reg_interval"]
     config.path_length.weight, config.path_length.interval = float(c["pl_weight"]), c["g_reg_interval"]
     config.ema.kimg = float(c["ema_kimg"])
+    config.ema.rampup = None if c["ema_rampup"] == "N/A" else c["ema_rampup"]
+    if c["lecam"]:
+        config.lecam.update(weight=c["lecam"]["lambda"], decay=c["lecam"]["decay"], start_step=c["lecam"]["start_iter"])
     return parse_config(config)
 
 
@@ -71,36 +75,18 @@ def make_state(golden: Golden, step: TrainingStep) -> TrainState:
     generator = network("G", step.generator_optimizer)
     ema = jax.tree.map(jax.numpy.copy, generator.variables)
     discriminator = network("D", step.discriminator_optimizer)
-    return TrainState(jax.random.key(0), generator, discriminator, ema, jax.numpy.float64(0.0))
+    zero = jax.numpy.float64(0.0)
+    objectives = {
+        name: objective.init(generator.params, discriminator.params)
+        for name, objective in step.config.objectives.items()
+    }
+    return TrainState(jax.random.key(0), generator, discriminator, ema, zero, AdaState(zero, zero, zero), objectives)
 
 
-def sparing_the_last_bias(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """R1 does not reach the discriminator's last bias: PyTorch then leaves its Adam state alone, where ours decays it.
-
-    The one difference between our updates and the published ones; taken out here, so that all else can be exact.
-    """
-
-    def update(gradient, state, params=None):
-        step, moved = optimizer.update(gradient, state, params)
-        reached = jax.numpy.any(jax.tree.leaves(gradient)[0] != 0)
-        return jax.tree.map(lambda new: jax.numpy.where(reached, new, 0), step), jax.tree.map(
-            lambda new, old: jax.numpy.where(reached, new, old), moved, state
-        )
-
-    def label(params):
-        def is_last_bias(path, _):
-            return "spared" if jax.tree_util.keystr(path) == "['output']['bias']" else "plain"
-
-        return jax.tree_util.tree_map_with_path(is_last_bias, params)
-
-    spared = optax.GradientTransformation(optimizer.init, update)
-    return optax.partition({"spared": spared, "plain": optimizer}, label)
-
-
-@pytest.fixture(scope="module")
-def trajectory():
+@pytest.fixture(scope="module", params=GOLDEN)
+def trajectory(request):
     with jax.enable_x64(True):
-        return run_steps(Golden(GOLDEN))
+        return run_steps(Golden(request.param))
 
 
 def run_steps(golden: Golden):
@@ -108,7 +94,6 @@ def run_steps(golden: Golden):
     plain = build_model(config, 3, golden.config["num_classes"])
     networks = (network.clone(dtype=np.float64) for network in (plain.generator, plain.discriminator))
     step = StoredDraws(config, StridedGroups(*networks, plain.noise_mode))
-    step.discriminator_optimizer = sparing_the_last_bias(step.discriminator_optimizer)
     std = golden["out/lambda_c"] * golden.config["emb_noise_std"]
     updates = ("generator_update", "path_length_update", "average", "discriminator_update", "r1_update")
     run = {name: jax.jit(getattr(step, name)) for name in updates}
@@ -116,18 +101,23 @@ def run_steps(golden: Golden):
     def noise(name, index, labels):
         return golden[f"in/{name}"][index] * std[labels][:, None]
 
+    def stored(**draws):
+        return ClassTable(draws, None, np.array(golden.config["class_counts"]))
+
     state, traces = make_state(golden, step), []
     for t in range(golden.config["iterations"]):
         trace = {}
         labels = np.tile(golden["in/labels_g"][t], 2)
         fakes = (np.tile(golden["in/z_g"][t], (2, 1)), labels, noise("g_noise_g", t, labels))
-        state, metrics = run["generator_update"](state, {"fakes": fakes, "passes": [noise("d_noise_g", t, labels)]})
+        state, metrics = run["generator_update"](state, stored(fakes=fakes, passes=[noise("d_noise_g", t, labels)]))
         trace["g_adv"] = metrics["loss/generator"]
-        trace["nt_loss"] = config.noisytwins.weight * metrics["loss/noisytwins"]
+        trace["nt_loss"] = (
+            config.noisytwins.weight * metrics["loss/generator/noisytwins"] * (t >= config.noisytwins.start_step)
+        )
         if t % config.path_length.interval == 0:
             event = t // config.path_length.interval
             labels = golden["in/labels_pl"][event]
-            table = {"fakes": (golden["in/z_pl"][event], labels, noise("g_noise_pl", event, labels)), "passes": []}
+            table = stored(fakes=(golden["in/z_pl"][event], labels, noise("g_noise_pl", event, labels)), passes=[])
             path_length_noise = nhwc(golden["in/pl_noise_unit"][event])
             state, loss = jax.jit(functools.partial(path_length, step))(state, table, path_length_noise)
             trace["pl_reg_loss"] = loss
@@ -139,11 +129,14 @@ def run_steps(golden: Golden):
         fakes = (golden["in/z_d"][t], fake_labels, noise("g_noise_d", t, fake_labels))
         passes = [noise("d_noise_real", t, real_labels), noise("d_noise_fake", t, fake_labels)]
         batch = {"image": (nhwc(golden["in/real_images"][t]).astype(np.float64) + 1) * 127.5, "label": real_labels}
-        state, metrics = run["discriminator_update"](state, batch, {"fakes": fakes, "passes": passes})
+        state, metrics = run["discriminator_update"](state, batch, stored(fakes=fakes, passes=passes))
         trace["d_adv"] = metrics["loss/discriminator"]
         trace["logit_real_mean"], trace["logit_fake_mean"] = metrics["logits/real"], metrics["logits/fake"]
+        if config.lecam.weight > 0:
+            trace["lecam_loss"] = metrics["loss/discriminator/lecam"] * (t > config.lecam.start_step)
+            trace["lecam_ema_real"], trace["lecam_ema_fake"] = state.objectives["lecam"]
         if t % config.r1.interval == 0:
-            draws = {"passes": [noise("d_noise_r1", t // config.r1.interval, real_labels)]}
+            draws = stored(passes=[noise("d_noise_r1", t // config.r1.interval, real_labels)])
             state, metrics = run["r1_update"](state, batch, draws)
             trace["r1_penalty"] = metrics["loss/r1"]
         traces.append({name: float(value) for name, value in trace.items()})
@@ -172,17 +165,18 @@ def test_losses_of_every_step(trajectory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["final_G", "final_G_ema", "final_D"])
+@pytest.mark.parametrize("name", ["final_G", "final_G_ema", "final_D", "delta_G", "delta_G_ema", "delta_D"])
 def test_final_tensors(trajectory, name):
     golden, state, _ = trajectory
-    params = {
-        "final_G": state.generator.params,
-        "final_G_ema": state.ema["params"],
-        "final_D": state.discriminator.params,
-    }[name]
+    what, _, network = name.partition("_")
+    trees = {"G": state.generator.params, "G_ema": state.ema["params"], "D": state.discriminator.params}
     order = golden.order(name)
     trained = [key for key in order if not key.endswith(("w_avg", "noise_const", "resample_filter"))]
-    statistics = [(value.mean(), value.std()) for value in tensors(params, trained)]
+    values = tensors(trees[network], trained)
+    if what == "delta":
+        initial = golden.weights(network[0])
+        values = [value - initial[key] for key, value in zip(trained, values, strict=True)]
+    statistics = [(value.mean(), value.std()) for value in values]
     expected = golden[f"out/{name}/mean_std"][[order.index(key) for key in trained]]
     scale = np.maximum(expected[:, 1:], np.abs(expected[:, :1]))
     assert (np.abs(np.array(statistics) - expected) <= 1e-3 * np.maximum(scale, 1e-3)).all()

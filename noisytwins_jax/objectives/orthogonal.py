@@ -1,0 +1,56 @@
+"""Orthogonal regularisation (Brock et al., "Large Scale GAN Training for High Fidelity Natural Image Synthesis" (BigGAN),
+ICLR 2019, eq. 3).
+
+The modified form: filters of the generator should point in different directions, whatever their length. It makes
+generators amenable to truncation.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from noisytwins_jax.objectives.objective import GeneratorPass, Objective, PyTree
+
+Array = jax.Array
+
+
+def orthogonal_penalty(weight: Array) -> Array:
+    """``‖W Wᵀ ⊙ (1 - I)‖²_F`` (eq. 3 without β), W having a filter a row.
+
+    Args:
+      weight: ``[..., out]``, a dense layer's or a convolution's, with the filters along the last axis.
+
+    Returns:
+      A scalar.
+    """
+    columns = weight.reshape(-1, weight.shape[-1])
+    products = jnp.matmul(columns.T, columns, precision="highest")  # a TPU would multiply in bfloat16 by default
+    return jnp.square(products * (1.0 - jnp.eye(weight.shape[-1], dtype=weight.dtype))).sum()
+
+
+def filters(generator_params: PyTree) -> list[Array]:
+    """The weights that the regularisation acts on: every matrix and convolution kernel, but class embeddings.
+
+    Of a BigGAN generator: all parameters of two or four axes, as they are before spectral normalisation, but the
+    embedding that the layers share (``shared``). Of a StyleGAN2 generator: those of its synthesis network, convolutions
+    and style affines; they are stored with unit variance and divided by √fan_in at run time, and so they are here. The
+    mapping network is left out, like BigGAN's shared embedding and unlike anything else in BigGAN.
+    """
+    stylegan2 = "synthesis" in generator_params
+    params = generator_params["synthesis"] if stylegan2 else {**generator_params, "shared": ()}
+    weights = [x for x in jax.tree.leaves(params) if x.ndim in (2, 4)]
+    return [x / math.sqrt(math.prod(x.shape[:-1])) for x in weights] if stylegan2 else weights
+
+
+@dataclass(frozen=True)
+class Orthogonal(Objective):
+    """The sum of `orthogonal_penalty` over the generator's filters, in the generator's loss.
+
+    Published with weight 1e-4 (β). The PyTorch release adds half of this penalty's gradient: that is weight 5e-5 here.
+    """
+
+    def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
+        """See `Objective`."""
+        return sum(orthogonal_penalty(weight) for weight in filters(seen.params)), state

@@ -1,0 +1,40 @@
+"""Unconditional training at low resolution, UTLO (Khorram et al., "Taming the Tail in Class-Conditional GANs: Knowledge
+Sharing via Unconditional Training at Lower Resolutions", CVPR 2024, arXiv 2402.17065).
+
+The generator's layers up to a low resolution do not know the class, and the image that they make is judged without it:
+what tail classes have in common with the others is learnt from all.
+"""
+
+from dataclasses import dataclass
+
+import jax
+
+from noisytwins_jax.fields import number
+from noisytwins_jax.networks.discrimination import Discrimination
+from noisytwins_jax.objectives.objective import DiscriminatorPass, GeneratorPass, Objective
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class UTLO(Objective):
+    """The adversarial loss on low-resolution images, unconditional, in both networks' losses.
+
+    Published with weight 1 (λ). Any weight above 0 also makes both networks unconditional up to `resolution`.
+    """
+
+    resolution: int = number(8, at_least=4)  # pixels, a power of two below the images' own
+
+    def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
+        """See `Objective`."""
+        return seen.loss.generator(_logits(seen.fake)).mean(), state
+
+    def discriminator(self, seen: DiscriminatorPass, state: tuple) -> tuple[Array, tuple]:
+        """See `Objective`."""
+        return seen.loss.discriminator(_logits(seen.real), _logits(seen.fake)).mean(), state
+
+
+def _logits(images: Discrimination) -> Array:
+    if images.low_logits is None:
+        raise ValueError("UTLO needs a discriminator with logits at low resolution, but this one has none.")
+    return images.low_logits

@@ -1,0 +1,69 @@
+"""Orthogonal regularisation against the official implementation, and what it acts on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_numbers import Golden, assert_close
+from objective_passes import generator_pass, jit
+
+from noisytwins_jax.networks.stylegan2 import Generator
+from noisytwins_jax.objectives.orthogonal import Orthogonal, filters, orthogonal_penalty
+
+STRENGTH = 1e-4  # of the reference numbers
+
+
+@pytest.mark.parametrize("name", ["conv", "linear"])
+def test_penalty_and_gradient(name):
+    golden = Golden("biggan_spectral_norm")
+    last = np.moveaxis(golden[f"in/{name}/W"], 0, -1)  # filters first to filters last
+    value, gradient = jit(jax.value_and_grad(lambda w: STRENGTH * orthogonal_penalty(w)))(last)
+    gradient = np.moveaxis(gradient, -1, 0)
+    assert_close(value, golden[f"out/{name}/ortho_true_loss"], 1e-6)
+    assert_close(gradient, golden[f"out/{name}/ortho_true_grad"], 2e-6)
+    assert_close(gradient / 2, golden[f"out/{name}/ortho_update"], 2e-6)  # the release adds half of it
+
+
+def test_filters_may_have_any_length():
+    rows, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 4)))
+    lengths = np.array([0.1, 1.0, 5.0, 20.0])
+    assert float(jit(orthogonal_penalty)((rows * lengths).astype(np.float32))) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["skip", "resnet"])
+def test_of_stylegan2_the_convolutions_and_affines(architecture):
+    generator = Generator(
+        8, 1, 3, z_dim=6, w_dim=6, mapping_layers=2, channel_base=64, channel_max=8, architecture=architecture
+    )
+    abstract = jax.eval_shape(
+        lambda: generator.init(jax.random.key(0), jnp.zeros((1, 6)), jnp.zeros(1, jnp.int32), noise_mode="const")
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), abstract["params"])
+    names = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree.leaves_with_path(params)}
+    chosen = [n for n in names if n.startswith("synthesis/") and n.endswith("/weight")]
+    assert any("affine" in n for n in chosen) and any("conv0/weight" in n for n in chosen)
+
+    def penalty(params):
+        return Orthogonal().generator(generator_pass(params=params), ())[0]
+
+    value, gradients = jit(jax.value_and_grad(penalty))(params)
+    expected = 0.0
+    for name in chosen:
+        rows = np.moveaxis(names[name], -1, 0).reshape(names[name].shape[-1], -1).astype(np.float64)
+        products = rows @ rows.T / rows.shape[1]  # with the run-time gain
+        expected += (products**2).sum() - (np.diag(products) ** 2).sum()
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    for name, gradient in zip(names, jax.tree.leaves(gradients), strict=True):
+        alone = gradient.shape[-1:] == (1,)  # one filter, with none to be orthogonal to
+        assert bool(np.any(gradient)) == (name in chosen and not alone), name
+
+
+def test_of_biggan_everything_but_the_shared_embedding():
+    params = {
+        "shared": {"weight": np.ones((10, 8))},
+        "linear": {"weight": 2 * np.ones((6, 32)), "bias": np.ones(32)},
+        "block0": {"conv1": {"kernel": 3 * np.ones((3, 3, 4, 4))}, "bn1": {"gain": {"weight": 4 * np.ones((8, 4))}}},
+        "attention": {"gamma": np.zeros(())},
+    }
+    assert sorted(float(x.ravel()[0]) for x in filters(params)) == [2.0, 3.0, 4.0]
