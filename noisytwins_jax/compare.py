@@ -13,6 +13,7 @@ from PIL import Image
 from noisytwins_jax.diagnostics.report import write_comparison
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.evaluate import EVALUATION_FILE, SHEET_FILE, W_FILE
+from noisytwins_jax.logs import METRICS_FILE, read_metrics
 from noisytwins_jax.metrics.table import format_means, format_table
 
 
@@ -21,7 +22,7 @@ def compare(groups: Mapping[str, Sequence[Path]], out: Path) -> str:
 
     Args:
       groups: method → workdirs, one a seed. Methods with several seeds also get a row of means and deviations; the
-        page shows the first seed of each.
+        page shows the first seed of each, and W ratios over training as means over the seeds.
       out: the page to write.
 
     Raises:
@@ -29,7 +30,8 @@ def compare(groups: Mapping[str, Sequence[Path]], out: Path) -> str:
     """
     runs = {method: [_read_run(workdir) for workdir in workdirs] for method, workdirs in groups.items()}
     several = {method: seeds for method, seeds in runs.items() if len(seeds) > 1}
-    write_comparison(out, {method: seeds[0] for method, seeds in runs.items()}, title="Comparison of runs")
+    shown = {method: seeds[0] | {"records": [seed["records"] for seed in seeds]} for method, seeds in runs.items()}
+    write_comparison(out, shown, title="Comparison of runs")
     rows = {
         method if len(seeds) == 1 else seed["name"]: seed["evaluation"]
         for method, seeds in runs.items()
@@ -48,7 +50,9 @@ def _read_run(workdir: Path) -> dict[str, Any]:
     with np.load(workdir / W_FILE) as saved:
         w = (saved["w"], saved["labels"])
     evaluation = json.loads((workdir / EVALUATION_FILE).read_text())
-    return {"name": workdir.name, "evaluation": evaluation, "sheet": Image.open(workdir / SHEET_FILE), "w": w}
+    sheet = Image.open(workdir / SHEET_FILE)
+    records = read_metrics(workdir) if (workdir / METRICS_FILE).exists() else []
+    return {"name": workdir.name, "evaluation": evaluation, "sheet": sheet, "w": w, "records": records}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,10 +66,10 @@ def parse_flags(argv: list[str]) -> list[str]:
             _CONFIG.value.lock()  # a file that could not be loaded is only reported when it is used
         return rest
     except (flags.Error, AttributeError, KeyError, OSError) as error:
-        _fail(_explain(error, argv))
+        _fail(explain(error, argv))
 
 
-def _explain(error: Exception, argv: list[str]) -> str:
+def explain(error: Exception, argv: list[str]) -> str:
     """What is wrong, in the user's words; raises `error` again if it is a mistake in a config file's code."""
     origin: BaseException = error
     while (inner := origin.__cause__ or origin.__context__) is not None:

@@ -1,77 +1,141 @@
-"""``python -m noisytwins_jax.sweep``: several methods and seeds of one configuration on this machine, then compared.
+"""``python -m noisytwins_jax.sweep``: methods, seeds and grids of one configuration on this machine, then compared.
 
 Runs are processes of their own, `--jobs` at a time. On CPUs each has one core: small networks gain nothing from more.
-A run that is already finished is only evaluated again; one that was stopped goes on.
+The same command goes on where it was stopped; runs already finished with this configuration are left as they are.
+
+With `--grid config.FIELD=VALUE,VALUE` (again for another field) every combination of the values is run, once a seed.
+A run that fails does not stop the others. The finished ones end as a table (.txt; run by run in .csv) and a plot (.png).
 """
 
 import argparse
 import itertools
-import os
-import subprocess
+import json
+import re
+import shlex
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
 
 from noisytwins_jax.compare import compare
+from noisytwins_jax.config import RunConfig, flatten, parse_config
+from noisytwins_jax.diagnostics.grid import GridRun, is_number, write_grid
 from noisytwins_jax.errors import UserError
-
-_ONE_CORE = {
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
+from noisytwins_jax.evaluate import EVALUATION_FILE, REPORT_FILE
+from noisytwins_jax.main import explain
+from noisytwins_jax.processes import run_all
+from noisytwins_jax.workdir import CONFIG_FILE, read_config
 
 
-def sweep(commands: dict[str, list[str]], jobs: int) -> None:
-    """Runs commands by name, `jobs` at a time, each line of their output behind its name.
+class Run(NamedTuple):
+    """A run of a sweep."""
+
+    workdir: Path
+    method: str
+    point: dict[str, str]  # values of the grid's fields, as typed, by short name
+    seed: str
+    options: list[str]  # of `noisytwins_jax.main`: the configuration and its fields
+    config: RunConfig
+
+    @property
+    def command(self) -> list[str]:
+        """What trains and evaluates it."""
+        return [sys.executable, "-m", "noisytwins_jax.main", *self.options, f"--workdir={self.workdir}"]
+
+    def evaluation(self) -> dict | None:
+        """Its numbers, once it was trained to the end and evaluated with exactly this configuration; else None."""
+        evaluation, report, config = (self.workdir / name for name in (EVALUATION_FILE, REPORT_FILE, CONFIG_FILE))
+        if not (evaluation.exists() and report.exists()):
+            return None
+        if read_config(self.workdir) != json.loads(json.dumps(flatten(self.config))):
+            return None
+        if report.stat().st_mtime_ns < config.stat().st_mtime_ns:  # written last of all, and first: started again since
+            return None
+        result = json.loads(evaluation.read_text())
+        return result if result["protocol"]["step"] >= self.config.total_steps else None
+
+
+def plan(config: str, methods: str, seeds: str, grids: Sequence[str], overrides: Sequence[str], out: Path) -> list[Run]:
+    """Every run of a sweep; the arguments are those of the command.
 
     Raises:
-      UserError: a run failed; the others are stopped (they save their state).
+      UserError: one of the configurations is not valid, or two runs would be the same.
     """
-    waiting, running = list(commands.items()), {}
+    path, _, words = config.partition(":")
+    swept = parse_grids(grids)
+    names = short_names(list(swept))
+    if again := [o for o in overrides if o.partition("=")[0].lstrip("-") in swept]:
+        raise UserError(f"{again[0]} is a field of --grid too; give it in one place.")
+    runs: dict[Path, Run] = {}
+    several = bool(swept) or "," in seeds  # a grid's runs always name their seed, so that seeds can be added later
+    for method, values, seed in itertools.product(
+        methods.split(","), itertools.product(*swept.values()), seeds.split(",")
+    ):
+        options = [f"--config={path}:{method}" + (f",{words}" if words else ""), f"--config.seed={seed}"]
+        options += [*(f"--{field}={value}" for field, value in zip(swept, values, strict=True)), *overrides]
+        parsed = load_config(options)
+        point = dict(zip(names, values, strict=True))
+        parts = [name + ("" if is_number(value) else "-") + value for name, value in point.items()]
+        name = "-".join([parsed.name, *parts, *([f"seed{seed}"] if several else [])])
+        workdir = out / re.sub(r"[^\w.+-]+", "_", name)
+        if workdir in runs:
+            raise UserError(f"Two runs would be {workdir}; name every method, seed and value once.")
+        runs[workdir] = Run(workdir, method, point, seed, options, parsed)
+    return list(runs.values())
+
+
+def parse_grids(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Values by field, from texts such as ``config.noisytwins.sigma=0,0.1``.
+
+    Raises:
+      UserError: a text of another form, a field twice, or the seed, which has its own option.
+    """
+    grids: dict[str, list[str]] = {}
+    for text in texts:
+        field, _, values = text.partition("=")
+        words = [word.strip() for word in values.split(",")]
+        if not re.fullmatch(r"config(\.\w+)+", field) or not all(words):
+            raise UserError(
+                f"--grid takes a field and its values, as in --grid config.noisytwins.sigma=0,0.1,0.3, not {text!r}."
+            )
+        if field in grids:
+            raise UserError(f"--grid has {field} twice; give all of its values at once.")
+        if field in ("config.seed", "config.name"):
+            raise UserError(f"--grid cannot sweep {field}; seeds are given with --seeds, and names are made here.")
+        grids[field] = words
+    return grids
+
+
+def short_names(fields: Sequence[str]) -> list[str]:
+    """As many last words of each field as tell it from the others: ``sigma``; ``ema.kimg`` beside ``ada.kimg``."""
+
+    def tails(field: str) -> list[str]:
+        words = field.split(".")
+        return [".".join(words[-n:]) for n in range(1, len(words) + 1)]
+
+    return [next(tail for tail in tails(field) if sum(tail in tails(f) for f in fields) == 1) for field in fields]
+
+
+def load_config(options: Sequence[str]) -> RunConfig:
+    """The configuration that `noisytwins_jax.main` would train with these options.
+
+    Raises:
+      UserError: what `main` would say.
+    """
+    argv = ["sweep", *options]
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                name, command = waiting.pop(0)
-                running[name] = _start(name, command, one_core=jobs > 1)
-            name = _wait_for_any(running)
-            process, printer = running.pop(name)
-            printer.join()
-            if process.returncode:
-                raise UserError(f"The run {name} failed (its last lines are above); mend it and run the same command.")
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-        for process, printer in running.values():
-            process.wait()
-            printer.join()
-
-
-def _start(name: str, command: list[str], one_core: bool) -> tuple[subprocess.Popen, threading.Thread]:
-    env = dict(os.environ)
-    if one_core:
-        env |= {**_ONE_CORE, "XLA_FLAGS": f"{env.get('XLA_FLAGS', '')} {_ONE_CORE['XLA_FLAGS']}".strip()}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
-
-    def echo() -> None:
-        for line in process.stdout:
-            print(f"[{name}] {line}", end="", flush=True)
-
-    printer = threading.Thread(target=echo)
-    printer.start()
-    return process, printer
-
-
-def _wait_for_any(running: dict[str, tuple[subprocess.Popen, threading.Thread]]) -> str:
-    """The name of a process that has ended."""
-    while True:
-        for name, (process, _) in running.items():
-            try:
-                process.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                continue
-            return name
+        rest = values(argv)
+        config.value.lock()  # a file that could not be loaded is only reported when it is used
+    except (flags.Error, AttributeError, KeyError, OSError) as error:
+        raise UserError(explain(error, argv)) from None
+    if len(rest) > 1:
+        raise UserError(f"Unexpected argument {rest[1]!r}; fields are set with --config.FIELD=VALUE.")
+    return parse_config(config.value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,32 +144,56 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m noisytwins_jax.sweep",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Fields for all runs are set as in noisytwins_jax.main: --config.total_kimg=64",
     )
-    parser.add_argument("--config", required=True, help="configuration file, without :<method>")
+    parser.add_argument("--config", required=True, help="configuration file; words after the method as file.py:WORDS")
     parser.add_argument("--methods", required=True, help="methods of the file, with commas between")
     parser.add_argument("--seeds", default="0", help="seeds, with commas between (default: 0)")
+    parser.add_argument("--grid", action="append", default=[], metavar="FIELD=VALUES", help="a field and its values")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="directory of the runs (default: runs)")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
     arguments, overrides = parser.parse_known_args(argv)
-    methods, seeds = arguments.methods.split(","), arguments.seeds.split(",")
-    stem = Path(arguments.config).stem
-    groups: dict[str, list[Path]] = {}
-    commands = {}
-    for method, seed in itertools.product(methods, seeds):
-        name = f"{stem}-{method}" + (f"-seed{seed}" if len(seeds) > 1 else "")
-        groups.setdefault(method, []).append(arguments.out / name)
-        commands[name.removeprefix(f"{stem}-")] = [
-            *(sys.executable, "-m", "noisytwins_jax.main", f"--config={arguments.config}:{method}"),
-            *(f"--workdir={arguments.out / name}", f"--config.seed={seed}", *overrides),
-        ]
     try:
-        sweep(commands, arguments.jobs)
-        report = arguments.out / "report.html"
-        print("\n" + compare(groups, report))
+        return _sweep_and_compare(arguments, overrides)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    print(f"\nReport: {report.absolute()}")
+    except KeyboardInterrupt:  # by now the runs have saved their states and ended
+        print("Stopped; the same command goes on.", file=sys.stderr)
+        return 130
+
+
+def _sweep_and_compare(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    if arguments.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, but it is {arguments.jobs}.")
+    out, grids = arguments.out, arguments.grid
+    runs = plan(arguments.config, arguments.methods, arguments.seeds, grids, overrides, out)
+    finished = [run.workdir for run in runs if run.evaluation() is not None]
+    if arguments.dry_run:
+        for run in runs:
+            print(("# finished: " if run.workdir in finished else "") + shlex.join(run.command))
+        return 0
+    stem = Path(arguments.config.partition(":")[0]).stem
+    waiting = {run.workdir.name.removeprefix(f"{stem}-"): run for run in runs if run.workdir not in finished}
+    print(f"{len(runs)} runs in {out.absolute()}, {len(finished)} of them finished already.", flush=True)
+    failed = run_all({name: run.command for name, run in waiting.items()}, arguments.jobs, keep_going=bool(grids))
+    if not grids:
+        groups: dict[str, list[Path]] = {}
+        for run in runs:
+            groups.setdefault(run.method, []).append(run.workdir)
+        print("\n" + compare(groups, out / REPORT_FILE))
+        print(f"\nReport: {(out / REPORT_FILE).absolute()}")
+        return 0
+    results = [(run, evaluation) for run in runs if (evaluation := run.evaluation()) is not None]
+    if results:
+        prefix = out / "-".join([stem, *dict.fromkeys(run.method for run in runs), *runs[0].point])
+        print("\n" + write_grid(prefix, [GridRun(r.workdir.name, r.method, r.point, r.seed, e) for r, e in results]))
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed ({', '.join(failed)}; their last lines are above); the same "
+            "command tries them again."
+        )
     return 0
 
 

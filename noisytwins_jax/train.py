@@ -4,8 +4,9 @@ import contextlib
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -13,13 +14,15 @@ import numpy as np
 from noisytwins_jax.checkpoint import Checkpoints
 from noisytwins_jax.config import RunConfig, flatten
 from noisytwins_jax.data import load_splits
+from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.pipeline import TrainingBatches, training_batches
 from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.evaluate import SHEET_FILE, evaluate_variables, make_sheet, write_results
 from noisytwins_jax.logs import MetricsWriter, Progress
+from noisytwins_jax.metrics.w_space import w_ratio_probe
 from noisytwins_jax.sharding import Layout
-from noisytwins_jax.training.model import build_model
+from noisytwins_jax.training.model import StyleGAN2Model, build_model
 from noisytwins_jax.training.programs import Programs
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep, class_table
@@ -62,7 +65,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     layout.check_batch_size(
         config.batch_size,
         config.discriminator.mbstd_group_size,
-        twins=config.noisytwins.weight > 0,
+        twins=config.makes_twins,
         path_length_batch=config.path_length_batch if config.path_length.weight > 0 else 0,
     )
     splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
@@ -87,7 +90,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
         else:
             state, start = restored.state, restored.step
             batches.restore(restored.data)
-        writer.truncate_after(start)
+        writer.truncate_after(start or -1)  # a run that starts anew logs its step 0 again
         say(describe(config, splits, layout, start, workdir))
 
         # --- loop ----------------------------------------------------------------------------------------------------
@@ -96,7 +99,8 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
             began = time.perf_counter()
             programs = Programs(step, layout, class_table(config, splits.train.class_counts))
             say(f"Compiled in {time.perf_counter() - began:.0f} s.")
-            state = run_loop(config, state, start, programs, batches, checkpoints, writer, splits, workdir)
+            w_ratio = jax.jit(w_ratio_of(model, splits), out_shardings=layout.replicated)
+            state = run_loop(config, state, start, programs, w_ratio, batches, checkpoints, writer, splits, workdir)
     return TrainedRun(state, max(start, config.total_steps), splits, workdir)
 
 
@@ -105,24 +109,33 @@ def run_loop(
     state: TrainState,
     start: int,
     programs: Programs,
+    w_ratio: Callable[[Any], dict[str, jax.Array]],
     batches: TrainingBatches,
     checkpoints: Checkpoints,
     writer: MetricsWriter,
     splits: DataSplits,
     workdir: Path,
 ) -> TrainState:
-    """Steps from `start` to the end, logging, saving and evaluating on the way."""
+    """Steps from `start` to the end, logging, saving and evaluating on the way.
+
+    `w_ratio` takes the averaged generator's variables and gives numbers to log; see `metrics.w_space.w_ratio_probe`.
+    """
     flat_config = flatten(config)
     every = {
         "log": interval(config, config.log_interval_kimg),
         "save": interval(config, config.checkpoint_interval_kimg),
         "evaluate": interval(config, config.evaluation.interval_kimg),
         "sheet": interval(config, config.sheet_interval_kimg),
+        "w_ratio": interval(config, config.w_ratio_interval_kimg),
     }
+    probes = config.w_ratio_interval_kimg > 0  # at the start and at the end too
+    probe_owed = False
     progress = Progress(
         config.total_kimg, start * config.images_per_step / 1000, disable=jax.process_index() > 0 or None
     )
     pending: list[dict] = []
+    if start == 0 and probes:
+        writer.write_scalars(0, {**w_ratio(state.ema), "kimg": 0.0})
     logged_at, logged_step = time.perf_counter(), start
     with StopSignal() as stop:
         for i in range(start, config.total_steps):
@@ -132,12 +145,16 @@ def run_loop(
             due = {name: done % steps == 0 for name, steps in every.items()}
             last, stopping = done == config.total_steps, stop.requested
             save = due["save"] or due["evaluate"] or last or stopping
+            kimg = done * config.images_per_step / 1000
+            probe_owed |= due["w_ratio"] or (last and probes)
             if due["log"] or save:  # a state is saved only after its losses were looked at, and with all of them logged
+                if probe_owed:  # when other numbers are fetched anyway
+                    pending.append(w_ratio(state.ema))
+                    probe_owed = False
                 numbers = mean_metrics(pending)
                 now = time.perf_counter()
                 speed = (done - logged_step) * config.images_per_step / (now - logged_at)
                 pending, logged_at, logged_step = [], now, done
-                kimg = done * config.images_per_step / 1000
                 writer.write_scalars(done, {**numbers, "kimg": kimg, "img_per_second": speed})
                 progress.update(kimg, G=numbers["loss/generator"], D=numbers["loss/discriminator"])
                 check_finite(numbers, done, workdir)
@@ -145,7 +162,8 @@ def run_loop(
             if due["evaluate"]:
                 result = evaluate_variables(config, state.ema, splits, workdir)
                 best_metrics = {name: value for name, value in result["metrics"].items() if value is not None}
-                writer.write_scalars(done, {f"evaluation/{name}": value for name, value in best_metrics.items()})
+                measured = {f"evaluation/{name}": value for name, value in best_metrics.items()}
+                writer.write_scalars(done, {**measured, "kimg": kimg})
                 progress.write(f"step {done}: FID {best_metrics['fid']:.2f}, recall {best_metrics['recall']:.3f}")
             if due["sheet"]:
                 writer.write_images(done, {"samples": make_sheet(config, state.ema, splits, workdir / SHEET_FILE)})
@@ -158,6 +176,15 @@ def run_loop(
                 raise SystemExit(stop.exit_status)
     progress.close()
     return state
+
+
+def w_ratio_of(model: StyleGAN2Model, splits: DataSplits) -> Callable[[Any], dict[str, jax.Array]]:
+    """The W ratio of a generator's variables, by the classes of the training images."""
+
+    def map_latents(variables: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
+        return model.generator.apply(variables, z, labels, method="map")
+
+    return w_ratio_probe(map_latents, model.z_dim, class_groups(splits.train.class_counts))
 
 
 class StopSignal:

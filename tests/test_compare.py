@@ -1,13 +1,12 @@
-"""Comparing finished runs, and running several: what a user sees at the end of `make demo`."""
+"""Comparing finished runs: what a user sees at the end of `make demo`."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from noisytwins_jax import compare, sweep
+from noisytwins_jax import compare
 from noisytwins_jax.errors import UserError
 
 NUMBERS = ("fid", "ifid", "tail_ifid", "precision", "recall", "tail_recall", "w_ratio", "class_accuracy")
@@ -50,18 +49,13 @@ def test_a_run_that_is_not_evaluated_is_refused(tmp_path, missing):
         compare.compare({"run": [workdir]}, tmp_path / "report.html")
 
 
-def test_sweep_runs_everything_and_says_who_speaks(capfd):
-    commands = {name: [sys.executable, "-c", f"print('hello from {name}')"] for name in ("a", "b", "c")}
-    sweep.sweep(commands, jobs=2)
-    printed = capfd.readouterr().out
-    assert all(f"[{name}] hello from {name}" in printed for name in commands)
-
-
-def test_a_failing_run_stops_the_others(capfd):
-    commands = {
-        "long": [sys.executable, "-c", "import time; time.sleep(600)"],
-        "bad": [sys.executable, "-c", "import sys; print('no such thing'); sys.exit(3)"],
-    }
-    with pytest.raises(UserError, match="bad failed"):
-        sweep.sweep(commands, jobs=2)
-    assert "[bad] no such thing" in capfd.readouterr().out
+def test_w_ratios_over_training_are_shown_where_they_were_logged(tmp_path):
+    groups = {name: [finished_run(tmp_path / f"{name}{seed}", 0.5) for seed in (0, 1)] for name in ("logged", "not")}
+    compare.compare(groups, tmp_path / "without.html")
+    for i, workdir in enumerate(groups["logged"]):
+        records = [{"step": s, "kimg": s / 10, "w_ratio": 0.1 * i, "loss": 1.0} for s in range(3)]
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    compare.compare(groups, tmp_path / "with.html")
+    without, shown = ((tmp_path / name).read_text() for name in ("without.html", "with.html"))
+    assert "W ratio over training" in shown and "W ratio over training" not in without
+    assert shown.count("<img") == without.count("<img") + 1

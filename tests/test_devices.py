@@ -10,7 +10,7 @@ import tiny_run
 
 DEVICES = 8
 METRICS = {
-    "generator": {"loss/generator", "loss/noisytwins"},
+    "generator": {"loss/generator", "loss/generator/noisytwins"},
     "path_length": {"loss/path_length"},
     "discriminator": {"loss/discriminator"},
     "r1": {"loss/r1"},

@@ -15,8 +15,9 @@ from noisytwins_jax.logs import read_metrics
 
 
 def logged_steps(workdir: Path) -> int:
+    """Steps with a line in metrics.jsonl; the first line is step 0's, which holds the W ratio alone."""
     path = workdir / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
+    return path.read_text().count("\n") - 1 if path.exists() else 0
 
 
 def send(process, workdir: Path, steps: int, number: int) -> str:
@@ -42,7 +43,8 @@ def assert_same_run(workdir: Path, other: Path) -> None:
     assert not different
     assert want["step"] == tiny_run.STEPS
     assert want["next_index"] == tiny_run.STEPS
-    assert [record["step"] for record in curves(workdir)] == list(range(1, tiny_run.STEPS + 1))
+    assert [record["step"] for record in curves(workdir)] == list(range(tiny_run.STEPS + 1))  # step 0: the W ratio
+    assert [r["step"] for r in curves(workdir) if "w_ratio/tail" in r] == list(range(0, tiny_run.STEPS + 1, 5))
     assert curves(workdir) == curves(other)
 
 
@@ -103,6 +105,16 @@ def test_extended_run_is_the_longer_run(uninterrupted, directory):
 
 
 @pytest.mark.slow
+def test_looking_at_w_changes_nothing(uninterrupted, directory):
+    tiny_run.finish(tiny_run.start(directory / "not_looked_at", w_ratio_interval_kimg=0.0))
+    have, want = (tiny_run.final_checkpoint(workdir) for workdir in (directory / "not_looked_at", uninterrupted))
+    assert have.keys() == want.keys()
+    assert not [name for name in want if not np.array_equal(have[name], want[name])]
+    looked = [{k: v for k, v in r.items() if not k.startswith("w_ratio")} for r in curves(uninterrupted)]
+    assert curves(directory / "not_looked_at") == looked[1:]
+
+
+@pytest.mark.slow
 def test_finished_run_is_left_as_it_is(uninterrupted):
     before = (uninterrupted / "metrics.jsonl").read_bytes()
     output = tiny_run.finish(tiny_run.start(uninterrupted, total_kimg=0.1))  # shorter than it is already
@@ -122,10 +134,11 @@ def test_resumes_on_another_number_of_devices(uninterrupted, directory):
     assert "on 4 cpu device(s)" in output
     want, have = curves(uninterrupted), curves(workdir)
     assert [record["step"] for record in have] == [record["step"] for record in want]
-    for name in ("logits/real", "logits/fake", "loss/generator", "loss/noisytwins"):
+    for name in ("logits/real", "logits/fake", "loss/generator", "loss/generator/noisytwins"):
         # Other images would change the first of these by far more than a thousandth.
-        np.testing.assert_allclose(have[start][name], want[start][name], rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(have[start + 1][name], want[start + 1][name], rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(have[-1][name], want[-1][name], rtol=0.05, atol=0.01, err_msg=name)
+    assert have[-1]["w_ratio"] == pytest.approx(want[-1]["w_ratio"], rel=0.01)
     want, have = tiny_run.final_checkpoint(uninterrupted), tiny_run.final_checkpoint(workdir)
     assert have["next_index"] == want["next_index"]
     for name in want:

@@ -41,24 +41,26 @@ class Counting:
     def __init__(self, **events):
         self.events = {int(name.lstrip("at")): event for name, event in events.items()}
         self.loss = 1.0
+        self.done = 0
 
     def advance(self, state, step, batches):
         next(batches)
         if step in self.events:
             self.events[step](self)
         metrics = [{"loss/generator": jnp.float32(self.loss)}, {"loss/discriminator": jnp.float32(step)}]
+        self.done = step + 1
         return state.replace(steps=state.steps + 1), metrics
 
 
-def loop(workdir, programs, start=0, **changes):
+def loop(workdir, programs, start=0, w_ratio=None, **changes):
     """Runs the loop with these programs; returns the last state."""
-    config = tiny_run.tiny_config(**changes)
+    config = tiny_run.tiny_config(**{"w_ratio_interval_kimg": 0.0, **changes})
     splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
     batches = training_batches(splits.train, batch_size=config.batch_size, seed=0, mirror=False)
     state = State(jnp.int32(start), {})
     with batches, Checkpoints(workdir, writable=True) as checkpoints:
         writer = MetricsWriter(workdir)
-        return run_loop(config, state, start, programs, batches, checkpoints, writer, splits, workdir)
+        return run_loop(config, state, start, programs, w_ratio, batches, checkpoints, writer, splits, workdir)
 
 
 def saved(workdir):
@@ -136,6 +138,19 @@ def test_evaluates_saves_the_best_and_draws(tmp_path, monkeypatch):
         assert checkpoints.restore(ABSTRACT, "best").step == 8
     evaluations = {r["step"]: r["evaluation/fid"] for r in read_metrics(tmp_path) if "evaluation/fid" in r}
     assert evaluations == {4: 30.0, 8: 10.0, 12: 20.0}
+    assert all(r["kimg"] == pytest.approx(r["step"] * KIMG) for r in read_metrics(tmp_path))
+
+
+@pytest.mark.parametrize("start", [0, 6])
+def test_w_ratio_is_logged_at_the_start_at_its_interval_and_at_the_end(tmp_path, start):
+    changes = {"total_kimg": 13 * KIMG, "log_interval_kimg": 2 * KIMG, "w_ratio_interval_kimg": 3 * KIMG}
+    programs = Counting()
+    loop(tmp_path, programs, start, lambda ema: {"w_ratio": jnp.float32(programs.done)}, **changes)
+    logged = {r["step"]: r["w_ratio"] for r in read_metrics(tmp_path) if "w_ratio" in r}
+    # Due at steps 3, 6, 9, 12 and 13, measured at the next log. Step 0 only in a run that starts anew.
+    steps = [0, 4, 6, 10, 12, 13] if start == 0 else [10, 12, 13]
+    assert logged == {step: step for step in steps}
+    assert all("kimg" in r for r in read_metrics(tmp_path))
 
 
 @pytest.mark.parametrize(("kimg", "steps"), [(KIMG, 1), (10 * KIMG, 10), (KIMG / 10, 1), (0.0, tiny_run.STEPS + 1)])

@@ -1,4 +1,4 @@
-"""Figures of numbers: a run's training curves, and one evaluation or several class by class."""
+"""Figures of numbers: a run's training curves, several runs' W ratio, and evaluations class by class."""
 
 import math
 import re
@@ -21,13 +21,14 @@ from noisytwins_jax.diagnostics.figures import (
 )
 from noisytwins_jax.errors import UserError
 
+W_RATIO = "W variance within classes / total"
 # Panels in order of reading; a logged name goes to the first panel whose pattern it matches, else to one of its own.
 PANELS: tuple[tuple[str, str], ...] = (
     ("Discriminator logits", r"logit|(^|[/_])(real|fake)$"),
-    ("W variance within classes / total", r"w_ratio|w_variance"),
+    (W_RATIO, r"w_ratio|w_variance"),
     ("Recall and precision", r"recall|precision|coverage|density"),
     ("Fréchet distance", r"fid"),
-    ("Regularisers", r"r1|lecam|path|noisytwins|twins|barlow|ortho|spectral|regular|penalt"),
+    ("Regularisers", r"loss/\w+/|r1|lecam|path|noisytwins|twins|barlow|ortho|spectral|regular|penalt"),
     ("Losses", r"loss"),
     ("Augmentation probability", r"(^|[/_])(ada|augment)"),
     ("Learning rates", r"(^|[/_])(lr|learning_rate)"),
@@ -38,6 +39,7 @@ NOT_CURVES = {"step", "kimg", "time", "seconds", "epoch"}
 SMOOTHED_FROM = 60  # points; longer curves are drawn pale, with their moving average on top
 BARS_UP_TO = 30  # classes; beyond, lines over the rank from head to tail
 
+W_RATIO_PANELS = (("w_ratio", "All classes"), ("w_ratio/head", "Head classes"), ("w_ratio/tail", "Tail classes"))
 CLASS_PANELS = (  # key of a per-class row, heading, key of the real-against-real level in "floor"
     ("ifid", "Intra-class FID (lower is better)", "ifid"),
     ("recall", "Recall within the class (higher is better)", "class_recall"),
@@ -104,6 +106,8 @@ def training_curves(records: Sequence[Mapping[str, Any]], title: str = "") -> Fi
         axes.grid(axis="y", color=RULE, linewidth=0.6)
         for i, name in enumerate(panels[panel]):
             _draw_curve(axes, *_series(records, name, axis), name, RUN_COLOURS[i % len(RUN_COLOURS)])
+        if panel == W_RATIO:
+            axes.set_ylim(bottom=0)  # where collapse is
         if panels[panel] != [panel]:  # a panel named after its only curve needs no legend
             axes.legend(fontsize=7.5, frameon=False, labelcolor=INK, ncols=2 if len(panels[panel]) > 3 else 1)
     for axes in grid[len(ordered) :]:
@@ -113,6 +117,58 @@ def training_curves(records: Sequence[Mapping[str, Any]], title: str = "") -> Fi
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     return figure
+
+
+def w_ratio_figure(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str = "") -> Figure:
+    """Draws the W ratio of several methods over training: all classes, head and tail, means over seeds.
+
+    Args:
+      runs: method -> the records (``logs.read_metrics``) of each of its seeds. Times that every seed has are drawn;
+        seeds and methods that did not log the ratio are left out.
+      title: heading of the figure.
+
+    Returns:
+      A figure of its own, outside pyplot, with a panel for each of the three that was logged. A band around a curve is
+      the standard deviation over its seeds.
+
+    Raises:
+      UserError: no run has logged its W ratio.
+    """
+    curves = {(key, name): _mean_curve(seeds, key) for key, _ in W_RATIO_PANELS for name, seeds in runs.items()}
+    panels = [panel for panel in W_RATIO_PANELS if any(len(curves[panel[0], name][0]) for name in runs)]
+    if not panels:
+        raise UserError("No run has logged its W ratio; set config.w_ratio_interval_kimg above 0 and train again.")
+    figure = new_figure(8.6, 3.2)
+    for axes, (key, heading) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True
+    ):
+        style_axes(axes, heading)
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
+        for i, name in enumerate(runs):
+            times, mean, deviation = curves[key, name]
+            colour = RUN_COLOURS[i % len(RUN_COLOURS)]
+            if len(times):
+                axes.fill_between(times, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
+                axes.plot(times, mean, color=colour, linewidth=1.5, label=name, marker="o", markersize=2.5)
+        axes.set_xlabel("thousand real images shown")
+    figure.axes[0].set_ylim(bottom=0)  # of all: they share it
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    columns = min(4, len(labels))
+    figure.legend(
+        handles, short_names(labels, 28), loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    return figure
+
+
+def _mean_curve(seeds: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times (kimg) that all seeds with this number have, its mean and its population standard deviation there."""
+    curves = [{r["kimg"]: _number(r[key]) for r in records if key in r and "kimg" in r} for records in seeds]
+    curves = [curve for curve in curves if curve]
+    times = sorted(set.intersection(*map(set, curves))) if curves else []
+    values = np.array([[curve[time] for time in times] for curve in curves]).reshape(len(curves), len(times))
+    return np.array(times), *((values.mean(axis=0), values.std(axis=0)) if len(times) else (np.array([]),) * 2)
 
 
 def _rows_by_class(evaluation: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from noisytwins_jax.diagnostics import webpage
-from noisytwins_jax.diagnostics.curves import per_class_figure, rows_head_to_tail
+from noisytwins_jax.diagnostics.curves import per_class_figure, rows_head_to_tail, w_ratio_figure
 from noisytwins_jax.diagnostics.w_projection import w_comparison_figure
 from noisytwins_jax.errors import UserError
 
@@ -274,12 +274,13 @@ def write_comparison(
     notes: Sequence[str] = (),
     lede: str = "",
 ) -> Path:
-    """Writes a page that compares runs: numbers, sample sheets, projections of W, and every class in one chart.
+    """Writes a page that compares runs: numbers, sample sheets, W and its ratio over training, every class in a chart.
 
     Args:
       path: the file to write; replaced atomically.
-      runs: run name -> ``{"evaluation": dict, "sheet": picture, "w": (w float [n, D], labels int [n])}``. Any of the
-        three may be missing; class names and counts are taken from the first evaluation.
+      runs: run name -> ``{"evaluation": dict, "sheet": picture, "w": (w float [n, D], labels int [n]), "records":
+        one list of ``logs.read_metrics`` for each seed}``. Any of the four may be missing; class names and counts are
+        taken from the first evaluation.
       title: heading of the page.
       notes: sentences for the reader, shown at the top.
       lede: a line under the title.
@@ -299,12 +300,22 @@ def write_comparison(
         webpage.care([*notes, *protocol_differences(evaluations)]),
         webpage.section("Results", _comparison_table(evaluations) if evaluations else ""),
         webpage.section("Samples", *sheets),
-        webpage.section("Latent space W", _w_pictures(runs, first)),
+        webpage.section("Latent space W", _w_pictures(runs, first), _w_ratio_chart(runs)),
         webpage.section("Head to tail", _class_chart(evaluations)),
         webpage.section("Protocol of these numbers", _protocol(first)),
         webpage.section("How to read this page", webpage.pairs(HOW_TO_READ, "words")),
     ]
     return webpage.write_page(path, webpage.page(title, lede, body))
+
+
+def _w_ratio_chart(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    try:
+        chart = w_ratio_figure({name: run.get("records", ()) for name, run in runs.items()})
+    except UserError:  # nothing to draw
+        return ""
+    seeds = max(len(run.get("records", ())) for run in runs.values())
+    caption = "W ratio over training. The averaged generator's, from 32 latents a class"
+    return webpage.figure(caption + ("; means and standard deviations over seeds." if seeds > 1 else "."), chart)
 
 
 def _w_pictures(runs: Mapping[str, Mapping[str, Any]], evaluation: Evaluation) -> str:

@@ -1,8 +1,17 @@
 """How much of the diversity of W lies within the classes: the number that shows class-wise mode collapse directly."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from noisytwins_jax.errors import UserError
+
+Array = jax.Array
+PyTree = Any
+PROBE_CLASSES, PROBE_LATENTS = 50, 32  # at most so many classes, and so many latents of each, while training
 
 
 def within_class_variance_ratio(w: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
@@ -46,3 +55,46 @@ def within_class_variance_ratio(w: np.ndarray, labels: np.ndarray) -> tuple[floa
     varies = total > 1e-24 * np.mean(w**2)  # below this, "variance" is the rounding of the means
     ratios[present] = within / total if varies else 0.0
     return float(np.nanmean(ratios)), ratios
+
+
+def class_variance_ratios(w: Array) -> Array:
+    """`within_class_variance_ratio` inside a program: W ``[C, n, D]`` of n samples a class → ratios ``[C]``.
+
+    Same formula, in w's precision; 0 where W varies by no more than rounding, NaN where W is not finite.
+    """
+    means, within = w.mean(axis=1), w.var(axis=1).mean(axis=-1)
+    total = within.mean() + means.var(axis=0).mean()
+    constant = total <= 1e-12 * jnp.mean(w**2)
+    return jnp.where(constant, 0.0, within / jnp.where(constant, 1.0, total))
+
+
+def w_ratio_probe(
+    map_latents: Callable[[PyTree, Array, Array], Array], z_dim: int, class_groups: Mapping[str, np.ndarray]
+) -> Callable[[PyTree], dict[str, Array]]:
+    """The W ratio as a quick look while training: a pure function of the generator's variables, to be compiled.
+
+    It maps the same 32 latents for each of at most 50 classes, evenly spaced from head to tail. Sharing the latents
+    keeps chance out of the differences between classes and between times.
+
+    Args:
+      map_latents: (variables, z ``[N, z_dim]``, labels ``[N]`` int32) → w ``[N, D]``.
+      z_dim: width of the latents.
+      class_groups: the classes from head to tail, as `data.long_tail.class_groups` splits them.
+
+    Returns:
+      variables → ``{"w_ratio": mean over the classes, "w_ratio/head": …, "w_ratio/tail": …}``, scalars; a group
+      without classes is left out.
+    """
+    order = np.concatenate([np.asarray(ids) for ids in class_groups.values()])
+    classes = order[np.linspace(0, len(order) - 1, min(len(order), PROBE_CLASSES)).round().astype(int)]
+    members = {name: np.flatnonzero(np.isin(classes, class_groups.get(name, ()))) for name in ("head", "tail")}
+
+    def probe(variables: PyTree) -> dict[str, Array]:
+        z = jax.random.normal(jax.random.key(0), (PROBE_LATENTS, z_dim))
+        labels = jnp.repeat(jnp.asarray(classes, jnp.int32), PROBE_LATENTS)
+        w = map_latents(variables, jnp.tile(z, (len(classes), 1)), labels)
+        ratios = class_variance_ratios(w.reshape(len(classes), PROBE_LATENTS, -1))
+        groups = {f"w_ratio/{name}": ratios[rows].mean() for name, rows in members.items() if len(rows)}
+        return {"w_ratio": ratios.mean(), **groups}
+
+    return probe

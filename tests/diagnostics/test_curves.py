@@ -8,6 +8,7 @@ from noisytwins_jax.diagnostics.curves import (
     per_class_figure,
     rows_head_to_tail,
     training_curves,
+    w_ratio_figure,
 )
 from noisytwins_jax.diagnostics.figures import figure_image
 from noisytwins_jax.errors import UserError
@@ -19,13 +20,28 @@ def titles(figure):
 
 def test_numbers_are_grouped_into_panels():
     records = [
-        {"step": s, "kimg": s / 10, "loss/d": 1.0, "loss/g": s, "logits/real": 0.5, "logits/fake": -0.5, "odd": 3.0}
+        {
+            "step": s,
+            "kimg": s / 10,
+            "loss/d/utlo": 2.0,
+            "loss/d": 1.0,
+            "loss/g": s,
+            "logits/real": 0.5,
+            "logits/fake": -0.5,
+            "odd": 3.0,
+        }
         for s in range(5)
     ]
     records[2]["w_ratio"] = 0.4
     figure = training_curves(records, "run")
-    assert titles(figure) == ["Discriminator logits", "W variance within classes / total", "Losses", "odd"]
-    losses = figure.axes[2].get_lines()
+    assert titles(figure) == [
+        "Discriminator logits",
+        "W variance within classes / total",
+        "Regularisers",
+        "Losses",
+        "odd",
+    ]
+    losses = figure.axes[3].get_lines()
     assert [line.get_label() for line in losses] == ["loss/d", "loss/g"]
     np.testing.assert_allclose(losses[1].get_xydata(), [[s / 10, s] for s in range(5)])
     np.testing.assert_allclose(figure.axes[1].get_lines()[0].get_xydata(), [[0.2, 0.4]])
@@ -98,3 +114,28 @@ def test_many_classes_are_lines():
 def test_order_without_counts_is_by_class_id():
     rows = [{"class": 2}, {"class": 0, "n_train": None}, {"class": 1, "n_train": 3}]
     assert [row["class"] for row in rows_head_to_tail({"per_class": rows})] == [1, 0, 2]
+
+
+def records(scale, times=(0, 1, 2), **constant):
+    return [{"step": 10 * t, "kimg": float(t), "w_ratio": scale * t} | constant for t in times]
+
+
+def test_w_ratio_is_the_mean_over_seeds_where_all_have_it():
+    runs = {
+        "a": [records(1.0), [*records(3.0, (0, 2, 3)), {"step": 5, "kimg": 0.5, "loss": 1.0}], [{"step": 1}]],
+        "b": [records(0.5, **{"w_ratio/tail": 0.25})],
+        "old": [],
+    }
+    figure = w_ratio_figure(runs, "W")
+    assert titles(figure) == ["All classes", "Tail classes"]
+    everything, tail = figure.axes
+    a, b = everything.get_lines()
+    np.testing.assert_array_equal(a.get_xydata(), [[0, 0], [2, 4]])
+    np.testing.assert_array_equal(b.get_xydata(), [[0, 0], [1, 0.5], [2, 1]])
+    band = everything.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == 0 and band[:, 1].max() == 6  # 2 and 6: 4 ± 2
+    np.testing.assert_array_equal(tail.get_lines()[0].get_ydata(), [0.25] * 3)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    assert figure_image(figure).width > 600
+    with pytest.raises(UserError, match="has logged its W ratio"):
+        w_ratio_figure({"old": [[{"step": 1, "kimg": 1.0, "loss": 1.0}]]})

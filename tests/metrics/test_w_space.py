@@ -1,8 +1,10 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics.w_space import within_class_variance_ratio
+from noisytwins_jax.metrics.w_space import class_variance_ratios, w_ratio_probe, within_class_variance_ratio
 
 
 def test_collapsed_classes_give_zero():
@@ -51,3 +53,50 @@ def test_bad_input_is_refused():
         within_class_variance_ratio(np.zeros((3, 2)), np.array([0, 0]))
     with pytest.raises(ValueError, match=">= 0"):
         within_class_variance_ratio(np.zeros((2, 2)), np.array([-1, -1]))
+
+
+def test_the_ratio_inside_a_program_is_the_same():
+    rng = np.random.default_rng(2)
+    w = 3.0 + rng.normal(size=(5, 1, 16)) + rng.uniform(0.01, 2.0, (5, 1, 1)) * rng.normal(size=(5, 32, 16))
+    want = within_class_variance_ratio(w.reshape(-1, 16), np.repeat(np.arange(5), 32))[1]
+    np.testing.assert_allclose(jax.jit(class_variance_ratios)(w), want, rtol=1e-5)
+    np.testing.assert_array_equal(class_variance_ratios(jnp.full((3, 8, 4), 0.1)), np.zeros(3))
+    collapsed = jnp.asarray(np.repeat(rng.normal(size=(3, 1, 4)), 8, axis=1), jnp.float32)
+    np.testing.assert_allclose(class_variance_ratios(collapsed), 0, atol=1e-10)
+    assert np.isnan(class_variance_ratios(collapsed.at[0, 0, 0].set(jnp.inf))).all()
+
+
+def linear(variables, z, labels):
+    """A mapping whose classes are variables["centre"] and vary by variables["spread"]."""
+    return variables["centre"][labels] + variables["spread"][labels][:, None] * z
+
+
+def test_probe_tells_head_from_tail():
+    groups = {"head": np.array([2, 0]), "medium": np.array([3]), "tail": np.array([1, 4])}
+    spread = np.array([1.0, 0.0, 1.0, 1.0, 0.0], np.float32)
+    probe = jax.jit(w_ratio_probe(linear, 8, groups))
+    far = probe({"centre": jnp.arange(5.0)[:, None] * jnp.ones(8), "spread": spread})
+    assert set(far) == {"w_ratio", "w_ratio/head", "w_ratio/tail"}
+    assert far["w_ratio/tail"] == 0 < far["w_ratio"] < far["w_ratio/head"]
+    # Within: variance 1 of three in five classes. Between: variance 2 of the centres 0 to 4.
+    assert far["w_ratio"] == pytest.approx(0.6 / 2.6, rel=0.15)  # 32 latents of 8 numbers
+
+
+def test_probe_shares_latents_among_at_most_fifty_classes():
+    groups = {"head": np.arange(400), "medium": np.arange(400, 800), "tail": np.arange(800, 1010)}
+    seen = []
+
+    def record(variables, z, labels):
+        seen.append((np.asarray(z), np.asarray(labels)))
+        return z
+
+    values = w_ratio_probe(record, 4, groups)({})
+    (z, labels), classes = seen[0], seen[0][1][::32]
+    assert z.shape == (1600, 4) and (labels == np.repeat(classes, 32)).all()
+    assert len(set(classes)) == 50 and {0, 1009} <= set(classes)
+    assert [int(np.isin(classes, ids).sum()) for ids in groups.values()] == [20, 19, 11]
+    np.testing.assert_array_equal(z[:32], z[-32:])
+    assert all(value == pytest.approx(1, abs=1e-6) for value in values.values())  # z alone: nothing between classes
+    assert set(w_ratio_probe(record, 4, {"head": np.array([]), "medium": np.array([0]), "tail": np.array([])})({})) == {
+        "w_ratio"
+    }
