@@ -11,27 +11,36 @@ import jax
 
 from noisytwins_jax.fields import number
 from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.objectives.objective import DiscriminatorPass, GeneratorPass, Objective
+from noisytwins_jax.objectives.objective import DiscriminatorPass, GeneratorPass, Objective, Progress
 
 Array = jax.Array
 
 
 @dataclass(frozen=True)
 class UTLO(Objective):
-    """The adversarial loss on low-resolution images, unconditional, in both networks' losses.
+    """Mixes the adversarial loss on low-resolution images, unconditional, into both networks' losses.
 
-    Published with weight 1 (λ). Any weight above 0 also makes both networks unconditional up to `resolution`.
+    As in the published code, the adversarial loss becomes ``(L + λ·L_low)/(1 + λ)`` with λ the weight, published as 1; as a
+    term to add that is ``λ/(1 + λ) · (L_low - L)``. Any weight above 0 also makes both networks unconditional up to
+    `resolution`.
     """
 
     resolution: int = number(8, at_least=4)  # pixels, a power of two below the images' own
 
+    def scale(self, progress: Progress) -> Array:
+        """See `Objective`."""
+        weight = super().scale(progress)
+        return weight / (1.0 + weight)
+
     def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
         """See `Objective`."""
-        return seen.loss.generator(_logits(seen.fake)).mean(), state
+        low = seen.loss.generator(_logits(seen.fake))
+        return (low - seen.loss.generator(seen.fake.logits)).mean(), state
 
     def discriminator(self, seen: DiscriminatorPass, state: tuple) -> tuple[Array, tuple]:
         """See `Objective`."""
-        return seen.loss.discriminator(_logits(seen.real), _logits(seen.fake)).mean(), state
+        low = seen.loss.discriminator(_logits(seen.real), _logits(seen.fake))
+        return (low - seen.loss.discriminator(seen.real.logits, seen.fake.logits)).mean(), state
 
 
 def _logits(images: Discrimination) -> Array:

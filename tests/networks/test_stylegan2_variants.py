@@ -342,7 +342,7 @@ def test_low_images_pass_through_the_blocks_of_their_resolution():
 
 @pytest.mark.parametrize("heads, architecture, low", VARIANTS)
 def test_what_r1_does_not_reach(heads, architecture, low):
-    """R1's gradient is exactly zero in the listed parameters, and in no other weight; each of those has a use elsewhere."""
+    """R1's gradient is exactly zero in the listed parameters and in no other weight; they all have a use elsewhere."""
     discriminator, variables = make_discriminator(heads=heads, architecture=architecture, low_resolution=low)
     images, labels, noise, low_images = inputs(discriminator)
 

@@ -1,4 +1,4 @@
-"""UTLO: what it judges."""
+"""UTLO: the mixture of the two losses."""
 
 import numpy as np
 import pytest
@@ -10,17 +10,32 @@ from noisytwins_jax.objectives.utlo import UTLO
 
 
 @pytest.mark.parametrize("loss", ["logistic", "hinge"])
-def test_judges_low_resolution_logits(loss):
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_mixes_the_losses_of_both_resolutions(loss, weight):
+    """``(L + λ·L_low)/(1 + λ)``, in both networks' losses."""
     rng = np.random.default_rng(0)
-    real, fake = rng.standard_normal((2, 5)).astype(np.float32)
-    seen = {"loss": ADVERSARIAL_LOSSES[loss], "fake": Discrimination(7 * real, low_logits=fake)}
-    value, state = UTLO().generator(generator_pass(**seen), ())
-    assert float(value) == pytest.approx(float(ADVERSARIAL_LOSSES[loss].generator(fake).mean())) and state == ()
-    seen["real"] = Discrimination(-fake, low_logits=real)
-    value, state = UTLO().discriminator(discriminator_pass(**seen), ())
-    expected = ADVERSARIAL_LOSSES[loss].discriminator(real, fake).mean()
-    assert float(value) == pytest.approx(float(expected)) and state == ()
-
-
-def test_counts_from_the_first_step():
-    assert float(UTLO(weight=1.0).scale(progress(0))) == 1.0
+    real, fake, low_real, low_fake = rng.standard_normal((4, 5)).astype(np.float32)
+    adversarial, utlo = ADVERSARIAL_LOSSES[loss], UTLO(weight=weight)
+    seen = {
+        "loss": adversarial,
+        "real": Discrimination(real, low_logits=low_real),
+        "fake": Discrimination(fake, low_logits=low_fake),
+    }
+    terms = [
+        (
+            utlo.discriminator(discriminator_pass(**seen), ()),
+            adversarial.discriminator,
+            (real, fake),
+            (low_real, low_fake),
+        ),
+        (
+            utlo.generator(generator_pass(loss=adversarial, fake=seen["fake"]), ()),
+            adversarial.generator,
+            (fake,),
+            (low_fake,),
+        ),
+    ]
+    for (value, state), side, full_logits, low_logits in terms:
+        full, low = side(*full_logits).mean(), side(*low_logits).mean()
+        total = full + utlo.scale(progress(0)) * value
+        assert float(total) == pytest.approx(float((full + weight * low) / (1 + weight)), rel=1e-5) and state == ()

@@ -81,8 +81,8 @@ class Discriminator(nn.Module):
     * ``"projection"``: the logit is ``⟨output(h), class vector⟩ / √dim`` (or ``output(h)`` without classes).
     * ``"transitional"``: the logit is ``output(h)``; beside it there is a conditional logit,
       ``⟨conditional_output(h), class vector⟩ / √dim``.
-    * ``"embedding"``: the logit is ``output(h)``; beside it there are ``embedding_output(h)`` and the class vector, each
-      scaled to unit length.
+    * ``"embedding"``: the logit is ``output(h)``; beside it there are ``embedding_output(h)`` and the class vector,
+      each scaled to unit length.
 
     Class vectors come from a mapping network of the label, of `embedding_dim` = the channels at 4×4 (512 in every
     published configuration). With a low resolution, images of that size enter through ``low_fromrgb`` at the block of

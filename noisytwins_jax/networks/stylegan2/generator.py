@@ -72,7 +72,7 @@ class SynthesisNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, ws: Array, noise_mode: str) -> tuple[Array, Array | None]:
-        """`ws` ``[N, num_ws, w_dim]`` → images ``[N, R, R, channels]`` of the full and, if any, of the low resolution."""
+        """`ws` ``[N, num_ws, w_dim]`` → images ``[N, R, R, channels]`` of the full and, if any, the low resolution."""
         x = image = low_image = None
         first = 0
         for resolution in block_resolutions(self.resolution):
