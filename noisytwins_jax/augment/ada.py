@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.augment import ada_geometry, ada_pixels
-from noisytwins_jax.augment.ada_geometry import WarpImpl
+from noisytwins_jax.augment.ada_sampling import Precision, WarpImpl
 from noisytwins_jax.errors import UserError, did_you_mean
 
 Array = jax.Array
@@ -166,25 +166,32 @@ def band_gains(factors: Array) -> Array:
 
 
 def apply(
-    images: Array, draws: AdaDraws, operations: tuple[str, ...], p: Array, impl: WarpImpl = "matmul"
+    images: Array,
+    draws: AdaDraws,
+    operations: tuple[str, ...],
+    p: Array,
+    impl: WarpImpl = "matmul",
+    precision: Precision = "float32",
 ) -> Array:
     """Augments images ``[N, H, W, C]`` (1 or 3 channels, nominally in [-1, 1], any float dtype), each by its own draws.
 
     Args:
       p: strength in [0, 1], a scalar.
-      impl: form of the geometric operations, see `ada_geometry`.
+      impl, precision: form of the geometric operations, see `ada_sampling`.
 
     Returns:
       Images of the same shape and dtype; not clipped.
     """
-    return transform(images, parameters(draws, operations, p), impl)
+    return transform(images, parameters(draws, operations, p), impl, precision)
 
 
-def transform(images: Array, params: AdaParameters, impl: WarpImpl = "matmul") -> Array:
+def transform(
+    images: Array, params: AdaParameters, impl: WarpImpl = "matmul", precision: Precision = "float32"
+) -> Array:
     """Carries out the operations that `params` has, in the published order."""
     dtype = jnp.promote_types(images.dtype, jnp.float32)
     params = {name: jnp.asarray(value).astype(dtype) for name, value in params.items()}
-    x = ada_geometry.transform(images.astype(dtype), params, impl)
+    x = ada_geometry.transform(images.astype(dtype), params, impl, precision)
     x = ada_pixels.transform(x, params)
     return x.astype(images.dtype)
 

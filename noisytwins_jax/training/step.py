@@ -80,6 +80,7 @@ class TrainingStep:
         self.loss = ADVERSARIAL_LOSSES[config.loss]
         self.policy = diffaugment.parse_policy(config.augment.diffaugment)
         self.ada = ada.parse_operations(config.ada.operations)
+        self.ada_impl = "gather" if config.up_impl == "phase" else "matmul"
         opt = config.optimizer
         self.generator_optimizer = lazy_adam(opt, opt.generator_lr, config.path_length.interval)
         self.discriminator_optimizer = lazy_adam(
@@ -150,7 +151,7 @@ class TrainingStep:
     def augment(self, images: Array, draws: PyTree, p: Array) -> Array:
         """The run's augmentation; `p` is ADA's probability."""
         if self.ada:
-            return ada.apply(images, draws, self.ada, p)
+            return ada.apply(images, draws, self.ada, p, self.ada_impl, self.config.dtype)
         return diffaugment.apply(images, draws, self.policy)
 
     def discriminate(

@@ -7,10 +7,15 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from noisytwins_jax.config import RunConfig, default_config, parse_config
+from noisytwins_jax.config import RunConfig, parse_config
 
-SIZES = ("digits", "cifar10_lt", "inat19_64")
-_DIGITS = Path(__file__).resolve().parents[2] / "configs" / "digits_lt.py"
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# Each a file of configs/, whose data are replaced by synthetic images of the same number of classes.
+SIZES = {
+    "digits": ("digits_lt", {"num_classes": 10, "channels": 1, "num_images": 1024}),
+    "cifar10_lt": ("cifar10_lt", {"num_classes": 10, "num_images": 1024}),
+    "inat19_64": ("inat19", {"num_classes": 1010, "num_images": 1010}),
+}
 
 
 def workload(
@@ -23,8 +28,7 @@ def workload(
     """The configuration of a size, with its data replaced by synthetic images of the same shape and classes.
 
     Args:
-      size: ``digits`` (configs/digits_lt.py), ``cifar10_lt`` (32 px, 10 classes) or ``inat19_64`` (64 px, 1010);
-        the last two are the published NoisyTwins configurations, without ADA and LeCam.
+      size: a name of `SIZES`: NoisyTwins as in the file of that size.
       batch_size, up_impl, dtype: replace the size's own where given.
       fields: further fields as ``name=value``, for example ``path_length.batch_fraction=1``.
 
@@ -32,7 +36,9 @@ def workload(
       UserError: a field or value that a configuration does not take.
       SystemExit: a field that there is not, or a value of the wrong type.
     """
-    config = {"digits": _digits, "cifar10_lt": _cifar10_lt, "inat19_64": _inat19_64}[size]()
+    file, images = SIZES[size]
+    config = _load(file)
+    config.data.name, config.data.options = "synthetic", images
     for name, value in (("batch_size", batch_size), ("up_impl", up_impl), ("dtype", dtype)):
         if value is not None:
             config[name] = value
@@ -58,45 +64,11 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _digits() -> ConfigDict:
-    spec = importlib.util.spec_from_file_location("digits_lt", _DIGITS)
+def _load(file: str) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location(file, _CONFIGS / f"{file}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
-    config.data.name = "synthetic"
-    config.data.options = {"num_classes": 10, "channels": 1, "num_images": 1024}
-    return config
-
-
-def _cifar10_lt() -> ConfigDict:
-    config = default_config()
-    config.name = "cifar10_lt"
-    config.data.resolution = 32
-    config.data.name, config.data.options = "synthetic", {"num_classes": 10, "num_images": 1024}
-    config.generator.mapping_layers = 8
-    config.discriminator.architecture = "orig"
-    config.discriminator.mbstd_group_size = 32
-    config.augment.diffaugment = "color,translation,cutout"
-    config.r1.gamma = 0.01
-    config.noisytwins.sigma, config.noisytwins.alpha = 0.75, 0.99
-    config.noisytwins.weight, config.noisytwins.gamma = 0.01, 0.05
-    return config
-
-
-def _inat19_64() -> ConfigDict:
-    config = default_config()
-    config.name = "inat19_64"
-    config.data.resolution = 64
-    config.data.name, config.data.options = "synthetic", {"num_classes": 1010, "num_images": 1010}
-    config.generator.mapping_layers = 2
-    config.discriminator.architecture = "resnet"
-    config.discriminator.mbstd_group_size = 8
-    config.style_mixing = 0.9
-    config.r1.gamma = 0.2048
-    config.path_length.weight = 2.0
-    config.noisytwins.sigma, config.noisytwins.alpha = 0.1, 0.0
-    config.noisytwins.weight, config.noisytwins.gamma = 0.001, 0.005
-    return config
+    return module.get_config()
 
 
 def _lookup(config: ConfigDict, name: str) -> object:
