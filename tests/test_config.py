@@ -68,11 +68,9 @@ def test_fields_keep_their_types():
 def test_flatten():
     flat = flatten(dataclasses.replace(RunConfig(), seed=3))
     assert flat["seed"] == 3 and flat["generator.z_dim"] == 512 and flat["ema.rampup"] is None
-    assert list(flat)[:2] == ["name", "seed"] and not any(isinstance(value, dict) for value in flat.values())
-    leaves = sum(
-        len(dataclasses.fields(f.type)) if dataclasses.is_dataclass(f.type) else 1
-        for f in dataclasses.fields(RunConfig)
-    )
+    assert flat["gsr.alpha"] == 0.99 and not any(isinstance(value, dict) for value in flat.values())
+    values = [getattr(RunConfig(), field.name) for field in dataclasses.fields(RunConfig)]
+    leaves = sum(len(dataclasses.fields(value)) if dataclasses.is_dataclass(value) else 1 for value in values)
     assert len(flat) == leaves - 1  # data.options has no fields of its own
 
 
@@ -135,7 +133,6 @@ def test_every_method_of_every_file_parses(path):
 
 def test_methods_of_digits_differ_from_the_baseline_in_the_method_only():
     module = config_file(DIGITS)
-    assert sorted(module.METHODS) == sorted(METHODS)
     flat = {method: flatten(parse_config(module.get_config(method))) for method in METHODS}
 
     def changed(method: str) -> set[str]:

@@ -16,6 +16,9 @@ _BUILDERS: dict[str, Callable[..., DataSplits]] = {
     "synthetic": synthetic_splits,
 }
 
+# Data sets that have configurations, but no builder yet.
+_LATER = ("cifar10_lt", "imagenet_lt", "inat19", "animal_face", "imagenet_carnivore")
+
 
 def load_splits(name: str, *, resolution: int, **options: Any) -> DataSplits:
     """Builds a data set by name.
@@ -26,8 +29,14 @@ def load_splits(name: str, *, resolution: int, **options: Any) -> DataSplits:
       **options: further arguments of the builder.
 
     Raises:
-      UserError: no such data set or option (the nearest one is named), or the builder refuses its arguments.
+      UserError: no such data set or option (the nearest one is named), a data set that cannot be read yet, or the
+        builder refuses its arguments.
     """
+    if name in _LATER:
+        raise UserError(
+            f'The data set "{name}" cannot be read yet: prepared data comes with a later version. Until then its methods '
+            f"run on random images: --config=configs/{name}.py:noisytwins,smoke."
+        )
     if name not in _BUILDERS:
         raise UserError(f'There is no data set "{name}"; {_suggest(name, list(_BUILDERS))}')
     builder = _BUILDERS[name]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from noisytwins_jax.data.long_tail import long_tail_counts
 from noisytwins_jax.data.source import ArraySource, DataSplits, check_resolution, seeded_generator
 from noisytwins_jax.errors import UserError
 
@@ -10,9 +11,14 @@ _CHUNK = 256  # images computed at a time, so that the float images never take m
 
 
 def synthetic_splits(
-    resolution: int = 32, num_classes: int = 10, num_images: int = 1024, channels: int = 3, seed: int = 0
+    resolution: int = 32,
+    num_classes: int = 10,
+    num_images: int = 1024,
+    channels: int = 3,
+    seed: int = 0,
+    imbalance_factor: float = 1.0,
 ) -> DataSplits:
-    """Balanced classes of random images: a random pattern per class plus a weaker one per image.
+    """Classes of random images: a random pattern per class plus a weaker one per image.
 
     A pattern is a sum of two-dimensional cosines of low frequency with normally distributed weights. Image ``i`` has
     class ``i % num_classes``.
@@ -23,9 +29,12 @@ def synthetic_splits(
       num_images: number of images, at least ``num_classes``.
       channels: 1 or 3.
       seed: of all patterns.
+      imbalance_factor: rarest over most frequent class of the training set, in (0, 1]; see ``long_tail_counts``.
 
     Returns:
-      Splits whose three sets are one and the same; images uint8 ``[num_images, resolution, resolution, channels]``.
+      The splits; images uint8 ``[num_images, resolution, resolution, channels]``. Reference and classifier set are
+      balanced. The training set is the same one or, with an `imbalance_factor` below 1, the first images of each class,
+      all of class 0 and fewer of each later one.
 
     Raises:
       UserError: an argument is out of range.
@@ -52,5 +61,13 @@ def synthetic_splits(
         values = np.einsum("nuvc,uh,vw->nhwc", weights, waves, waves, optimize=True)
         # Dividing brings most values into -1..1 and tanh the rest.
         images[start : start + _CHUNK] = np.floor(np.clip(127.5 * np.tanh(values / _WAVES) + 128, 0, 255))
-    source = ArraySource(images, labels, tuple(f"class {c}" for c in range(num_classes)), "synthetic")
-    return DataSplits(train=source, reference=source, classifier=source)
+    class_names = tuple(f"class {c}" for c in range(num_classes))
+    everything = ArraySource(images, labels, class_names, "synthetic")
+    train = everything
+    if imbalance_factor != 1:
+        counts = long_tail_counts(num_images // num_classes, num_classes, imbalance_factor)
+        kept = (
+            np.arange(num_images) // num_classes < counts[labels]
+        )  # image i is the (i // num_classes)-th of its class
+        train = ArraySource(images[kept], labels[kept], class_names, "synthetic_lt")
+    return DataSplits(train=train, reference=everything, classifier=everything)

@@ -94,6 +94,19 @@ def test_synthetic_seed():
     assert first == again != other
 
 
+def test_synthetic_long_tail():
+    splits = synthetic_splits(8, num_classes=5, num_images=102, imbalance_factor=0.1)
+    assert splits.train.class_counts.tolist() == [20, 11, 6, 3, 2]
+    assert splits.reference.class_counts.tolist() == [21, 21, 20, 20, 20]
+    for c in range(5):
+        kept = splits.train.images[splits.train.labels == c]
+        assert (kept == splits.reference.images[splits.reference.labels == c][: len(kept)]).all()
+    balanced = synthetic_splits(8, num_classes=5, num_images=102)
+    assert balanced.train is balanced.reference and balanced.train.fingerprint == splits.reference.fingerprint
+    thousand = synthetic_splits(8, num_classes=1010, num_images=4040, imbalance_factor=0.25).train.class_counts
+    assert thousand[0] == 4 and thousand[-1] == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -102,6 +115,8 @@ def test_synthetic_seed():
         ({"num_images": 9}, "raise num_images"),
         ({"num_classes": 0}, "at least one class"),
         ({"seed": -1}, "negative"),
+        ({"num_images": 30, "imbalance_factor": 0.01}, "raise imbalance_factor"),
+        ({"imbalance_factor": 0.0}, "imbalance_factor must be above 0"),
     ],
 )
 def test_synthetic_refuses(options, message):

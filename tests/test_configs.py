@@ -1,0 +1,370 @@
+"""The files in configs/: their numbers against the published ones, and two real steps of their rows' smoke forms."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import methods_program
+import pytest
+import tiny_run
+
+from noisytwins_jax.config import RunConfig, flatten, parse_config
+from noisytwins_jax.data import load_splits
+from noisytwins_jax.errors import UserError
+
+# Common to all published runs.
+COMMON = {
+    "batch_size": 128,
+    "loss": "logistic",
+    "fake_labels": "uniform",
+    "dtype": "float32",
+    "data.mirror": True,
+    "generator.z_dim": 512,
+    "generator.w_dim": 512,
+    "generator.channel_base": 16384,
+    "generator.channel_max": 512,
+    "generator.architecture": "skip",
+    "generator.conv_clamp": None,
+    "generator.w_avg_decay": 0.998,
+    "generator.noise_mode": "random",
+    "discriminator.channel_base": 16384,
+    "discriminator.channel_max": 512,
+    "discriminator.mapping_layers": 8,
+    "discriminator.conv_clamp": None,
+    "r1.interval": 16,
+    "path_length.interval": 4,
+    "path_length.weight_twice": True,
+    "path_length.batch_fraction": 0.5,
+    "path_length.decay": 0.01,
+    "optimizer.generator_lr": 0.0025,
+    "optimizer.discriminator_lr": 0.0025,
+    "optimizer.beta1": 0.0,
+    "optimizer.beta2": 0.99,
+    "optimizer.epsilon": 1e-8,
+    "optimizer.discriminator_updates": 1,
+}
+
+# The block of each data set: the same for all of its methods.
+BLOCK_FIELDS = (
+    *("generator.mapping_layers", "style_mixing", "r1.gamma", "path_length.weight", "path_length.start_step"),
+    *("ema.kimg", "ema.rampup", "lecam.weight", "lecam.start_step", "lecam.decay"),
+    *("discriminator.architecture", "discriminator.mbstd_group_size"),
+)
+BLOCKS = {
+    "cifar10_lt": (8, 0, 0.01, 0, 0, 500, 0.05, 0, 0, 0.99, "orig", 32),
+    "inat19": (2, 0.9, 0.2048, 2, 0, 20, None, 0.01, 0, 0.99, "resnet", 8),
+    "imagenet_lt": (8, 0.9, 0.2048, 2, 60_000, 20, None, 0, 0, 0.99, "resnet", 8),
+    "animal_face": (2, 0, 0.01, 2, 0, 500, 0.05, 0, 0, 0.99, "resnet", 32),
+    "imagenet_carnivore": (2, 0, 0.01, 2, 0, 500, 0.05, 0, 0, 0.99, "resnet", 32),
+}
+#                              pixels   classes  steps
+SIZES = {
+    "cifar10_lt": ((32,), 10, 120_000),
+    "inat19": ((64, 128), 1010, 180_000),
+    "imagenet_lt": ((64, 128), 1000, 250_000),
+    "animal_face": ((64,), 20, 100_000),
+    "imagenet_carnivore": ((64,), 20, 70_000),
+    "digits_lt": ((8,), 10, 8000),
+}
+
+# Methods: what they add to the block.
+DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}
+ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500, "ada.interval": 4, "ada.initial_p": 0}
+#              sigma, alpha | weight, gamma, start
+NOISYTWINS = {
+    "cifar10_lt": (0.75, 0.99, 0.01, 0.05, 0),
+    "inat19": (0.1, 0, 0.001, 0.005, 25_000),
+    "imagenet_lt": (0.25, 0, 0.001, 0.005, 60_000),
+    "animal_face": (0.5, 0, 0.001, 0.05, 0),
+    "imagenet_carnivore": (0.5, 0, 0.001, 0.05, 0),
+}
+GSR = {
+    "cifar10_lt": (0.5, 0.99),
+    "inat19": (0.01, 0.999),
+    "imagenet_lt": (0.01, 0.999),
+    "animal_face": (0.5, 0.99),
+    "imagenet_carnivore": (0.5, 0.99),
+}
+TRANSITIONAL = {"transitional.weight": 1, "transitional.start_kimg": 2000, "transitional.end_kimg": 4000}
+
+
+def method_fields(dataset: str) -> dict[str, dict]:
+    """What each method of a data set sets, by its name."""
+    sigma, alpha, weight, gamma, start = NOISYTWINS[dataset]
+    noise = {"noisytwins.sigma": sigma, "noisytwins.alpha": alpha}
+    twins = {"noisytwins.weight": weight, "noisytwins.gamma": gamma, "noisytwins.start_step": start}
+    gsr = dict(zip(("gsr.weight", "gsr.alpha"), GSR[dataset], strict=True)) | {"gsr.power_iterations": 4}
+    cifar = dataset == "cifar10_lt"
+    augment = DIFFAUG if cifar else ADA
+    methods = {
+        "sg2": {},
+        "ada": ADA,
+        "gsr": ADA | gsr,  # with ADA on CIFAR10-LT, too
+        "noise": augment | noise,
+        "noisytwins": augment | noise | twins,
+        "d2dce": augment | {"d2dce.weight": 0.25, "d2dce.temperature": 0.25, "d2dce.margin": 0.98},
+        "contrastive": augment | {"contrastive.weight": 0.25, "contrastive.temperature": 0.25},
+        "transitional": augment | TRANSITIONAL,
+        "transitional_noisytwins": augment | TRANSITIONAL | noise | twins,
+        "utlo": augment | {"utlo.weight": 10 if cifar else 1, "utlo.resolution": 8},
+    }
+    if cifar:
+        methods["diffaug"] = DIFFAUG
+        methods["ada_noisytwins"] = ADA | noise | twins
+        methods["simclr"] = DIFFAUG | noise | {"simclr.weight": 0.1, "simclr.temperature": 0.5}
+    return methods
+
+
+def rows(dataset: str, smoke: bool = False) -> list[str]:
+    """Every row of a data set: method × resolution."""
+    words = ",smoke" if smoke else ""
+    return [
+        f"{dataset}:{m},{size}{words}"
+        for m in methods_program.config_file(dataset).METHODS
+        for size in SIZES[dataset][0]
+    ]
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_file_is_known_here():
+    assert {path.stem for path in methods_program.CONFIGS.glob("*.py")} == set(SIZES)
+
+
+@pytest.mark.parametrize("dataset", BLOCKS)
+def test_every_number_is_the_published_one(dataset):
+    """Fields that are neither common, nor the block's, nor the method's have the value that switches them off."""
+    methods, (sizes, _, steps) = method_fields(dataset), SIZES[dataset]
+    assert set(methods_program.config_file(dataset).METHODS) == set(methods)
+    expected = flatten(RunConfig()) | COMMON | dict(zip(BLOCK_FIELDS, BLOCKS[dataset], strict=True))
+    expected |= {"data.name": dataset, "total_kimg": steps * 128 / 1000}
+    free = ("evaluation.", "checkpoint_interval_kimg")
+    for method, fields in methods.items():
+        for size in sizes:
+            run = methods_program.run_config(f"{dataset}:{method},{size}")
+            name = f"{dataset}-{method}" if size == sizes[0] else f"{dataset}_{size}-{method}"
+            wanted = expected | {"name": name, "data.resolution": size} | fields
+            found = flatten(run)
+            assert found.keys() == wanted.keys()
+            wrong = {
+                path: value for path, value in found.items() if value != wanted[path] and not path.startswith(free)
+            }
+            assert not wrong, name
+            assert run.total_steps == steps
+
+
+@pytest.mark.parametrize("dataset", BLOCKS)
+def test_fifty_thousand_images_are_evaluated(dataset):
+    config = methods_program.run_config(f"{dataset}:sg2")
+    assert 50_000 <= config.evaluation.samples_per_class * SIZES[dataset][1] < 51_000
+
+
+def test_methods_of_digits_differ_from_the_baseline_in_the_method_only():
+    flat = {row: flatten(methods_program.run_config(row)) for row in rows("digits_lt")}
+    baseline = flat["digits_lt:baseline,8"]
+    own = ("noisytwins.", "gsr.", "d2dce.", "contrastive.", "simclr.", "transitional.", "utlo.")
+    for row, fields in flat.items():
+        allowed = (*own, "ada.", "augment.diffaugment") if ":ada," in row else own
+        changed = {name for name in fields if fields[name] != baseline[name]} - {"name"}
+        assert all(name.startswith(allowed) for name in changed), row
+        assert bool(changed) == (row != "digits_lt:baseline,8")
+
+
+# --- words behind the colon ------------------------------------------------------------------------------------------
+
+
+def test_noisytwins_is_the_default():
+    for dataset, (sizes, _, _) in SIZES.items():
+        config = parse_config(methods_program.config_file(dataset).get_config())
+        assert config.name == f"{dataset}-noisytwins" and config.data.resolution == sizes[0]
+        assert config.noisytwins.weight > 0 and config.noisytwins.sigma > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("noisytwins", "inat19-noisytwins"),
+        ("128", "inat19_128-noisytwins"),
+        ("gsr,64", "inat19-gsr"),
+        ("smoke", "inat19-noisytwins-smoke"),
+        ("gsr,128,smoke", "inat19_128-gsr-smoke"),
+        ("smoke,128,gsr", "inat19_128-gsr-smoke"),
+    ],
+)
+def test_words_come_in_any_order(words, name):
+    assert methods_program.run_config(f"inat19:{words}").name == name
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("digits_lt:noisytwin", "configs/digits_lt.py has no method 'noisytwin'; did you mean 'noisytwins'?"),
+        ("inat19:noisytwins,smokee", "configs/inat19.py has no method 'smokee'; did you mean 'smoke'?"),
+        ("inat19:noisytwins,12", "configs/inat19.py has no resolution '12'; did you mean '128'?"),
+        ("cifar10_lt:64", "configs/cifar10_lt.py has no resolution '64'; did you mean '32'?"),
+        ("inat19:noise,noisytwins", "configs/inat19.py takes one method, not both 'noise' and 'noisytwins'."),
+        ("inat19:64,128", "configs/inat19.py takes one resolution, not both '64' and '128'."),
+        ("inat19:simclr", "configs/inat19.py has no method 'simclr'; did you mean "),
+    ],
+)
+def test_mistaken_words_are_one_sentence(row, message):
+    with pytest.raises(UserError) as error:
+        methods_program.run_config(row)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("dataset", BLOCKS)
+def test_data_that_cannot_be_read_yet(dataset):
+    with pytest.raises(UserError, match=f'The data set "{dataset}" .*--config=configs/{dataset}.py:noisytwins,smoke'):
+        load_splits(dataset, resolution=64)
+
+
+# --- two steps -------------------------------------------------------------------------------------------------------
+
+
+def test_smoke_forms_keep_the_method():
+    """What a row switches on stays on, and acts from the first steps."""
+    for dataset in SIZES:
+        for full, small in zip(rows(dataset), rows(dataset, smoke=True), strict=True):
+            full, small = methods_program.run_config(full), methods_program.run_config(small)
+            assert small.name == f"{full.name}-smoke" and small.total_steps == 4
+            assert small.objectives.keys() == full.objectives.keys() and small.makes_twins == full.makes_twins
+            assert small.noisytwins.sigma == full.noisytwins.sigma and small.style_mixing == full.style_mixing
+            assert (small.r1, small.augment) == (full.r1, full.augment)
+            assert small.ada.operations == full.ada.operations and small.ada.initial_p == 0.5
+            assert small.path_length.weight == full.path_length.weight
+            assert small.path_length.start_step == 0 and not any(t.start_step for t in small.objectives.values())
+            assert small.transitional.start_kimg < small.transitional.end_kimg <= small.total_kimg / 2
+            assert small.data.options["num_classes"] == SIZES[dataset][1]
+
+
+# The terms that each method adds to the losses.
+TERMS = {
+    "noisytwins": {"loss/generator/noisytwins"},
+    "ada_noisytwins": {"loss/generator/noisytwins"},
+    "decorrelation": {"loss/generator/noisytwins"},
+    "gsr": {"loss/generator/gsr"},
+    "d2dce": {"loss/generator/d2dce", "loss/discriminator/d2dce"},
+    "contrastive": {"loss/generator/contrastive", "loss/discriminator/contrastive"},
+    "simclr": {"loss/generator/simclr"},
+    "transitional": {"loss/generator/transitional", "loss/discriminator/transitional"},
+    "transitional_noisytwins": {
+        *("loss/generator/transitional", "loss/discriminator/transitional", "loss/generator/noisytwins")
+    },
+    "utlo": {"loss/generator/utlo", "loss/discriminator/utlo"},
+}
+
+# Every data set and every method once, as far as they differ: on four devices, and some of them on one.
+SOME = (
+    "inat19:noisytwins,smoke",
+    "imagenet_lt:sg2,smoke",
+    "animal_face:sg2,smoke",  # imagenet_carnivore's smoke forms are the same
+    "cifar10_lt:utlo,smoke",
+    "digits_lt:ada,smoke",
+    "digits_lt:gsr,smoke",
+    "digits_lt:d2dce,smoke",
+    "digits_lt:contrastive,smoke",
+    "digits_lt:simclr,smoke",
+    "digits_lt:transitional_noisytwins,smoke",
+)
+SOME_ON_ONE = ("digits_lt:d2dce,smoke",)
+
+
+def start(devices: int, names: list[str]) -> subprocess.Popen:
+    """Starts `methods_program` in a process of its own."""
+    environment = tiny_run.environment(devices)
+    environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {faster_compilation()}".strip()
+    program = Path(methods_program.__file__)
+    return subprocess.Popen(
+        [sys.executable, program, *names], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def faster_compilation() -> str:
+    """A flag that halves the time of compilation, where this version of XLA knows it; an unknown one would be fatal."""
+    option = "xla_cpu_use_fusion_emitters"
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options={option: False})
+    except jax.errors.JaxRuntimeError:
+        return ""
+    return f"--{option}=false"
+
+
+def finish(process: subprocess.Popen, timeout: float) -> dict[str, dict]:
+    """What the program found, by row."""
+    output, errors = process.communicate(timeout=timeout)
+    assert process.returncode == 0, errors
+    return {report["row"]: report for report in map(json.loads, output.splitlines())}
+
+
+def problems(report: dict, devices: int) -> list[str]:
+    """What is wrong with a row's two steps."""
+    if "error" in report:
+        return [report["error"]]
+    dataset, _, words = report["row"].partition(":")
+    method, metrics = words.split(",")[0], report["metrics"]
+    config = methods_program.run_config(report["row"])
+    wanted = {"loss/generator", "loss/discriminator", "loss/r1"} | TERMS.get(method, set())
+    wanted |= {"loss/path_length"} if config.path_length.weight > 0 else set()
+    wanted |= {"loss/discriminator/lecam"} if dataset == "inat19" else set()
+    wanted |= {"augment/p"} if config.ada.operations else set()
+    terms = {name for name in metrics if name.count("/") == 2}
+    found = {
+        "devices": report["devices"] != devices,
+        "classes": report["classes"] != SIZES[dataset][1],
+        "missing": wanted - metrics.keys(),
+        "unexpected": terms - wanted,
+        "metrics not finite": [name for name, value in metrics.items() if not math.isfinite(value)],
+        "state not finite": report["not_finite"],
+        "unmoved parameters": report["still"],
+    }
+    return [f"{name}: {value}" for name, value in found.items() if value]
+
+
+def disagreements(one: dict, many: dict) -> dict[str, tuple[float, float]]:
+    """Numbers of the first step that differ between two reports of a row.
+
+    Not to the last digit: Adam's first update is the sign of the gradient, also of one that is all rounding.
+    """
+    pairs = {name: (value, many["first"][name]) for name, value in one["first"].items()}
+    return {name: pair for name, pair in pairs.items() if not math.isclose(*pair, rel_tol=0.02, abs_tol=0.01)}
+
+
+@pytest.fixture(scope="module")
+def some():
+    """Reports of the default selection, by number of devices; both programs run at the same time."""
+    processes = {4: start(4, SOME), 1: start(1, SOME_ON_ONE)}
+    return {devices: finish(process, timeout=600) for devices, process in processes.items()}
+
+
+@pytest.mark.parametrize("row", SOME)
+def test_two_steps_on_four_devices(some, row):
+    assert not problems(some[4][row], devices=4)
+
+
+@pytest.mark.parametrize("row", SOME_ON_ONE)
+def test_two_steps_on_one_device(some, row):
+    assert not problems(some[1][row], devices=1)
+    assert not disagreements(some[1][row], some[4][row])
+
+
+@pytest.mark.slow
+def test_two_steps_of_every_row():
+    """All data sets × methods × resolutions, but for rows whose smoke forms differ in the name only."""
+    distinct = {}
+    for dataset in SIZES:
+        for row in rows(dataset, smoke=True):
+            fields = flatten(methods_program.run_config(row)) | {"name": ""}
+            distinct.setdefault(repr(fields), row)
+    names = list(distinct.values())
+    processes = {devices: start(devices, names) for devices in (1, 4)}
+    found = {devices: finish(process, timeout=7200) for devices, process in processes.items()}
+    wrong = {(row, devices): problems(found[devices][row], devices) for devices in found for row in names}
+    wrong = {key: value for key, value in wrong.items() if value}
+    assert not wrong
+    differing = {row: disagreements(found[1][row], found[4][row]) for row in names}
+    assert not {row: pairs for row, pairs in differing.items() if pairs}
