@@ -15,7 +15,7 @@ from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.source import DataSplits, ImageSource, read_images
 from noisytwins_jax.diagnostics.curves import training_curves
 from noisytwins_jax.diagnostics.report import write_report
-from noisytwins_jax.diagnostics.sheets import sample_sheet
+from noisytwins_jax.diagnostics.sheets import head_to_tail, sample_sheet
 from noisytwins_jax.diagnostics.w_projection import w_projection_figure
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.logs import read_metrics
@@ -28,7 +28,7 @@ from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.workdir import cache_dir, open_workdir
 
 EVALUATION_FILE, REPORT_FILE, SHEET_FILE, W_FILE = "evaluation.json", "report.html", "samples.png", "w.npz"
-SHEET_REAL, SHEET_FAKE = 8, 16  # images a row of the sample sheet
+SHEET_CLASSES, SHEET_REAL, SHEET_FAKE = 30, 8, 16  # rows of the sample sheet, and images a row
 
 
 def evaluate(config: RunConfig, workdir: str | Path, which: str = "latest") -> Path:
@@ -126,10 +126,12 @@ def write_results(config: RunConfig, variables: dict, step: int, splits: DataSpl
 
 
 def make_sheet(config: RunConfig, variables: dict, splits: DataSplits, path: Path) -> Image.Image:
-    """Training images beside generated ones, a row a class; also written to `path`."""
-    classes = range(splits.train.num_classes)
+    """Training images beside generated ones, a row a class, at most 30 from head to tail; also written to `path`."""
+    order = np.array(head_to_tail(splits.train.class_counts, range(splits.train.num_classes)))
+    rows = np.linspace(0, len(order) - 1, min(len(order), SHEET_CLASSES)).round().astype(int)
+    classes = np.sort(order[rows])
     sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
-    labels = np.repeat(np.arange(len(classes)), SHEET_FAKE)
+    labels = np.repeat(classes, SHEET_FAKE)
     images, _ = sampler(labels, np.arange(len(labels)))
     fake = {c: images[labels == c] for c in classes}
     real = {c: _first_of_class(splits.train, c, SHEET_REAL) for c in classes}
