@@ -1,0 +1,46 @@
+"""README's "Add your own objective", carried out to the letter in a copy of the package."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import tiny_run
+
+from noisytwins_jax.logs import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_example_of_the_readme(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    section = re.search(r"^## Add your own objective$(.*?)^## ", text, re.DOTALL | re.MULTILINE)[1]
+    (file,) = re.findall(r"The file, `([^`]+)`", section)
+    module, line = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (command,) = re.findall(r"```sh\n(.*?)\n```", section, re.DOTALL)
+
+    for name in ("noisytwins_jax", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    assert not (tmp_path / file).exists()
+    (tmp_path / file).write_text(module)
+    config = tmp_path / "noisytwins_jax" / "config.py"
+    listed = [text for text in config.read_text().splitlines(keepends=True) if "Objective = listed(" in text]
+    config.write_text(config.read_text().replace(listed[-1], listed[-1] + line))
+
+    python, *arguments = shlex.split(command)
+    assert python == "python"
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tmp_path,
+        env=tiny_run.environment(1) | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    (workdir,) = (tmp_path / "runs").glob("digits_lt-*")
+    values = [record["loss/discriminator/drift"] for record in read_metrics(workdir) if "loss/discriminator" in record]
+    assert len(values) == 4 and np.isfinite(values).all() and min(values) > 0
