@@ -15,7 +15,6 @@ from noisytwins_jax.config import (
     DataConfig,
     DiscriminatorConfig,
     GeneratorConfig,
-    NoisyTwinsConfig,
     PathLengthConfig,
     R1Config,
     RunConfig,
@@ -25,6 +24,7 @@ from noisytwins_jax.config import (
 from noisytwins_jax.data import load_splits
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.evaluate import evaluate
+from noisytwins_jax.noisytwins import NoisyTwins
 from noisytwins_jax.sample import sample
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.train import train
@@ -89,7 +89,7 @@ def test_compilations_are_noticed(nothing_is_compiled):
             "batch_size=18 does not divide among 1 device(s), minibatch-std groups of 4; it must be a multiple of 4",
         ),
         (
-            {"batch_size": 9, "discriminator": mbstd(1), "noisytwins": NoisyTwinsConfig(weight=0.1)},
+            {"batch_size": 9, "discriminator": mbstd(1), "noisytwins": NoisyTwins(weight=0.1)},
             "pairs of twins; it must be a multiple of 2, for example --config.batch_size=8.",
         ),
         ({"data": synthetic(resolution=12)}, "a power of two of at least 8, but it is 12"),
@@ -115,7 +115,7 @@ def test_training_refuses(tmp_path, changes, message):
             "does not divide among 3 device(s), minibatch-std groups of 4; it must be a multiple of 12",
         ),
         (
-            {"batch_size": 9, "noisytwins": NoisyTwinsConfig(weight=0.1), "discriminator": mbstd(1)},
+            {"batch_size": 9, "noisytwins": NoisyTwins(weight=0.1), "discriminator": mbstd(1)},
             "it must be a multiple of 6, for example --config.batch_size=",
         ),
         (

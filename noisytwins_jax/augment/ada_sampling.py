@@ -56,8 +56,8 @@ def warp(x: Array, matrix: Affine, impl: WarpImpl = "matmul", precision: Precisi
 
 
 def grid_size(size: int) -> int:
-    """Samples along an axis of the doubled output grid, with what the halving filter reaches beyond the borders."""
-    return 2 * (size + 2 * _OUTPUT_PAD)
+    """Samples along an axis of the doubled output grid, with those beyond the borders that the halving filter reaches."""
+    return 2 * (size + 2 * _OUTPUT_PAD) - 2
 
 
 def sampling_positions(
@@ -90,8 +90,8 @@ def doubling_matrix(size: int) -> np.ndarray:
 
 @functools.cache
 def halving_matrix(size: int) -> np.ndarray:
-    """Filters and takes every second row, dropping the padding: ``[size, 2·(size + 6)]``."""
-    tap = np.arange(2 * (size + 2 * _OUTPUT_PAD))[None, :] - 2 * np.arange(size)[:, None] - 1
+    """Filters and takes every second row, dropping those beyond the borders: ``[size, grid_size(size)]``."""
+    tap = np.arange(grid_size(size))[None, :] - 2 * np.arange(size)[:, None]
     return np.where((tap >= 0) & (tap < len(_FILTER)), _FILTER[np.clip(tap, 0, len(_FILTER) - 1)], 0.0)
 
 
@@ -128,17 +128,15 @@ def _whole_weights(positions: Array, size: int) -> Array:
 class _Windows:
     """The doubled output grid in squares, and each square's window of the mirrored image.
 
-    The outermost rows and columns of the grid are left out: the halving filter does not reach them.
-
     Attributes:
       fit: whether every square fits into its window, a boolean scalar.
     """
 
     def __init__(self, matrix: Affine, height: int, width: int):
-        self.shape = grid_size(height) - 2, grid_size(width) - 2
+        self.shape = grid_size(height), grid_size(width)
         self.squares = tuple(-(-size // _TILE) for size in self.shape)
         row, column, down, right = np.indices((*self.squares, _TILE, _TILE)).reshape(4, -1, _TILE**2)
-        rows, columns = 1 + row * _TILE + down, 1 + column * _TILE + right  # [squares, positions of each]
+        rows, columns = row * _TILE + down, column * _TILE + right  # [squares, positions of each]
         positions = map(_positions_in_lanes, sampling_positions(matrix, height, width, rows, columns))
         (self.columns, self.column_weights, fit_x), (self.rows, self.row_weights, fit_y) = (
             _window(*_taps(p, size), size) for p, size in zip(positions, (width, height), strict=True)
@@ -153,8 +151,7 @@ class _Windows:
         x = _product("nkbca,nkat->nkbct", x, self.row_weights, precision)
         x = (x * self.column_weights[:, :, :, None]).sum(axis=2).reshape(n, *self.squares, channels, _TILE, _TILE)
         x = x.transpose(0, 1, 4, 2, 5, 3).reshape(n, *(_TILE * count for count in self.squares), channels)
-        x = x[:, : self.shape[0], : self.shape[1]]
-        return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        return x[:, : self.shape[0], : self.shape[1]]
 
 
 def _window(last: Array, taps: list[Array], size: int) -> tuple[Array, Array, Array]:
