@@ -116,9 +116,8 @@ class EmaConfig:
     """Moving average of the generator, which evaluation and sampling use."""
 
     kimg: float = number(20.0, at_least=0)  # half-life
-    rampup: float | None = number(
-        None, at_least=0
-    )  # half-life at most this fraction of the images seen, None for no ramp-up
+    # The half-life is at most this fraction of the images seen; None for no ramp-up.
+    rampup: float | None = number(None, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -146,9 +145,8 @@ class EvaluationConfig:
     samples_per_class: int = number(180, at_least=1)
     neighbours: int = number(5, at_least=1)  # k of precision and recall
     seed: int = number(0, at_least=0, at_most=2**32 - 1)  # JAX takes the lowest 32 bits
-    interval_kimg: float = number(
-        0.0, at_least=0
-    )  # evaluate this often while training, and keep the best; 0 for at the end only
+    # Evaluate this often while training, and keep the best; 0 for at the end only.
+    interval_kimg: float = number(0.0, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -165,13 +163,9 @@ class RunConfig(Objectives):
     dtype: str = choice("float32", "bfloat16")  # of activations; parameters are always float32
     up_impl: str = choice("conv", "phase")  # conv is fast on TPUs, phase on CPUs: the same numbers, see networks.fir
     log_interval_kimg: float = number(1.0, at_least=0)
-    w_ratio_interval_kimg: float = number(
-        10.0, at_least=0
-    )  # share of W's variance within classes this often, 0 for never
+    w_ratio_interval_kimg: float = number(10.0, at_least=0)  # share of W's variance within classes; 0 for never
     checkpoint_interval_kimg: float = number(50.0, at_least=0)
-    sheet_interval_kimg: float = number(
-        0.0, at_least=0
-    )  # sample sheet this often while training, 0 for at the end only
+    sheet_interval_kimg: float = number(0.0, at_least=0)  # sample sheet while training; 0 for at the end only
     data: DataConfig = field(default_factory=DataConfig)
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()

@@ -59,8 +59,8 @@ class Objective:
     """A term that adds ``scale(progress) · value`` to a network's loss; it is left out of the program when weight is 0.
 
     A subclass defines `generator`, `discriminator` or both. Each returns the term's unweighted value, a scalar that is
-    logged as ``loss/<name>``, and the objective's state after it; the state (``()`` unless `init` says otherwise) is part
-    of the training state, and saved with it.
+    logged as ``loss/<network>/<name>``, and the objective's state after it. The state, ``()`` unless `init` says
+    otherwise, is part of the training state and saved with it.
     """
 
     weight: float = number(0.0, at_least=0)

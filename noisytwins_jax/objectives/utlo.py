@@ -21,7 +21,7 @@ class UTLO(Objective):
     """Mixes the adversarial loss on low-resolution images, unconditional, into both networks' losses.
 
     As in the published code, the adversarial loss becomes ``(L + λ·L_low)/(1 + λ)`` with λ the weight, published as 1; as a
-    term to add that is ``λ/(1 + λ) · (L_low - L)``. Any weight above 0 also makes both networks unconditional up to
+    term to add that is ``λ/(1 + λ) · (L_low - L)``, whose logged value may be negative. Any weight above 0 also makes both networks unconditional up to
     `resolution`.
     """
 

@@ -1,9 +1,9 @@
 """The updates that make a training step, written for any `Model`, as pure functions of the global batch.
 
-A step is: the generator's update (adversarial and NoisyTwins losses); every few steps path length, as an update of its
+A step is: the generator's update (adversarial loss and objectives); every few steps path length, as an update of its
 own; the moving average; then `discriminator_updates` times the discriminator's update and, every few of those, R1 on the
-same images as an update of its own. `programs` compiles and schedules them. Order and constants are those of the
-published NoisyTwins code.
+same images as an update of its own; every few steps the adjustment of ADA. `programs` compiles and schedules them. Order
+and constants are those of the published NoisyTwins code.
 """
 
 from collections.abc import Callable
