@@ -23,7 +23,7 @@ from noisytwins_jax.logs import MetricsWriter, Progress
 from noisytwins_jax.metrics.w_space import w_ratio_probe
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.training.model import StyleGAN2Model, build_model
-from noisytwins_jax.training.programs import Programs
+from noisytwins_jax.training.programs import Programs, check_batch
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep, class_table
 from noisytwins_jax.workdir import open_workdir
@@ -62,12 +62,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     """
     # --- checks and data ---------------------------------------------------------------------------------------------
     layout = Layout()
-    layout.check_batch_size(
-        config.batch_size,
-        config.discriminator.mbstd_group_size,
-        twins=config.makes_twins,
-        path_length_batch=config.path_length_batch if config.path_length.weight > 0 else 0,
-    )
+    check_batch(config, layout)
     splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
     batches = training_batches(
         splits.train,

@@ -22,7 +22,7 @@ from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.train import mean_metrics
 from noisytwins_jax.training.model import build_model
-from noisytwins_jax.training.programs import Programs
+from noisytwins_jax.training.programs import Programs, check_batch
 from noisytwins_jax.training.step import TrainingStep, class_table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -46,12 +46,7 @@ def run_config(row: str) -> RunConfig:
 def take_steps(config: RunConfig) -> dict[str, Any]:
     """Takes the steps; what was logged, and which parameters stayed as they were or are not finite."""
     layout = Layout()
-    layout.check_batch_size(
-        config.batch_size,
-        config.discriminator.mbstd_group_size,
-        twins=config.makes_twins,
-        path_length_batch=config.path_length_batch if config.path_length.weight > 0 else 0,
-    )
+    check_batch(config, layout)
     splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
     model = build_model(config, splits.train.channels, splits.train.num_classes)
     step = TrainingStep(config, model, layout.batch, layout.replicate)

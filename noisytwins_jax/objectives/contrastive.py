@@ -7,14 +7,14 @@ rest of the batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp
 
 from noisytwins_jax.fields import number
-from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.objectives.objective import DiscriminatorPass, GeneratorPass, Objective
+from noisytwins_jax.objectives.embedded import EmbeddedObjective
 
 Array = jax.Array
 
@@ -58,7 +58,7 @@ def contrastive_loss(
 
 
 @dataclass(frozen=True)
-class Contrastive(Objective):
+class Contrastive(EmbeddedObjective):
     """`contrastive_loss` of real images in the discriminator's loss and of generated ones in the generator's.
 
     Published with weight 0.25.
@@ -66,15 +66,8 @@ class Contrastive(Objective):
 
     temperature: float = number(0.25, above=0)  # τ
 
-    def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
-        """See `Objective`."""
-        return self._loss(seen.fake, seen.labels, seen.replicate), state
+    title: ClassVar[str] = "2C"
 
-    def discriminator(self, seen: DiscriminatorPass, state: tuple) -> tuple[Array, tuple]:
-        """See `Objective`."""
-        return self._loss(seen.real, seen.real_labels, seen.replicate), state
-
-    def _loss(self, images: Discrimination, labels: Array, replicate: Callable[[Array], Array]) -> Array:
-        if images.embedding is None or images.proxy is None:
-            raise ValueError("2C needs a discriminator with an embedding and a proxy, but this one has none.")
-        return contrastive_loss(images.embedding, images.proxy, labels, self.temperature, replicate)
+    def loss(self, embedding: Array, proxy: Array, labels: Array, replicate: Callable[[Array], Array]) -> Array:
+        """See `EmbeddedObjective`."""
+        return contrastive_loss(embedding, proxy, labels, self.temperature, replicate)

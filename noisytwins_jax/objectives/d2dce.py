@@ -6,14 +6,14 @@ positives and easy negatives, those beyond a margin, are left alone.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.nn import relu
 
 from noisytwins_jax.fields import number
-from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.objectives.objective import DiscriminatorPass, GeneratorPass, Objective
+from noisytwins_jax.objectives.embedded import EmbeddedObjective
 
 Array = jax.Array
 
@@ -58,7 +58,7 @@ def d2dce_loss(
 
 
 @dataclass(frozen=True)
-class D2DCE(Objective):
+class D2DCE(EmbeddedObjective):
     """`d2dce_loss` of real images in the discriminator's loss and of generated ones in the generator's.
 
     Published with weight 0.25.
@@ -67,15 +67,8 @@ class D2DCE(Objective):
     temperature: float = number(0.25, above=0)  # τ
     margin: float = number(0.98, at_least=-1, at_most=1)  # m
 
-    def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
-        """See `Objective`."""
-        return self._loss(seen.fake, seen.labels, seen.replicate), state
+    title: ClassVar[str] = "D2D-CE"
 
-    def discriminator(self, seen: DiscriminatorPass, state: tuple) -> tuple[Array, tuple]:
-        """See `Objective`."""
-        return self._loss(seen.real, seen.real_labels, seen.replicate), state
-
-    def _loss(self, images: Discrimination, labels: Array, replicate: Callable[[Array], Array]) -> Array:
-        if images.embedding is None or images.proxy is None:
-            raise ValueError("D2D-CE needs a discriminator with an embedding and a proxy, but this one has none.")
-        return d2dce_loss(images.embedding, images.proxy, labels, self.temperature, self.margin, replicate)
+    def loss(self, embedding: Array, proxy: Array, labels: Array, replicate: Callable[[Array], Array]) -> Array:
+        """See `EmbeddedObjective`."""
+        return d2dce_loss(embedding, proxy, labels, self.temperature, self.margin, replicate)

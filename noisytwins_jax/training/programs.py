@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from noisytwins_jax.config import RunConfig
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import ClassTable, Metrics, TrainingStep
@@ -56,6 +57,20 @@ class Programs:
             state, metrics = run["adapt"](state)
             collected.append(metrics)
         return state, collected
+
+
+def check_batch(config: RunConfig, layout: Layout) -> None:
+    """Refuses a configuration whose batches a mesh cannot divide, before anything is built.
+
+    Raises:
+      UserError: see `Layout.check_batch_size`.
+    """
+    layout.check_batch_size(
+        config.batch_size,
+        config.discriminator.mbstd_group_size,
+        twins=config.makes_twins,
+        path_length_batch=config.path_length_batch if config.path_length.weight > 0 else 0,
+    )
 
 
 def lower_programs(step: TrainingStep, layout: Layout, table: ClassTable) -> dict[str, jax.stages.Lowered]:

@@ -29,7 +29,7 @@ from noisytwins_jax.config import RunConfig
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.training.model import build_model
-from noisytwins_jax.training.programs import lower_programs
+from noisytwins_jax.training.programs import check_batch, lower_programs
 from noisytwins_jax.training.step import ClassTable, TrainingStep
 
 _COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
@@ -53,12 +53,7 @@ def main() -> None:
     try:
         config = workload(args.size, args.batch_size, args.up_impl, args.dtype, args.field)
         layout = Layout(tpu_devices(args.topology))
-        layout.check_batch_size(
-            config.batch_size,
-            config.discriminator.mbstd_group_size,
-            twins=config.makes_twins,
-            path_length_batch=config.path_length_batch if config.path_length.weight > 0 else 0,
-        )
+        check_batch(config, layout)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 
