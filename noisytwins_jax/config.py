@@ -150,6 +150,31 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """How arrays lie over devices; see `sharding.Layout`. It changes speed and memory, not what is trained."""
+
+    # Devices that share one copy of parameters, optimiser state and moving average; 1: every device has its own.
+    fsdp: int = number(1, at_least=1)
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """A trace of the devices, for TensorBoard's or Perfetto's viewer, in the workdir's ``profile/``."""
+
+    steps: str = ""  # the first and the last step, as 100-104; empty for none
+
+
+@dataclass(frozen=True)
+class FaultsConfig:
+    """What a run does when something goes wrong."""
+
+    # A loss that is NaN or infinite: stop, or go back to the last checkpoint and skip the data up to there.
+    nonfinite: str = choice("stop", "rewind")
+    max_rewinds: int = number(3, at_least=1)  # without a checkpoint in between; then it stops
+    watchdog_minutes: float = number(10.0, at_least=0)  # without a step before it says which process is late; 0: never
+
+
+@dataclass(frozen=True)
 class RunConfig(Objectives):
     """Everything that defines a run."""
 
@@ -161,6 +186,7 @@ class RunConfig(Objectives):
     fake_labels: str = choice("uniform", "empirical")  # classes of generated images (empirical: as in the training set)
     style_mixing: float = number(0.0, at_least=0, at_most=1)  # probability that a batch mixes the styles of two latents
     dtype: str = choice("float32", "bfloat16")  # of activations; parameters are always float32
+    steps_per_dispatch: int = number(1, at_least=1)  # in one program, so that small networks need not wait for the host
     up_impl: str = choice("conv", "phase")  # conv is fast on TPUs, phase on CPUs: the same numbers, see networks.fir
     log_interval_kimg: float = number(1.0, at_least=0)
     w_ratio_interval_kimg: float = number(10.0, at_least=0)  # share of W's variance within classes; 0 for never
@@ -176,6 +202,9 @@ class RunConfig(Objectives):
     augment: AugmentConfig = AugmentConfig()
     ada: AdaConfig = AdaConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: MeshConfig = MeshConfig()
+    profile: ProfileConfig = ProfileConfig()
+    faults: FaultsConfig = FaultsConfig()
 
     @property
     def objectives(self) -> dict[str, Objective]:
@@ -208,8 +237,12 @@ class RunConfig(Objectives):
 FREE_FIELDS = (
     "checkpoint_interval_kimg",
     "evaluation.",
+    "faults.",
     "log_interval_kimg",
+    "mesh.",
+    "profile.",
     "sheet_interval_kimg",
+    "steps_per_dispatch",
     "total_kimg",
     "up_impl",
     "w_ratio_interval_kimg",

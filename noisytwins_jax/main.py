@@ -1,6 +1,7 @@
 """The command: ``python -m noisytwins_jax.main --config=configs/<dataset>.py[:<method>]``.
 
-``--mode=train`` (the default), ``evaluate`` or ``sample`` says what to do.
+``--mode=train`` (the default), ``evaluate``, ``sample`` or ``compile`` says what to do. A run of several processes is the
+same command in each of them, with ``--coordinator``.
 Every field of the configuration can be overridden: ``--config.noisytwins.weight=0.01``. See `config` for the fields.
 """
 
@@ -16,13 +17,24 @@ from noisytwins_jax.config import RunConfig, flatten, parse_config
 from noisytwins_jax.errors import UserError, did_you_mean
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with :<method> where it has several.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "sample"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "sample", "compile"], "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/<dataset>-<method> by default.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "evaluate, sample: latest, best or a step.")
 _CLASSES = flags.DEFINE_list("classes", None, "sample: class ids; all by default.")
 _SAMPLES = flags.DEFINE_integer("samples_per_class", 16, "sample: images of each class.")
 _PSI = flags.DEFINE_float("psi", 1.0, "sample: truncation in W; 1 for none.")
 _SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the latents.")
+
+_TOPOLOGY = flags.DEFINE_string("topology", "v3:2x2", "compile: TPU cores that need not exist, as v4:2x2x1 or v5e:2x2.")
+_PROGRAMS = flags.DEFINE_list("programs", None, "compile: some of the run's programs; all by default.")
+_COMPARE = flags.DEFINE_string("compare", None, "compile: file whose last line is an earlier result, to compare with.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Several processes: host:port of the first, or auto on Cloud TPU, GKE and SLURM."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: how many, unless --coordinator=auto.")
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Several processes: this one, from 0, unless --coordinator=auto."
+)
 
 _NO_CONFIG = "There is no configuration; give --config=configs/<dataset>.py[:<method>] before its fields."
 
@@ -38,6 +50,15 @@ def main(argv: list[str]) -> None:
         config = parse_config(_CONFIG.value)
         workdir = _WORKDIR.value or f"runs/{config.name}"
         # JAX is imported here, so that a mistyped flag or field is answered at once.
+        if _MODE.value == "compile":
+            from noisytwins_jax.compile import compile_run
+
+            compile_run(config, _TOPOLOGY.value, _PROGRAMS.value, _COMPARE.value)
+            return
+        if (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value) != (None, None, None):
+            from noisytwins_jax.sharding import join_processes
+
+            join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         if _MODE.value == "train":
             from noisytwins_jax.train import train
 
