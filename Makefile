@@ -29,6 +29,7 @@ $(INSTALLED): pyproject.toml
 	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	-$(BIN)/python -m pip install --quiet --editable '.[compile]'  # without it the tests of --mode=compile are skipped
 	touch $@
 
 clean:

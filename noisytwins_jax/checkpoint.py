@@ -1,6 +1,8 @@
 """Checkpoints: state, position in the data and configuration in one atomic step. The only file that knows Orbax."""
 
 import json
+import sys
+import time
 import zlib
 from pathlib import Path
 from types import TracebackType
@@ -12,10 +14,14 @@ from jax.experimental.multihost_utils import sync_global_devices
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.survival.retry import retry
+from noisytwins_jax.survival.saving import Saving
 
 PyTree = Any
 BEST_METRIC = "fid"  # lowest is best
 FILES = "files.json"  # in every checkpoint: size and CRC-32 of each of its files
+TIMEOUT = 600  # seconds for writing a checkpoint, and for which a process waits for others that cannot
+WAIT = 5.0  # seconds before a checkpoint that could not be written is tried again
 
 
 class Restored(NamedTuple):
@@ -23,7 +29,7 @@ class Restored(NamedTuple):
 
     step: int
     state: PyTree
-    data: dict[str, int]  # position of the training data, portable between process counts
+    data: dict[str, Any]  # position and fingerprint of the training data, portable between process counts
     config: dict[str, Any]  # flattened configuration
 
 
@@ -43,6 +49,8 @@ class Checkpoints:
     def __init__(self, workdir: Path, writable: bool = False):
         self._directory = Path(workdir).absolute() / "checkpoints"
         self._writable = writable
+        self._saving = Saving(self._directory, "*.orbax-checkpoint-tmp*")
+        self._pending = False  # whether a checkpoint is being written
         for path in self._directory.glob("*/metrics/metrics"):
             if not _is_json(path):  # evaluation numbers that are cut short would keep Orbax from opening anything
                 path.rename(path.with_name("damaged"))
@@ -58,7 +66,7 @@ class Checkpoints:
                 create=writable,
                 cleanup_tmp_directories=writable,
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+                async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT, post_finalization_callback=self._write_digests),
             ),
         )
 
@@ -68,7 +76,13 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+            return
+        try:  # without the other processes: this error may be of one process alone
+            self._manager.close()
+        except Exception as failure:  # the error on its way is the one to show
+            print(f"The last checkpoint could not be written: {failure}", file=sys.stderr, flush=True)
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
@@ -78,21 +92,43 @@ class Checkpoints:
         self,
         step: int,
         state: PyTree,
-        data: dict[str, int],
+        data: dict[str, Any],
         config: dict[str, Any],
         metrics: dict[str, float] | None = None,
+        wait: bool = False,
     ) -> None:
-        """Starts writing a checkpoint; returns before it is on disk. A step that is already saved is left as it is."""
-        if step in self._manager.all_steps():
-            return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({"data": data, "config": config})
-            ),
-            metrics=metrics,
-            force=True,
-        )
+        """Starts writing a checkpoint; returns before it is on disk. A step that is already saved is left as it is.
+
+        Args:
+          step: steps done.
+          state: tree of arrays.
+          data: position of the training data, and what else of the data is to be known later: plain values.
+          config: flattened configuration.
+          metrics: of an evaluation, by name.
+          wait: return when it is on disk. While storage fails for a moment it is tried again; otherwise (and if that
+            is noticed in the background) a message is printed, and the next checkpoint is tried.
+
+        Raises:
+          UserError: in all processes: no space is left, or storage failed three times in a row.
+        """
+
+        def start() -> None:
+            if step not in self._manager.all_steps():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({"data": data, "config": config})
+                    ),
+                    metrics=metrics,
+                    force=True,
+                )
+
+        self._finish_writing()  # the one before
+        while True:
+            self._pending = self._saving.attempt(start)
+            if not wait or (self._pending and self._finish_writing()):
+                return
+            time.sleep(WAIT)
 
     def restore(self, abstract_state: PyTree, which: str | int = "latest") -> Restored | None:
         """Reads a checkpoint into the shapes, dtypes and shardings of `abstract_state`.
@@ -129,12 +165,32 @@ class Checkpoints:
             ) from None
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved is on disk.
+
+        Raises:
+          UserError: in all processes: it could not be written.
+        """
+        self._finish_writing(patient=False)
 
     def close(self) -> None:
-        """Finishes writing and releases the directory."""
-        self._manager.close()
+        """Finishes writing and releases the directory.
+
+        Raises:
+          UserError: in all processes: the last checkpoint could not be written.
+        """
+        try:
+            if self._writable:
+                self.wait()
+        finally:
+            self._manager.close()
+
+    def _finish_writing(self, patient: bool = True) -> bool:
+        """Waits for the checkpoint that is being written; whether it, if any, got on disk. See `Saving.attempt`."""
+        done = self._saving.attempt(self._manager.wait_until_finished, patient)
+        if done and self._pending:
+            self._saving.succeeded()
+        self._pending = False
+        return done
 
     def _restore_latest(self, steps: list[int], abstract_state: PyTree) -> Restored | None:
         """The newest whole checkpoint; damaged ones are touched only when a whole one is found."""
@@ -198,7 +254,7 @@ class Checkpoints:
         for state in self._directory.glob("*/state"):
             path = state.parent / FILES
             if not path.exists():
-                path.write_text(json.dumps(_digests(state.parent)))
+                retry(lambda path=path: path.write_text(json.dumps(_digests(path.parent))), f"Writing {path}")
 
 
 class _DamagedError(Exception):
@@ -225,7 +281,8 @@ def _check_digests(checkpoint: Path) -> None:
     """
     if not _is_json(checkpoint / FILES):
         return
-    written, now = json.loads((checkpoint / FILES).read_text()), _digests(checkpoint)
+    written = json.loads((checkpoint / FILES).read_text())
+    now = retry(lambda: _digests(checkpoint), f"Reading {checkpoint}")
     for name, digest in written.items():
         if now.get(name) != digest:
             raise _DamagedError(f"{name} {'has changed since it was written' if name in now else 'is missing'}")

@@ -20,6 +20,7 @@ from noisytwins_jax.errors import UserError, did_you_mean
 from noisytwins_jax.fields import choice, number, objection
 from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES
 from noisytwins_jax.objectives.objective import Objective
+from noisytwins_jax.profiling import traced_steps
 
 
 def listed(path: str) -> Objective:
@@ -319,6 +320,7 @@ def _check_together(run: RunConfig) -> None:
         )
     if run.utlo.weight > 0:
         _check_utlo(run)
+    traced_steps(run.profile.steps)  # refuses what is no range
     if run.evaluation.samples_per_class <= run.evaluation.neighbours:
         raise UserError(
             f"config.evaluation.samples_per_class={run.evaluation.samples_per_class} is too few for "

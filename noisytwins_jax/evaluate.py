@@ -1,4 +1,8 @@
-"""``--mode=evaluate``: the numbers and the report of a trained run."""
+"""``--mode=evaluate``: the numbers and the report of a trained run.
+
+In a run of several processes all of them call these functions: they share the generating and embedding of images, and
+the first one computes the numbers and writes the files.
+"""
 
 import json
 from pathlib import Path
@@ -23,6 +27,7 @@ from noisytwins_jax.metrics.classifier import load_or_train_classifier
 from noisytwins_jax.metrics.evaluation import evaluate_generator, write_evaluation
 from noisytwins_jax.sampling import Sampler
 from noisytwins_jax.sharding import Layout
+from noisytwins_jax.together import local_copy, on_first_process, say, shared_rows
 from noisytwins_jax.training.model import build_model
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.workdir import cache_dir, open_workdir
@@ -46,7 +51,7 @@ def evaluate(config: RunConfig, workdir: str | Path, which: str = "latest") -> P
       UserError: there is no such checkpoint, or it does not fit the configuration.
     """
     splits, workdir, step, variables = restore_generator(config, workdir, which)
-    print(f"Evaluating the averaged generator of step {step}.", flush=True)
+    say(f"Evaluating the averaged generator of step {step}.")
     return write_results(config, variables, step, splits, workdir)
 
 
@@ -66,30 +71,30 @@ def restore_generator(
         )
     splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
     workdir = open_workdir(workdir, config)
-    layout = Layout(jax.devices()[:1])
+    layout = Layout(fsdp=jax.device_count())  # spread as thin as can be, whatever it was trained on
     step = TrainingStep(config, build_model(config, splits.train.channels, splits.train.num_classes))
     with Checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore(step.abstract_state(layout.replicated), which)
+        restored = checkpoints.restore(step.abstract_state(layout.state_shardings), which)
     if restored is None:
         raise UserError(f"There is no whole checkpoint in {workdir}; train first (--mode=train).")
     return splits, workdir, restored.step, restored.state.ema
 
 
 def build_sampler(config: RunConfig, variables: dict, splits: DataSplits, **options: Any) -> Sampler:
-    """A sampler of a run's generator; `options` go to `Sampler`."""
+    """A sampler of a run's generator; `options` go to `Sampler`. To be called by all processes."""
     model = build_model(config, splits.train.channels, splits.train.num_classes)
-    return Sampler(model.generator, variables, noise_mode=config.generator.noise_mode, **options)
+    return Sampler(model.generator, local_copy(variables), noise_mode=config.generator.noise_mode, **options)
 
 
 def evaluate_variables(config: RunConfig, variables: dict, splits: DataSplits, workdir: Path) -> dict[str, Any]:
-    """The numbers of a generator with these variables; see `metrics.evaluation`."""
+    """The numbers of a generator with these variables, on every process; see `metrics.evaluation`."""
     options = config.evaluation
     sampler = build_sampler(config, variables, splits, seed=options.seed)
     return evaluate_generator(
         sampler,
         reference=splits.reference,
         class_groups=class_groups(splits.train.class_counts),
-        extractor=load_or_train_classifier(splits.classifier, cache_dir(workdir)),
+        extractor=on_first_process(lambda: load_or_train_classifier(splits.classifier, cache_dir(workdir))),
         samples_per_class=options.samples_per_class,
         k=options.neighbours,
         seed=options.seed,
@@ -99,11 +104,25 @@ def evaluate_variables(config: RunConfig, variables: dict, splits: DataSplits, w
 
 def write_results(config: RunConfig, variables: dict, step: int, splits: DataSplits, workdir: Path) -> Path:
     """Evaluates and writes everything that people look at; returns the report's path."""
+    variables = local_copy(variables)
     result = evaluate_variables(config, variables, splits, workdir)
     result["protocol"]["step"] = step
-    write_evaluation(workdir / EVALUATION_FILE, result)
+    on_first_process(lambda: write_evaluation(workdir / EVALUATION_FILE, result))
     sheet = make_sheet(config, variables, splits, workdir / SHEET_FILE)
     w, labels = sample_w(config, variables, splits)
+    return on_first_process(lambda: _write_report(config, step, splits, workdir, result, sheet, w, labels))
+
+
+def _write_report(
+    config: RunConfig,
+    step: int,
+    splits: DataSplits,
+    workdir: Path,
+    result: dict[str, Any],
+    sheet: Image.Image,
+    w: np.ndarray,
+    labels: np.ndarray,
+) -> Path:
     np.savez(workdir / W_FILE, w=w, labels=labels)
     names, counts = splits.train.class_names, splits.train.class_counts
     kimg = step * config.images_per_step / 1000
@@ -132,10 +151,14 @@ def make_sheet(config: RunConfig, variables: dict, splits: DataSplits, path: Pat
     classes = np.sort(order[rows])
     sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
     labels = np.repeat(classes, SHEET_FAKE)
-    images, _ = sampler(labels, np.arange(len(labels)))
-    fake = {c: images[labels == c] for c in classes}
-    real = {c: _first_of_class(splits.train, c, SHEET_REAL) for c in classes}
-    return sample_sheet(real, fake, splits.train.class_names, splits.train.class_counts, path)
+    images, _ = shared_rows(lambda rows: sampler(labels[rows], rows), len(labels))
+
+    def draw() -> Image.Image:
+        fake = {c: images[labels == c] for c in classes}
+        real = {c: _first_of_class(splits.train, c, SHEET_REAL) for c in classes}
+        return sample_sheet(real, fake, splits.train.class_names, splits.train.class_counts, path)
+
+    return on_first_process(draw)
 
 
 def sample_w(
@@ -144,7 +167,7 @@ def sample_w(
     """W vectors ``[num_classes · per_class, w_dim]`` of the first latents of each class, and their labels."""
     labels = np.repeat(np.arange(splits.train.num_classes), per_class)
     sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
-    return sampler(labels, np.arange(len(labels)))[1], labels
+    return shared_rows(lambda rows: sampler(labels[rows], rows)[1:], len(labels))[0], labels
 
 
 def _first_of_class(source: ImageSource, label: int, count: int) -> np.ndarray:

@@ -1,6 +1,8 @@
 """What a run says while it trains: ``metrics.jsonl``, TensorBoard, and one progress bar."""
 
+import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from absl import logging as absl_logging
 from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -18,6 +21,15 @@ from noisytwins_jax.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 LINE_INTERVAL = 10.0  # seconds between progress lines when there is no terminal to draw a bar on
+
+
+def quiet_libraries() -> None:
+    """Keeps libraries' chatter off the screen; absl's shows with ``--verbosity``.
+
+    That of asyncio is about checkpoint files that could not be written, of which there is a sentence of our own.
+    """
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -139,7 +151,8 @@ class MetricsWriter:
 
     def _close_board(self) -> None:
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):  # of a disk that is full, which is said elsewhere
+                self._board.close()
             self._board = None
 
 

@@ -10,11 +10,11 @@ import sys
 from typing import NoReturn
 
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from noisytwins_jax.config import RunConfig, flatten, parse_config
 from noisytwins_jax.errors import UserError, did_you_mean
+from noisytwins_jax.logs import quiet_libraries
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with :<method> where it has several.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "sample", "compile"], "What to do.")
@@ -41,7 +41,7 @@ _NO_CONFIG = "There is no configuration; give --config=configs/<dataset>.py[:<me
 
 def main(argv: list[str]) -> None:
     """Runs the mode asked for."""
-    absl_logging.set_verbosity(absl_logging.ERROR)  # libraries' chatter; set --verbosity to see it
+    quiet_libraries()
     try:
         if len(argv) > 1:
             raise UserError(f"Unexpected argument {argv[1]!r}; options start with --.")

@@ -8,6 +8,7 @@ from noisytwins_jax.config import RunConfig
 from noisytwins_jax.diagnostics.sheets import image_grid
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.evaluate import build_sampler, restore_generator
+from noisytwins_jax.together import on_first_process, shared_rows
 
 
 def sample(
@@ -20,6 +21,8 @@ def sample(
     seed: int = 0,
 ) -> Path:
     """Draws a grid, a row a class, and writes it as PNG and as arrays into ``<workdir>/samples``.
+
+    Several processes share the drawing; the first one writes.
 
     Args:
       config: the configuration the run was trained with.
@@ -51,13 +54,17 @@ def sample(
     if unknown:
         raise UserError(f"There is no class {unknown[0]}; classes are 0 to {num_classes - 1}.")
     labels = np.repeat(classes, per_class)
+    indices = labels * 2**20 + np.tile(np.arange(per_class), len(classes))
     sampler = build_sampler(config, variables, splits, seed=seed, psi=psi)
-    images, _ = sampler(labels, labels * 2**20 + np.tile(np.arange(per_class), len(classes)))
+    images, _ = shared_rows(lambda rows: sampler(labels[rows], indices[rows]), len(labels))
 
-    directory = workdir / "samples"
-    directory.mkdir(exist_ok=True)
-    stem = f"step{step}-psi{psi:g}-seed{seed}"
-    np.savez(directory / f"{stem}.npz", images=images, labels=labels)
-    picture = directory / f"{stem}.png"
-    image_grid(images, columns=per_class).save(picture)
-    return picture
+    def write() -> Path:
+        directory = workdir / "samples"
+        directory.mkdir(exist_ok=True)
+        stem = f"step{step}-psi{psi:g}-seed{seed}"
+        np.savez(directory / f"{stem}.npz", images=images, labels=labels)
+        picture = directory / f"{stem}.png"
+        image_grid(images, columns=per_class).save(picture)
+        return picture
+
+    return on_first_process(write)

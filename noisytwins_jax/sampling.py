@@ -9,6 +9,7 @@ import numpy as np
 
 from noisytwins_jax.networks.stylegan2 import Generator, truncate
 from noisytwins_jax.randomness import sample_keys
+from noisytwins_jax.sharding import Layout
 
 Array = jax.Array
 
@@ -19,17 +20,17 @@ def quantize(images: Array) -> Array:
 
 
 class Sampler:
-    """Generates from fixed variables, in padded batches of one compiled shape.
+    """Generates from fixed variables on this process's devices, in padded batches of one compiled shape.
 
-    Class noise is off. Image i depends on (seed, i, class, psi) only, whatever the batch size or the other images.
+    Class noise is off. Image i depends on (seed, i, class, psi) only, whatever the number of devices or the other images.
 
     Args:
       generator: the network.
-      variables: its collections, usually the moving average.
+      variables: its collections, usually the moving average; whole in this process (`together.local_copy`).
       seed: of latents and per-pixel noise.
       noise_mode: per-pixel noise: ``"random"`` (by index), ``"const"`` or ``"none"``.
       psi: truncation in W; ``None`` or 1 for none.
-      batch_size: images a call of the program.
+      batch_size: images that each device makes in a call of the program.
     """
 
     def __init__(
@@ -39,31 +40,25 @@ class Sampler:
         seed: int = 0,
         noise_mode: str = "random",
         psi: float | None = None,
-        batch_size: int = 180,
+        batch_size: int = 64,
     ):
-        self.variables, self.batch_size = variables, batch_size
-        self._program = _sample_program(generator, seed, noise_mode, psi)
+        self._layout, self._batch_size = Layout(jax.local_devices()), batch_size
+        self._variables = self._layout.put_everywhere(variables)
+        self._program = sample_program(generator, seed, noise_mode, psi)
 
     def __call__(self, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels ``[n]`` int and global sample indices ``[n]`` → images uint8 ``[n, H, W, C]`` and w ``[n, w_dim]``."""
-        images, ws = [], []
-        for start in range(0, len(labels), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            padding = (0, self.batch_size - len(labels[rows]))
-            image, w = self._program(
-                self.variables,
-                np.pad(np.asarray(labels[rows], np.int32), padding),
-                np.pad(np.asarray(indices[rows], np.int32), padding),
-            )
-            images.append(np.asarray(image)[: len(labels[rows])])
-            ws.append(np.asarray(w)[: len(labels[rows])])
-        return np.concatenate(images), np.concatenate(ws)
+        rows = np.asarray(labels, np.int32), np.asarray(indices, np.int32)
+        images, w = self._layout.map_rows(self._program, self._variables, *rows, size=self._batch_size)
+        return images, w
 
 
 @functools.lru_cache(maxsize=8)  # compiled once for all samplers of a generator: variables are arguments
-def _sample_program(
+def sample_program(
     generator: Generator, seed: int, noise_mode: str, psi: float | None
 ) -> Callable[[dict, Array, Array], tuple[Array, Array]]:
+    """The program of a `Sampler`: (variables, labels int32 ``[n]``, indices int32 ``[n]``) → images and w."""
+
     def one(variables: dict, label: Array, key: Array) -> tuple[Array, Array]:
         z_key, noise_key = jax.random.split(key)
         z = jax.random.normal(z_key, (1, generator.z_dim))

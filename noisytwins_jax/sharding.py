@@ -1,6 +1,11 @@
 """How arrays lie over devices. The only file that knows there is more than one."""
 
-from collections.abc import Sequence
+import math
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,22 +14,41 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from noisytwins_jax.errors import UserError
 
 Array = jax.Array
+PyTree = Any
+JOIN_SECONDS = 300.0  # machines of a pod do not start at the same moment
+SPLIT_FROM = 2**14  # elements: smaller arrays are not worth a message of their own
 
 
 class Layout:
-    """A data-parallel mesh: batches are split over its only axis, everything else is on every device.
+    """A mesh of two axes, ``data`` × ``fsdp``: batches are split over both, and the state over the second.
 
     Programs stay functions of the global batch: XLA turns a mean over a split batch into a mean over all devices.
 
+    With ``fsdp`` = 1 every device has the whole state. Otherwise groups of that many neighbouring devices share one copy
+    of every large parameter, its optimiser's moments and its moving average (fully sharded data parallelism): programs
+    gather parameters to use them, and reduce and scatter their gradients, so that a device updates its part only.
+
     Args:
       devices: default all devices of all processes, ordered by process so that a process's rows are contiguous.
+      fsdp: devices that share one copy of the state; divides their number.
+      split_from: elements of an array from which it is split.
+
+    Raises:
+      UserError: `fsdp` does not divide the number of devices.
     """
 
-    def __init__(self, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, devices: Sequence[jax.Device] | None = None, fsdp: int = 1, split_from: int = SPLIT_FROM):
         devices = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
-        self.mesh = Mesh(np.array(devices), ("data",))
+        if len(devices) % fsdp:
+            divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+            raise UserError(
+                f"config.mesh.fsdp={fsdp} does not divide the {len(devices)} device(s) of the run; give one of "
+                f"{', '.join(map(str, divisors))}."
+            )
+        self.mesh = Mesh(np.array(devices).reshape(-1, fsdp), ("data", "fsdp"))
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
-        self.split = NamedSharding(self.mesh, PartitionSpec("data"))
+        self.split = self.split_at(0)
+        self.fsdp, self.split_from = fsdp, split_from
 
     @property
     def num_devices(self) -> int:
@@ -39,9 +63,69 @@ class Layout:
         """Inside a program: gathers to every device."""
         return jax.lax.with_sharding_constraint(x, self.replicated)
 
-    def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
+    def gather(self, params: PyTree) -> PyTree:
+        """Inside a program: parameters as they are used, whole on every device."""
+        return jax.tree.map(lambda x: self.replicate(x) if self._split_axis(x.shape) is not None else x, params)
+
+    def scatter(self, gradients: PyTree) -> PyTree:
+        """Inside a program: gradients as the optimiser takes them, split as the parameters are kept."""
+
+        def one(x: Array) -> Array:
+            if self._split_axis(x.shape) is None:
+                return x
+            # Said to be whole first, or XLA would carry the split back into the layers and redistribute activations. On
+            # accelerators it turns a sum that is then split into one reduce-scatter.
+            return jax.lax.with_sharding_constraint(self.replicate(x), self._parameter_sharding(x.shape))
+
+        return jax.tree.map(one, gradients)
+
+    def state_shardings(self, state: PyTree) -> PyTree:
+        """How a state lies between programs: a sharding for each leaf of a tree of arrays or of their shapes.
+
+        Split are large leaves below a node named ``params`` or ``opt_state``; the rest is on every device.
+        """
+
+        def one(path: tuple[Any, ...], x: Any) -> NamedSharding:
+            names = {getattr(entry, "name", getattr(entry, "key", None)) for entry in path}
+            return self._parameter_sharding(x.shape) if names & {"params", "opt_state"} else self.replicated
+
+        return jax.tree_util.tree_map_with_path(one, state)
+
+    def split_at(self, axis: int) -> NamedSharding:
+        """The sharding of arrays whose batch axis is `axis`."""
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
+
+    def put_batch(self, batch: dict[str, np.ndarray], batch_axis: int = 0) -> dict[str, Array]:
         """Outside: this process's rows of a global batch, onto its devices."""
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.split, x), batch)
+        sharding = self.split_at(batch_axis)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    def map_rows(
+        self, program: Callable[..., tuple[Array, ...]], variables: PyTree, *rows: np.ndarray, size: int
+    ) -> tuple[np.ndarray, ...]:
+        """Outside, on a mesh of this process's devices alone: a compiled function of many rows, in batches of one shape.
+
+        Args:
+          program: (variables, *batch) → arrays with a row for each row of the batch, which depends on that row alone.
+          variables: on every device; see `put_everywhere`.
+          rows: arrays ``[n, …]``, n ≥ 1; the last batch is padded with zeros.
+          size: rows of a batch on each device. Being each device's own, it is the same program on any number of them,
+            and the results are the same to the last bit.
+
+        Returns:
+          Arrays ``[n, …]`` on the host.
+        """
+        batch, results = size * self.num_devices, []
+        for start in range(0, len(rows[0]), batch):
+            some = [x[start : start + batch] for x in rows]
+            count = len(some[0])
+            padded = [np.pad(x, [(0, batch - count)] + [(0, 0)] * (x.ndim - 1)) for x in some]
+            results.append([np.asarray(y)[:count] for y in program(variables, *jax.device_put(padded, self.split))])
+        return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
+
+    def put_everywhere(self, tree: PyTree) -> PyTree:
+        """Outside: a copy on every device of the mesh."""
+        return jax.device_put(tree, self.replicated)
 
     def check_batch_size(self, batch_size: int, mbstd_group_size: int, twins: bool, path_length_batch: int = 0) -> None:
         """Refuses batch sizes that devices, minibatch-standard-deviation groups or twins cannot divide.
@@ -67,3 +151,117 @@ class Layout:
                 f"The path-length batch of {path_length_batch} images does not divide among {self.num_devices} "
                 "devices; change --config.path_length.batch_fraction, for example to 1."
             )
+
+    def _split_axis(self, shape: tuple[int, ...]) -> int | None:
+        """The axis along which an array of parameters is split: the largest that divides; None where it is not."""
+        axes = [axis for axis, n in enumerate(shape) if n % self.fsdp == 0]
+        if self.fsdp == 1 or math.prod(shape) < self.split_from or not axes:
+            return None
+        return max(axes, key=lambda axis: shape[axis])
+
+    def _parameter_sharding(self, shape: tuple[int, ...]) -> NamedSharding:
+        axis = self._split_axis(shape)
+        return self.replicated if axis is None else NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+
+def join_processes(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float = JOIN_SECONDS
+) -> None:
+    """Makes this process one of a run's; to be called before anything that touches a device.
+
+    Args:
+      coordinator: ``host:port`` of the first process; or ``"auto"`` where JAX finds out by itself: Cloud TPU, GKE's
+        JobSet, SLURM.
+      num_processes: how many there are; None for ``"auto"``.
+      process_id: which this is, from 0; None for ``"auto"``.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      UserError: something is missing or out of range, the port is in use, or the processes do not find each other.
+    """
+    if coordinator == "auto":
+        if (num_processes, process_id) != (None, None):
+            raise UserError("--coordinator=auto finds out --num_processes and --process_id by itself; leave them out.")
+        arguments = {}
+    else:
+        arguments = _explicit_processes(coordinator, num_processes, process_id, timeout)
+    # JAX would handle SIGTERM itself, so that a process could not be ended before it trains.
+    jax.config.update("jax_enable_preemption_service", False)
+    failures: list[Exception] = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(**arguments, initialization_timeout=10**6, shutdown_timeout_seconds=60)
+        except (ValueError, RuntimeError) as error:
+            failures.append(error)
+
+    # In a thread, because JAX ends the whole process when its own timeout is over.
+    thread = threading.Thread(target=initialize, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        raise UserError(
+            f"Not all processes of the run came together within {timeout:g} s; start as many as --num_processes says, "
+            "each with another --process_id, and see whether one of them failed."
+        )
+    if failures:
+        raise UserError(
+            f"The processes cannot be joined ({str(failures[0]).strip().rstrip('.')}); give --coordinator=host:port, "
+            "--num_processes and --process_id, or auto on Cloud TPU, GKE and SLURM."
+        )
+
+
+def _explicit_processes(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
+) -> dict[str, Any]:
+    """Arguments of ``jax.distributed.initialize``, when the coordinator's port is free there or answers here."""
+    given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise UserError(
+            f"A run of several processes needs {' and '.join(missing)} too; or give --coordinator=auto alone on Cloud "
+            "TPU, GKE and SLURM."
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(
+            f"--coordinator={coordinator} is not host:port; give, for example, --coordinator=10.0.0.2:8476."
+        )
+    if num_processes < 1 or not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id={process_id} must be from 0 to {num_processes - 1} for --num_processes={num_processes}."
+            if num_processes > 0
+            else f"--num_processes={num_processes} must be at least 1."
+        )
+    if process_id == 0:
+        _check_port_is_free(int(port))
+    else:
+        _wait_for_coordinator(host.strip("[]"), int(port), timeout)
+    return {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
+
+
+def _check_port_is_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"Port {port} of --coordinator cannot be used here ({error.strerror}); give another to every process."
+            ) from None
+
+
+def _wait_for_coordinator(host: str, port: int, timeout: float) -> None:
+    """Returns when the first process answers; JAX itself would end this one with a stack trace if it never does."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"The coordinator {host}:{port} did not answer within {timeout:g} s ({error.strerror or error}); "
+                    "start process 0 on that host, and see whether a firewall is in between."
+                ) from None
+            time.sleep(0.5)

@@ -1,10 +1,10 @@
 """The training loop. One screenful a stage: data, networks, state, programs, loop."""
 
 import contextlib
-import signal
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -16,17 +16,23 @@ from noisytwins_jax.config import RunConfig, flatten
 from noisytwins_jax.data import load_splits
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.pipeline import TrainingBatches, training_batches
-from noisytwins_jax.data.source import DataSplits
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.data.source import DataSplits, LabelledImages
 from noisytwins_jax.evaluate import SHEET_FILE, evaluate_variables, make_sheet, write_results
 from noisytwins_jax.logs import MetricsWriter, Progress
 from noisytwins_jax.metrics.w_space import w_ratio_probe
+from noisytwins_jax.profiling import Stopwatch, Tracer
 from noisytwins_jax.sharding import Layout
+from noisytwins_jax.survival.agreement import check_agreement, check_same_data, code_fingerprint, failing_together
+from noisytwins_jax.survival.finite import bad_tensors, divergence, first_bad_metric
+from noisytwins_jax.survival.lock import WorkdirLock
+from noisytwins_jax.survival.stopping import StopSignal
+from noisytwins_jax.survival.watchdog import TRAINING, Watchdog
 from noisytwins_jax.training.model import StyleGAN2Model, build_model
 from noisytwins_jax.training.programs import Programs, check_batch
+from noisytwins_jax.training.schedule import in_order
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep, class_table
-from noisytwins_jax.workdir import open_workdir
+from noisytwins_jax.workdir import needing_space, open_workdir
 
 
 class TrainedRun(NamedTuple):
@@ -36,6 +42,20 @@ class TrainedRun(NamedTuple):
     step: int
     splits: DataSplits
     workdir: Path
+
+
+class Run(NamedTuple):
+    """A run under way: all that the loop works with, but its state."""
+
+    config: RunConfig
+    layout: Layout
+    splits: DataSplits
+    workdir: Path
+    step: TrainingStep
+    batches: TrainingBatches
+    checkpoints: Checkpoints
+    writer: MetricsWriter
+    w_ratio: Callable[[Any], dict[str, jax.Array]]  # numbers of the averaged generator's variables, to be logged
 
 
 def train(config: RunConfig, workdir: str | Path) -> Path:
@@ -49,44 +69,50 @@ def train(config: RunConfig, workdir: str | Path) -> Path:
     """
     run = train_to_end(config, workdir)
     say("Evaluating the averaged generator.")
-    return write_results(config, run.state.ema, run.step, run.splits, run.workdir)
+    with needing_space(run.workdir):
+        return write_results(config, run.state.ema, run.step, run.splits, run.workdir)
 
 
 def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     """Trains to the end, from the newest checkpoint if there is one; a finished run is returned as it is.
 
     Raises:
-      UserError: bad configuration, workdir or data, before any long work starts; or training that diverged.
-      SystemExit: after SIGTERM or Ctrl-C, when the state is saved; a message says how to go on. The status is 128 plus
-        the signal's number, as shells have it: 143 and 130.
+      UserError: bad configuration, workdir or data, before any long work starts; processes that differ; training that
+        diverged; no space left.
+      SystemExit: after SIGTERM, Ctrl-C or a preemption notice, when the state is saved; a message says how to go on. The
+        status is 128 plus the signal's number, as shells have it: 143 and 130.
     """
     # --- checks and data ---------------------------------------------------------------------------------------------
-    layout = Layout()
+    layout = Layout(fsdp=config.mesh.fsdp)
     check_batch(config, layout)
-    splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
-    batches = training_batches(
-        splits.train,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        mirror=config.data.mirror,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    with failing_together():
+        splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
+        batches = training_batches(
+            splits.train,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            mirror=config.data.mirror,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    check_agreement(facts(config, splits))
 
     # --- networks and state ------------------------------------------------------------------------------------------
     model = build_model(config, splits.train.channels, splits.train.num_classes)
-    step = TrainingStep(config, model, layout.batch, layout.replicate)
-    workdir = open_workdir(workdir, config)  # after everything that may refuse the configuration
-    writer = MetricsWriter(workdir, disable=jax.process_index() > 0)
-    with batches, contextlib.closing(writer), Checkpoints(workdir, writable=True) as checkpoints:
-        restored = checkpoints.restore(step.abstract_state(layout.replicated))
-        if restored is None:
-            state, start = jax.jit(step.init, static_argnums=0, out_shardings=layout.replicated)(config.seed), 0
-        else:
-            state, start = restored.state, restored.step
-            batches.restore(restored.data)
-        writer.truncate_after(start or -1)  # a run that starts anew logs its step 0 again
-        say(describe(config, splits, layout, start, workdir))
+    step = TrainingStep(config, model, layout.batch, layout.replicate, layout.gather, layout.scatter)
+    with failing_together():
+        workdir = open_workdir(workdir, config)  # after everything that may refuse the configuration
+    with (
+        needing_space(workdir),
+        WorkdirLock(workdir),
+        batches,
+        contextlib.closing(MetricsWriter(workdir, disable=jax.process_index() > 0)) as writer,
+        Checkpoints(workdir, writable=True) as checkpoints,
+    ):
+        w_ratio = jax.jit(w_ratio_of(model, splits), out_shardings=layout.replicated)
+        run = Run(config, layout, splits, workdir, step, batches, checkpoints, writer, w_ratio)
+        state, start = restore_or_init(run)
+        say(describe(run, start))
 
         # --- loop ----------------------------------------------------------------------------------------------------
         if start < config.total_steps:
@@ -94,28 +120,78 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
             began = time.perf_counter()
             programs = Programs(step, layout, class_table(config, splits.train.class_counts))
             say(f"Compiled in {time.perf_counter() - began:.0f} s.")
-            w_ratio = jax.jit(w_ratio_of(model, splits), out_shardings=layout.replicated)
-            state = run_loop(config, state, start, programs, w_ratio, batches, checkpoints, writer, splits, workdir)
+            state = run_to_end(run, programs, state, start)
     return TrainedRun(state, max(start, config.total_steps), splits, workdir)
 
 
-def run_loop(
-    config: RunConfig,
-    state: TrainState,
-    start: int,
-    programs: Programs,
-    w_ratio: Callable[[Any], dict[str, jax.Array]],
-    batches: TrainingBatches,
-    checkpoints: Checkpoints,
-    writer: MetricsWriter,
-    splits: DataSplits,
-    workdir: Path,
-) -> TrainState:
+def facts(config: RunConfig, splits: DataSplits) -> dict[str, str]:
+    """What all processes of a run must have alike."""
+    fields = {f"config.{name}": repr(value) for name, value in flatten(config).items()}
+    code = {"the code of noisytwins_jax": code_fingerprint(), "the version of JAX": jax.__version__}
+    return {**fields, **code, "the training images": splits.train.fingerprint}
+
+
+def restore_or_init(run: Run) -> tuple[TrainState, int]:
+    """The newest checkpoint's state and step, with the data and the log where they were then; or a fresh start."""
+    step, layout = run.step, run.layout
+    abstract = step.abstract_state(layout.state_shardings)
+    restored = run.checkpoints.restore(abstract)
+    if restored is None:
+        init = jax.jit(step.init, static_argnums=0, out_shardings=layout.state_shardings(abstract))
+        state, start = init(run.config.seed), 0
+        run.batches.restore({"next_index": 0})
+    else:
+        check_same_data(restored.data, run.splits.train.fingerprint)
+        state, start = restored.state, restored.step
+        run.batches.restore(restored.data)
+    run.writer.truncate_after(start or -1)  # a run that starts anew logs its step 0 again
+    return state, start
+
+
+def run_to_end(run: Run, programs: Programs, state: TrainState, start: int) -> TrainState:
+    """Runs the loop; if training diverges, goes back and skips what it diverged on as often as the configuration says."""
+    faults, rewinds, rewound_to = run.config.faults, 0, None
+    while True:
+        try:
+            return run_loop(run, programs, state, start)
+        except Diverged as error:
+            skipped = run.batches.state()["next_index"]
+            run.checkpoints.wait()
+            kept = max(run.checkpoints.steps(), default=None)
+            rewinds = 0 if kept != rewound_to else rewinds
+            if faults.nonfinite == "stop" or rewinds == faults.max_rewinds:
+                raise divergence(
+                    error.step, error.loss, error.tensors, run.workdir / "checkpoints", kept, rewinds
+                ) from None
+            rewinds, rewound_to = rewinds + 1, kept
+            state, start = restore_or_init(run)
+            # The next images are those after the bad ones, and all draws are new ones.
+            run.batches.restore({"next_index": skipped})
+            state = state.replace(key=jax.random.fold_in(state.key, skipped))
+            say(
+                f"Training diverged at step {error.step} ({error.loss} is not finite): going back to step {start}, and on "
+                f"with the images after batch {skipped}.",
+                sys.stderr,
+            )
+
+
+class Diverged(Exception):
+    """A loss or a tensor is not finite."""
+
+    def __init__(self, step: int, loss: str, tensors: list[str]):
+        super().__init__(step, loss, tensors)
+        self.step, self.loss, self.tensors = step, loss, tensors
+
+
+def run_loop(run: Run, programs: Programs, state: TrainState, start: int) -> TrainState:
     """Steps from `start` to the end, logging, saving and evaluating on the way.
 
-    `w_ratio` takes the averaged generator's variables and gives numbers to log; see `metrics.w_space.w_ratio_probe`.
+    Raises:
+      Diverged: before anything of it is saved.
+      SystemExit: as `train_to_end`.
     """
-    flat_config = flatten(config)
+    config, splits, workdir, writer = run.config, run.splits, run.workdir, run.writer
+    flat_config, fingerprint = flatten(config), splits.train.fingerprint
     every = {
         "log": interval(config, config.log_interval_kimg),
         "save": interval(config, config.checkpoint_interval_kimg),
@@ -125,56 +201,83 @@ def run_loop(
     }
     probes = config.w_ratio_interval_kimg > 0  # at the start and at the end too
     probe_owed = False
-    progress = Progress(
-        config.total_kimg, start * config.images_per_step / 1000, disable=jax.process_index() > 0 or None
-    )
-    pending: list[dict] = []
+    first_process = jax.process_index() == 0
+    progress = Progress(config.total_kimg, start * config.images_per_step / 1000, disable=not first_process or None)
     if start == 0 and probes:
-        writer.write_scalars(0, {**w_ratio(state.ema), "kimg": 0.0})
-    logged_at, logged_step = time.perf_counter(), start
-    with StopSignal() as stop:
-        for i in range(start, config.total_steps):
-            state, metrics = programs.advance(state, i, batches)
-            pending += metrics
-            done = i + 1
-            due = {name: done % steps == 0 for name, steps in every.items()}
-            last, stopping = done == config.total_steps, stop.requested
+        writer.write_scalars(0, {**run.w_ratio(state.ema), "kimg": 0.0})
+    pending, logged_step, done = [], start, start
+    with (
+        StopSignal(watch_preemption=on_google_cloud()) as stop,
+        Watchdog(config.faults.watchdog_minutes) as watchdog,
+        contextlib.closing(Tracer(config.profile.steps, workdir, enabled=first_process)) as tracer,
+        contextlib.closing(progress),
+    ):
+        stopwatch = Stopwatch()
+        batches = watched(run.batches, stopwatch, lambda doing: watchdog.beat(done, doing))
+        while done < config.total_steps:
+            before, together = done, config.steps_per_dispatch
+            several = together > 1 and before + together <= config.total_steps
+            done = before + (together if several else 1)
+            tracer.before(before + 1, done)
+            state, reported = (programs.advance_several if several else programs.advance)(state, before, batches)
+            pending += reported
+            watchdog.beat(done)
+            due = {name: done // steps > before // steps for name, steps in every.items()}
+            last, stopping = done == config.total_steps, stop.agreed()
             save = due["save"] or due["evaluate"] or last or stopping
             kimg = done * config.images_per_step / 1000
             probe_owed |= due["w_ratio"] or (last and probes)
+            if tracer.after(done, state):
+                progress.write(f"A trace up to step {done} is in {tracer.directory}.")
             if due["log"] or save:  # a state is saved only after its losses were looked at, and with all of them logged
+                numbers = in_order(pending)
+                logged = mean_metrics([metrics for _, metrics in numbers])
                 if probe_owed:  # when other numbers are fetched anyway
-                    pending.append(w_ratio(state.ema))
+                    logged |= {name: float(value) for name, value in run.w_ratio(state.ema).items()}
                     probe_owed = False
-                numbers = mean_metrics(pending)
-                now = time.perf_counter()
-                speed = (done - logged_step) * config.images_per_step / (now - logged_at)
-                pending, logged_at, logged_step = [], now, done
-                writer.write_scalars(done, {**numbers, "kimg": kimg, "img_per_second": speed})
-                progress.update(kimg, G=numbers["loss/generator"], D=numbers["loss/discriminator"])
-                check_finite(numbers, done, workdir)
+                figures = stopwatch.lap(done - logged_step, config.images_per_step)
+                pending, logged_step = [], done
+                writer.write_scalars(done, {**logged, "kimg": kimg, **figures})
+                progress.update(kimg, G=logged["loss/generator"], D=logged["loss/discriminator"])
+                check_finite(numbers, state, thorough=save)
+            stopwatch.pause()
             best_metrics = None
             if due["evaluate"]:
+                watchdog.beat(done, "evaluating", patience=6)
                 result = evaluate_variables(config, state.ema, splits, workdir)
                 best_metrics = {name: value for name, value in result["metrics"].items() if value is not None}
                 measured = {f"evaluation/{name}": value for name, value in best_metrics.items()}
                 writer.write_scalars(done, {**measured, "kimg": kimg})
                 progress.write(f"step {done}: FID {best_metrics['fid']:.2f}, recall {best_metrics['recall']:.3f}")
             if due["sheet"]:
+                watchdog.beat(done, "drawing samples", patience=6)
                 writer.write_images(done, {"samples": make_sheet(config, state.ema, splits, workdir / SHEET_FILE)})
             if save:
-                checkpoints.save(done, state, batches.state(), flat_config, best_metrics)
+                watchdog.beat(done, "saving", patience=6)
+                data = {**run.batches.state(), "fingerprint": fingerprint}
+                run.checkpoints.save(done, state, data, flat_config, best_metrics, wait=stopping or last)
             if stopping and not last:
-                checkpoints.wait()
                 progress.close()
                 say(f"Stopped by {stop.name} at step {done}; saved. Run the same command again to go on.", sys.stderr)
                 raise SystemExit(stop.exit_status)
-    progress.close()
+            stopwatch.resume()
     return state
 
 
+def watched(
+    batches: Iterator[LabelledImages], stopwatch: Stopwatch, beat: Callable[[str], None]
+) -> Iterator[LabelledImages]:
+    """The same batches; the watchdog and the stopwatch know of the waiting."""
+    while True:
+        beat("waiting for input")
+        with stopwatch.waiting():
+            batch = next(batches)
+        beat(TRAINING)
+        yield batch
+
+
 def w_ratio_of(model: StyleGAN2Model, splits: DataSplits) -> Callable[[Any], dict[str, jax.Array]]:
-    """The W ratio of a generator's variables, by the classes of the training images."""
+    """The W ratio of a generator's variables, by the classes of the training images; see `metrics.w_space`."""
 
     def map_latents(variables: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
         return model.generator.apply(variables, z, labels, method="map")
@@ -182,39 +285,9 @@ def w_ratio_of(model: StyleGAN2Model, splits: DataSplits) -> Callable[[Any], dic
     return w_ratio_probe(map_latents, model.z_dim, class_groups(splits.train.class_counts))
 
 
-class StopSignal:
-    """While active, SIGTERM (a machine taken away) and Ctrl-C set `requested` instead of ending the process.
-
-    A second Ctrl-C ends it at once.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._number: signal.Signals | None = None
-        self._previous: dict[int, object] = {}
-
-    @property
-    def name(self) -> str:
-        """Of the signal that came, for example ``SIGTERM``."""
-        return self._number.name
-
-    @property
-    def exit_status(self) -> int:
-        """128 plus the signal's number: 143 for SIGTERM, 130 for Ctrl-C."""
-        return 128 + self._number
-
-    def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, _: object) -> None:
-        self.requested, self._number = True, signal.Signals(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def on_google_cloud() -> bool:
+    """Whether there may be a notice before this machine is taken away."""
+    return jax.devices()[0].platform == "tpu" or "GCE_METADATA_HOST" in os.environ
 
 
 def interval(config: RunConfig, kimg: float) -> int:
@@ -222,37 +295,39 @@ def interval(config: RunConfig, kimg: float) -> int:
     return max(1, round(kimg * 1000 / config.images_per_step)) if kimg > 0 else config.total_steps + 1
 
 
-def mean_metrics(pending: list[dict]) -> dict[str, float]:
-    """Means of each number over the updates of a log interval that reported it; fetched from the device here."""
+def mean_metrics(updates: list[dict[str, float]]) -> dict[str, float]:
+    """Means of each number over the updates that reported it."""
     values: dict[str, list[float]] = {}
-    for metrics in jax.device_get(pending):
+    for metrics in updates:
         for name, value in metrics.items():
-            values.setdefault(name, []).append(float(value))
+            values.setdefault(name, []).append(value)
     return {name: float(np.mean(numbers)) for name, numbers in values.items()}
 
 
-def check_finite(numbers: dict[str, float], step: int, workdir: Path) -> None:
-    """Stops a run that diverged, before it overwrites its checkpoints.
+def check_finite(numbers: list[tuple[int, dict[str, float]]], state: TrainState, thorough: bool) -> None:
+    """Looks at the losses of every update, and before a state is saved (`thorough`) at its tensors.
 
     Raises:
-      UserError: naming the losses that are not finite.
+      Diverged: something is not finite.
     """
-    bad = [name for name in ("loss/generator", "loss/discriminator") if not np.isfinite(numbers[name])]
+    bad = first_bad_metric([metrics for _, metrics in numbers])
+    tensors = bad_tensors(state) if bad or thorough else []
     if bad:
-        raise UserError(
-            f"Training diverged before step {step}: {' and '.join(bad)} not finite. The last good checkpoint is in "
-            f"{workdir / 'checkpoints'}; lower the learning rates or raise --config.r1.gamma."
-        )
+        raise Diverged(numbers[bad[0]][0], bad[1], tensors)
+    if tensors:
+        raise Diverged(numbers[-1][0], tensors[0].partition(":")[0], tensors)
 
 
-def describe(config: RunConfig, splits: DataSplits, layout: Layout, start: int, workdir: Path) -> str:
+def describe(run: Run, start: int) -> str:
     """A few lines on what is about to run."""
-    counts = splits.train.class_counts
+    config, train = run.config, run.splits.train
+    counts, processes = train.class_counts, jax.process_count()
+    devices = f"{run.layout.num_devices} {jax.devices()[0].platform} device(s)"
     lines = [
-        f"{config.name}: {len(splits.train)} training images of {len(counts)} classes "
-        f"({counts.max()} to {counts.min()} images each), {config.data.resolution} px, in {workdir}",
-        f"{config.total_kimg:g} kimg in {config.total_steps} steps of {config.batch_size} images on "
-        f"{layout.num_devices} {jax.devices()[0].platform} device(s)",
+        f"{config.name}: {len(train)} training images of {len(counts)} classes "
+        f"({counts.max()} to {counts.min()} images each), {config.data.resolution} px, in {run.workdir}",
+        f"{config.total_kimg:g} kimg in {config.total_steps} steps of {config.batch_size} images on {devices}"
+        + (f" of {processes} processes" if processes > 1 else ""),
     ]
     if start:
         lines.append(f"Going on from the checkpoint of step {start}.")

@@ -1,14 +1,17 @@
 """A run's directory: what it was made with, and whether it can be used."""
 
+import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
 from noisytwins_jax.config import RunConfig, differences, flatten
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.survival.retry import is_full, retry
 
 CONFIG_FILE = "config.json"
 
@@ -47,13 +50,28 @@ def open_workdir(path: str | Path, config: RunConfig) -> Path:
     return workdir
 
 
+@contextlib.contextmanager
+def needing_space(workdir: Path) -> Iterator[None]:
+    """Says it in a sentence if the disk is full.
+
+    Raises:
+      UserError: the body could not write for want of space.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise UserError(f"There is no space left in {workdir}: free some and run the same command.") from None
+
+
 def read_config(workdir: Path) -> dict | None:
     """The flattened configuration a workdir was made with, or ``None`` if it is new."""
     path = workdir / CONFIG_FILE
-    if not path.exists():
-        return None
     try:
-        return json.loads(path.read_text())
+        return json.loads(retry(path.read_text, f"Reading {path}"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except json.JSONDecodeError:
         raise UserError(f"{path} is not readable JSON; restore it or give another --workdir.") from None
 
@@ -72,5 +90,9 @@ def use_compilation_cache(workdir: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that readers see the old one or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+
+    def write() -> None:
+        temporary.write_text(text)
+        temporary.replace(path)
+
+    retry(write, f"Writing {path}")

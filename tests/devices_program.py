@@ -1,12 +1,16 @@
-"""Gradients on one and on eight devices, and the communication between the eight; prints JSON. See `test_devices`.
+"""Gradients on one device and on all, and the communication between these; prints JSON. See `test_devices`.
 
-python tests/devices_program.py generator|path_length|discriminator|r1 ...
+python tests/devices_program.py compare FSDP,... generator|path_length|discriminator|r1 ...
+python tests/devices_program.py count generator|path_length|discriminator|r1 ...
+
+`compare` runs programs with each of these numbers of devices that share the state. `count` only compiles them, for half
+of the devices and for all.
 """
 
 import json
 import re
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +23,9 @@ from noisytwins_jax.sharding import Layout
 from noisytwins_jax.training.model import StyleGAN2Model
 from noisytwins_jax.training.programs import lower_programs
 from noisytwins_jax.training.state import TrainState
-from noisytwins_jax.training.step import TrainingStep, class_table
+from noisytwins_jax.training.step import ClassTable, TrainingStep, class_table
 
+SPLIT_FROM = 32  # elements: most parameters of the small networks are split
 BATCH, W = tiny_run.DEVICES_BATCH, tiny_run.DEVICES_W
 COUNTS = np.array([50, 20, 10, 5])  # images a class
 NETWORKS = {
@@ -38,7 +43,8 @@ def make_step(layout: Layout) -> TrainingStep:
     shared |= {"up_impl": "conv", "dtype": jnp.float64}
     generator = Generator(**shared, z_dim=W, w_dim=W, mapping_layers=2)
     discriminator = Discriminator(**shared, mbstd_group_size=2, mapping_layers=2)
-    step = TrainingStep(CONFIG, StyleGAN2Model(generator, discriminator), layout.batch, layout.replicate)
+    placement = layout.batch, layout.replicate, layout.gather, layout.scatter
+    step = TrainingStep(CONFIG, StyleGAN2Model(generator, discriminator), *placement)
 
     def zeros(tree: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, tree)
@@ -61,56 +67,102 @@ def make_state(step: TrainingStep) -> TrainState:
     return state.replace(generator=perturb(state.generator, 1), discriminator=perturb(state.discriminator, 2))
 
 
-def run(names: list[str], layout: Layout, batch: dict[str, np.ndarray]) -> dict[str, tuple[dict, dict, str]]:
-    """Each program's gradient, metrics and compiled text."""
+class Result(NamedTuple):
+    """What a program did."""
+
+    gradient: dict
+    metrics: dict
+    hlo: str
+    argument_bytes: int  # on each device
+    state_bytes: list[int]  # of the state after it, on each of this process's devices
+
+
+def lower(layout: Layout) -> tuple[TrainingStep, ClassTable, dict[str, jax.stages.Lowered]]:
+    """The updates, their class table, and every program."""
     step = make_step(layout)
     table = jax.device_put(class_table(CONFIG, COUNTS), layout.replicated)
-    lowered = lower_programs(step, layout, table)
-    create = jax.jit(lambda: make_state(step), out_shardings=layout.replicated)
+    return step, table, lower_programs(step, layout, table)
+
+
+def run(names: list[str], layout: Layout, batch: dict[str, np.ndarray]) -> dict[str, Result]:
+    """Runs programs, each from the same state; `batch` is this process's rows."""
+    step, table, lowered = lower(layout)
+    shardings = layout.state_shardings(step.abstract_state(layout.replicated))
+    create = jax.jit(lambda: make_state(step), out_shardings=shardings)
     found = {}
     for name in names:
         network = NETWORKS[name]
         program = lowered[name].compile()
         images = (layout.put_batch(batch),) if network == "discriminator" else ()
         state, metrics = program(create(), *images, table)
-        found[name] = (*jax.device_get((getattr(state, network).opt_state, metrics)), program.as_text())
+        gradient = jax.device_get(
+            jax.jit(lambda x: x, out_shardings=layout.replicated)(getattr(state, network).opt_state)
+        )
+        arguments = program.memory_analysis().argument_size_in_bytes
+        found[name] = Result(gradient, jax.device_get(metrics), program.as_text(), arguments, local_bytes(state))
     return found
 
 
-def compare(one: tuple[dict, dict, str], many: tuple[dict, dict, str]) -> dict[str, Any]:
-    """Differences relative to the largest entry of a gradient's tensor, and to each metric."""
+def local_bytes(tree: Any) -> list[int]:
+    """Bytes on each of this process's devices."""
+    sizes: dict[jax.Device, int] = {}
+    for leaf in jax.tree.leaves(tree):
+        leaf = jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        for shard in leaf.addressable_shards:
+            sizes[shard.device] = sizes.get(shard.device, 0) + shard.data.nbytes
+    return list(sizes.values())
+
+
+def compare(one: Result, many: Result) -> dict[str, Any]:
+    """Differences relative to the largest entry of a gradient's tensor, and to each metric; and what `many` used."""
     relative = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(a).max(), 1e-300), one[:2], many[:2])
-    leaves = jax.tree.leaves(many[0])
+    leaves = jax.tree.leaves(many.gradient)
     return {
         "gradient": max(jax.tree.leaves(relative[0])),
         "metrics": relative[1],
         "norm": np.sqrt(sum(np.square(x).sum() for x in leaves)),
         "dtypes": sorted({str(x.dtype) for x in jax.tree.leaves(many[:2])}),
+        "collectives": collectives(many.hlo),
+        "argument_bytes": many.argument_bytes,
+        "state_bytes": many.state_bytes,
     }
 
 
-def collectives(hlo: str) -> dict[str, list[list[int]]]:
-    """Shapes of the results of every operation between devices, by its name; none for sums."""
+def collectives(hlo: str, count: bool = False) -> dict[str, Any]:
+    """Shapes of the results of every operation between devices, by its name, none for sums; or how many there are."""
     found: dict[str, list] = {}
     names = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
     for shape, name in re.findall(rf"= (\S.*?) ({names})(?:-start)?\(", hlo):
         shapes = [[int(n) for n in dims.split(",") if n] for dims in re.findall(r"\w+\[([\d,]*)\]", shape)]
-        found.setdefault(name, []).extend([] if name == "all-reduce" else shapes)
-    return found
+        found.setdefault(name, []).extend([] if name == "all-reduce" and not count else shapes)
+    return {name: len(shapes) for name, shapes in found.items()} if count else found
 
 
-def main(names: list[str]) -> None:
-    """Runs these programs."""
+def make_batch() -> dict[str, np.ndarray]:
+    """A global batch of random images."""
     rng = np.random.default_rng(0)
-    batch = {
+    return {
         "image": rng.integers(0, 256, (BATCH, 8, 8, 1), dtype=np.uint8),
         "label": rng.integers(0, len(COUNTS), BATCH, dtype=np.int32),
     }
-    layouts = Layout(jax.devices()[:1]), Layout(jax.devices())
-    one, many = (run(names, layout, batch) for layout in layouts)
-    report = {name: compare(one[name], many[name]) | {"collectives": collectives(many[name][2])} for name in names}
-    print(json.dumps({"devices": layouts[1].num_devices, "programs": report}, default=float))
+
+
+def main(what: str, *arguments: str) -> None:
+    """Compares or counts."""
+    devices, report = jax.devices(), {}
+    if what == "count":
+        for some in (devices[: len(devices) // 2], devices):
+            lowered = lower(Layout(some))[2]
+            found = {name: collectives(lowered[name].compile().as_text(), count=True) for name in arguments}
+            report[len(some)] = found
+    else:
+        fsdp, names = arguments[0].split(","), arguments[1:]
+        one = run(names, Layout(devices[:1]), make_batch())
+        for n in map(int, fsdp):
+            many = run(names, Layout(devices, n, split_from=SPLIT_FROM), make_batch())
+            report[n] = {name: compare(one[name], many[name]) for name in names}
+    print(json.dumps({"devices": len(devices), "found": report}, default=float))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

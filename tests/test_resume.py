@@ -12,6 +12,7 @@ import pytest
 import tiny_run
 
 from noisytwins_jax.logs import read_metrics
+from noisytwins_jax.profiling import SPEED
 
 
 def logged_steps(workdir: Path) -> int:
@@ -31,7 +32,7 @@ def send(process, workdir: Path, steps: int, number: int) -> str:
 
 def curves(workdir: Path) -> list[dict]:
     """What was logged, without how fast it was."""
-    return [{k: v for k, v in record.items() if k != "img_per_second"} for record in read_metrics(workdir)]
+    return [{k: v for k, v in record.items() if k not in SPEED} for record in read_metrics(workdir)]
 
 
 def assert_same_run(workdir: Path, other: Path) -> None:

@@ -19,7 +19,9 @@ from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.evaluate import evaluate
 from noisytwins_jax.logs import MetricsWriter, read_metrics
-from noisytwins_jax.train import interval, mean_metrics, run_loop, train
+from noisytwins_jax.sharding import Layout
+from noisytwins_jax.train import Run, interval, mean_metrics, run_to_end, train
+from noisytwins_jax.training.schedule import Reported
 
 KIMG = tiny_run.BATCH / 1000  # a step
 
@@ -29,10 +31,24 @@ class State:
     """What the loop knows of a state."""
 
     steps: jax.Array
+    key: jax.Array
+    params: jax.Array
     ema: dict
 
 
-ABSTRACT = State(jax.ShapeDtypeStruct((), jnp.int32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])), {})
+class Step:
+    """What a run needs of its updates to start and to restore."""
+
+    def init(self, seed):
+        return State(jnp.int32(0), jax.random.key(seed), jnp.zeros(3), {})
+
+    def abstract_state(self, shardings):
+        shapes = jax.eval_shape(lambda: self.init(0))
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings(shapes))
+
+
+LAYOUT = Layout(jax.devices()[:1])
+ABSTRACT = Step().abstract_state(LAYOUT.state_shardings)
 
 
 class Counting:
@@ -49,7 +65,21 @@ class Counting:
             self.events[step](self)
         metrics = [{"loss/generator": jnp.float32(self.loss)}, {"loss/discriminator": jnp.float32(step)}]
         self.done = step + 1
-        return state.replace(steps=state.steps + 1), metrics
+        return state.replace(steps=state.steps + 1), [Reported(step + 1, update) for update in metrics]
+
+    def advance_several(self, state, step, batches):
+        count = 4
+        losses = []
+        for i in range(step, step + count):
+            state, reported = self.advance(state, i, batches)
+            losses.append([float(x) for update in reported for x in update.metrics.values()])
+        generator, discriminator = np.array(losses).T
+        every_other = np.arange(step, step + count) % 2 == 0
+        return state, [
+            Reported(step + 1, {"loss/generator": generator}, np.ones(count, bool)),
+            Reported(step + 1, {"loss/discriminator": discriminator}, np.ones(count, bool)),
+            Reported(step + 1, {"loss/r1": discriminator * every_other}, every_other),
+        ]
 
 
 def loop(workdir, programs, start=0, w_ratio=None, **changes):
@@ -57,10 +87,11 @@ def loop(workdir, programs, start=0, w_ratio=None, **changes):
     config = tiny_run.tiny_config(**{"w_ratio_interval_kimg": 0.0, **changes})
     splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
     batches = training_batches(splits.train, batch_size=config.batch_size, seed=0, mirror=False)
-    state = State(jnp.int32(start), {})
+    state = Step().init(0).replace(steps=jnp.int32(start))
     with batches, Checkpoints(workdir, writable=True) as checkpoints:
         writer = MetricsWriter(workdir)
-        return run_loop(config, state, start, programs, w_ratio, batches, checkpoints, writer, splits, workdir)
+        run = Run(config, LAYOUT, splits, workdir, Step(), batches, checkpoints, writer, w_ratio)
+        return run_to_end(run, programs, state, start)
 
 
 def saved(workdir):
@@ -80,7 +111,8 @@ def test_logs_at_its_interval_and_whenever_it_saves(tmp_path):
     assert [record["kimg"] for record in records] == [record["step"] * KIMG for record in records]
     steps, restored = saved(tmp_path)
     assert steps == [8, 12]
-    assert restored.data == {"next_index": 12}
+    assert restored.data["next_index"] == 12
+    assert len(restored.data["fingerprint"]) == 64
     assert restored.state.steps == 12
 
 
@@ -93,7 +125,7 @@ def test_a_signal_saves_and_stops(tmp_path, capsys, number):
     assert f"Stopped by {number.name} at step 7; saved. Run the same command again" in capsys.readouterr().err
     assert signal.getsignal(number) is before
     _, restored = saved(tmp_path)
-    assert (restored.step, restored.data, restored.state.steps) == (7, {"next_index": 7}, 7)
+    assert (restored.step, restored.data["next_index"], restored.state.steps) == (7, 7, 7)
     assert read_metrics(tmp_path)[-1]["step"] == 7
 
 
@@ -106,13 +138,82 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
         loop(tmp_path, Counting(at3=twice))
 
 
+def diverge(programs):
+    programs.loss = math.nan
+
+
+DIVERGING = {"log_interval_kimg": 1.0, "checkpoint_interval_kimg": 5 * KIMG, "total_kimg": 20 * KIMG}
+
+
 def test_a_diverged_state_is_not_saved(tmp_path):
-    changes = {"log_interval_kimg": 1.0, "checkpoint_interval_kimg": 5 * KIMG}
-    with pytest.raises(UserError, match=r"diverged before step 10: loss/generator not finite.*lower the learning"):
-        loop(tmp_path, Counting(at7=lambda programs: setattr(programs, "loss", math.nan)), **changes)
+    message = (
+        r"diverged at step 8: loss/generator is not finite\. The last good checkpoint is step 5 in .*nonfinite=rewind"
+    )
+    with pytest.raises(UserError, match=message):
+        loop(tmp_path, Counting(at7=diverge), **DIVERGING)
     steps, restored = saved(tmp_path)
     assert steps == [5]
     assert restored.state.steps == 5
+
+
+def test_tensors_are_looked_at_before_they_are_saved(tmp_path):
+    class Poisoned(Counting):
+        def advance(self, state, step, batches):
+            state, reported = super().advance(state, step, batches)
+            return (state.replace(params=state.params.at[1].set(jnp.inf)) if step == 8 else state), reported
+
+    message = r"diverged at step 10: params is not finite; params: 1 of 3 values are infinite\. .*step 5"
+    with pytest.raises(UserError, match=message):
+        loop(tmp_path, Poisoned(), **DIVERGING)
+    assert saved(tmp_path)[0] == [5]
+
+
+def test_goes_back_and_skips_what_it_diverged_on(tmp_path, capsys):
+    def once(programs):
+        diverge(programs)
+        programs.events.clear()
+
+    class Recovering(Counting):
+        def advance(self, state, step, batches):
+            self.loss = 1.0 if step == 5 else self.loss  # back at the checkpoint
+            return super().advance(state, step, batches)
+
+    state = loop(tmp_path, Recovering(at7=once), **DIVERGING, **{"faults.nonfinite": "rewind"})
+    assert state.steps == 20
+    said = capsys.readouterr().err
+    assert (
+        "diverged at step 8 (loss/generator is not finite): going back to step 5, and on with the images after" in said
+    )
+    _, restored = saved(tmp_path)
+    # Steps 6 to 10 were run twice, on other images and with other draws.
+    assert (restored.step, restored.data["next_index"]) == (20, 25)
+    assert not np.array_equal(jax.random.key_data(restored.state.key), jax.random.key_data(jax.random.key(0)))
+    assert [r["step"] for r in read_metrics(tmp_path)] == [5, 10, 15, 20]
+    assert all(r["loss/generator"] == 1.0 for r in read_metrics(tmp_path))
+
+
+def test_goes_back_only_so_often(tmp_path, capsys):
+    class Hopeless(Counting):
+        def advance(self, state, step, batches):
+            self.loss = math.nan if step == 7 else 1.0
+            return super().advance(state, step, batches)
+
+    with pytest.raises(UserError, match=r"diverged again after going back 2 time\(s\) at step 8"):
+        loop(tmp_path, Hopeless(), **DIVERGING, **{"faults.nonfinite": "rewind", "faults.max_rewinds": 2})
+    assert capsys.readouterr().err.count("going back to step 5") == 2
+    assert saved(tmp_path)[0] == [5]
+
+
+def test_several_steps_in_one_program(tmp_path):
+    """Everything that is due within them comes after them; what does not fill a program runs step by step."""
+    changes = {"total_kimg": 14 * KIMG, "log_interval_kimg": 2 * KIMG, "checkpoint_interval_kimg": 6 * KIMG}
+    state = loop(tmp_path, Counting(), **changes, steps_per_dispatch=4)
+    assert state.steps == 14
+    records = read_metrics(tmp_path)
+    assert [r["step"] for r in records] == [4, 8, 12, 14]
+    assert [r["loss/discriminator"] for r in records] == [1.5, 5.5, 9.5, 12.5]
+    assert [r.get("loss/r1") for r in records] == [1.0, 5.0, 9.0, None]
+    assert saved(tmp_path)[0] == [12, 14]
 
 
 def test_evaluates_saves_the_best_and_draws(tmp_path, monkeypatch):
@@ -159,7 +260,7 @@ def test_intervals(kimg, steps):
 
 
 def test_mean_metrics_counts_each_number_where_it_was_reported():
-    pending = [{"a": jnp.float32(1)}, {"a": jnp.float32(3), "r1": jnp.float32(5)}, {}]
+    pending = [{"a": 1.0}, {"a": 3.0, "r1": 5.0}, {}]
     assert mean_metrics(pending) == {"a": 2.0, "r1": 5.0}
 
 

@@ -92,11 +92,10 @@ def final_checkpoint(workdir: Path) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    from absl import logging
-
+    from noisytwins_jax.logs import quiet_libraries
     from noisytwins_jax.train import train_to_end
 
-    logging.set_verbosity(logging.ERROR)
+    quiet_libraries()
     values = {name: json.loads(text) for name, _, text in (field.partition("=") for field in sys.argv[2:])}
     try:
         train_to_end(tiny_config(**values), sys.argv[1])

@@ -16,8 +16,8 @@ _BUILDERS: dict[str, Callable[..., DataSplits]] = {
     "synthetic": synthetic_splits,
 }
 
-# Data sets that have configurations, but no builder yet.
-_LATER = ("cifar10_lt", "imagenet_lt", "inat19", "animal_face", "imagenet_carnivore")
+# Classes of the data sets that have configurations, but no builder yet; their images are RGB.
+_LATER = {"cifar10_lt": 10, "imagenet_lt": 1000, "inat19": 1010, "animal_face": 20, "imagenet_carnivore": 20}
 
 
 def load_splits(name: str, *, resolution: int, **options: Any) -> DataSplits:
@@ -45,6 +45,17 @@ def load_splits(name: str, *, resolution: int, **options: Any) -> DataSplits:
         if option not in valid:
             raise UserError(f'The data set "{name}" has no option "{option}"; {_suggest(option, valid)}')
     return builder(resolution=resolution, **options)
+
+
+def classes_and_channels(name: str, *, resolution: int, **options: Any) -> tuple[int, int]:
+    """Number of classes and image channels of a data set, which need not be there if they are known.
+
+    Args and errors are those of `load_splits`.
+    """
+    if name in _LATER:
+        return _LATER[name], 3
+    train = load_splits(name, resolution=resolution, **options).train
+    return train.num_classes, train.channels
 
 
 def _suggest(word: str, valid: list[str]) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 
 from noisytwins_jax.data.source import ImageSource, LabelledImages, read_images
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.survival.retry import retry
 
 _ENDLESS = 2**40  # batches: longer than any run, and positions still fit an int64
 _SHUFFLE, _MIRROR = 1, 2  # purposes, so that the two draws of an epoch are independent
@@ -148,7 +149,7 @@ class _BatchReader:
             indices[here] = _epoch_order(len(self._source), self._seed, epoch)[places[here]]
             if self._mirror:
                 mirrored[here] = _epoch_mirroring(len(self._source), self._seed, epoch)[places[here]]
-        batch = read_images(self._source, indices)
+        batch = retry(lambda: read_images(self._source, indices), f"Reading batch {index} of the training images")
         if self._mirror:
             batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
         return batch

@@ -31,11 +31,12 @@ import optax
 
 from noisytwins_jax.data.source import ImageSource, read_images
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.sharding import Layout
 
 Params = dict[str, Any]
 
 _FEATURE_DIM = 64
-_INFERENCE_BATCH = 256  # one size, padded: one compilation, and features that do not depend on how many are asked for
+_INFERENCE_BATCH = 256  # a device; one size, padded: features do not depend on how many are asked for
 RECIPE = {  # everything that the weights depend on besides the data, the architecture and the seed
     "version": 1,
     "epochs": 40,
@@ -243,7 +244,7 @@ def _fit(
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
-def _apply(params: Params, images: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
+def extract(params: Params, images: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
     """Features and logits of images uint8 [n, H, W, C]."""
     return Classifier(num_classes).apply({"params": params}, _to_float(images))
 
@@ -254,14 +255,10 @@ def _to_float(images: jax.Array) -> jax.Array:
 
 
 def _predict(params: Params, images: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features and logits of any number of images, in batches of one size, the last one padded."""
-    features = np.zeros((len(images), _FEATURE_DIM), np.float32)
-    logits = np.zeros((len(images), num_classes), np.float32)
-    for start in range(0, len(images), _INFERENCE_BATCH):
-        batch = images[start : start + _INFERENCE_BATCH]
-        padded = np.pad(batch, ((0, _INFERENCE_BATCH - len(batch)), (0, 0), (0, 0), (0, 0)))
-        rows = slice(start, start + len(batch))
-        features[rows], logits[rows] = (np.asarray(part)[: len(batch)] for part in _apply(params, padded, num_classes))
+    """Features and logits of any number of images, on this process's devices, in batches of one size."""
+    layout = Layout(jax.local_devices())
+    program = functools.partial(extract, num_classes=num_classes)
+    features, logits = layout.map_rows(program, layout.put_everywhere(params), images, size=_INFERENCE_BATCH)
     return features, logits
 
 

@@ -35,30 +35,19 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from noisytwins_jax.data.source import ImageSource, read_images
+from noisytwins_jax.data.source import ImageSource
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.metrics.features import FeatureExtractor, Generate, generated_features, reference_features
 from noisytwins_jax.metrics.frechet import frechet_distance
 from noisytwins_jax.metrics.neighbours import neighbour_metrics
 from noisytwins_jax.metrics.table import format_table as format_table
 from noisytwins_jax.metrics.w_space import within_class_variance_ratio
-
-Generate = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
-class FeatureExtractor(Protocol):
-    """What the evaluation asks of an extractor; ``metrics.classifier.Extractor`` is the embedded one."""
-
-    name: str
-    sha256: str
-    description: dict[str, Any]
-
-    def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [n, H, W, C] -> features float32 [n, d], class logits float32 [n, num_classes]."""
-        ...
+from noisytwins_jax.survival.retry import retry
+from noisytwins_jax.together import on_first_process
 
 
 def evaluate_generator(
@@ -78,10 +67,10 @@ def evaluate_generator(
 ) -> dict[str, Any]:
     """Compares ``samples_per_class`` generated images of every class with all reference images.
 
+    In a run of several processes all of them call it: they share the images, and the first one computes the numbers.
+
     Args:
-        generate: (labels int32 [n], indices int64 [n]) -> (images uint8 [n, H, W, C], w float [n, D]). Sample i must
-            depend on its label, ``seed`` and its global index i alone, so that results do not depend on batch size or
-            host count. Called once per class, always with n = samples_per_class; the indices of class c are
+        generate: see ``features.generated_features``; the indices of class c are
             c * samples_per_class + (0 .. samples_per_class - 1).
         reference: the real images to compare with.
         class_groups: name -> class ids, e.g. head, medium and tail; a class belongs to at most one
@@ -94,7 +83,7 @@ def evaluate_generator(
         train_counts: training images of each class [num_classes], recorded in the rows.
         class_noise: whether ``generate`` perturbs the class embedding (NoisyTwins evaluates without), recorded.
         truncation_psi: truncation that ``generate`` applies, recorded.
-        progress: called with (classes done, num_classes) after each class.
+        progress: called with (images done, images) of this process's share, now and then.
 
     Returns:
         The nested dict described at the top of this module.
@@ -106,64 +95,67 @@ def evaluate_generator(
     num_classes = int(reference.num_classes)
     groups = {name: [int(c) for c in ids] for name, ids in class_groups.items()}
     _check_request(reference, groups, samples_per_class, k, train_counts)
+    real = reference_features(reference, extractor)
+    fake_labels = np.repeat(np.arange(num_classes, dtype=np.int32), samples_per_class)
+    fake, predicted, w = generated_features(generate, extractor, fake_labels, reference, progress)
     labels = np.asarray(reference.labels)
-    real = _reference_features(reference, extractor)
-    fake, predicted, w = _generate_features(generate, extractor, reference, samples_per_class, progress)
-    fake_labels = np.repeat(np.arange(num_classes), samples_per_class)
 
-    ratio, ratios = within_class_variance_ratio(w, fake_labels)
-    counts = np.bincount(labels, minlength=num_classes)
-    rows = []
-    for c in range(num_classes):
-        rows.append(
-            {
-                "class": c,
-                "name": str(reference.class_names[c]),
-                "group": next((name for name, ids in groups.items() if c in ids), None),
-                "n_train": None if train_counts is None else int(train_counts[c]),
-                "n_real": int(counts[c]),
-                "n_fake": samples_per_class,
-                **_compare_class(real[labels == c], fake[fake_labels == c], k),
-                "class_accuracy": float((predicted[fake_labels == c] == c).mean()),
-                "w_ratio": float(ratios[c]),
-            }
-        )
+    def measure() -> dict[str, Any]:
+        ratio, ratios = within_class_variance_ratio(w, fake_labels)
+        counts = np.bincount(labels, minlength=num_classes)
+        rows = []
+        for c in range(num_classes):
+            rows.append(
+                {
+                    "class": c,
+                    "name": str(reference.class_names[c]),
+                    "group": next((name for name, ids in groups.items() if c in ids), None),
+                    "n_train": None if train_counts is None else int(train_counts[c]),
+                    "n_real": int(counts[c]),
+                    "n_fake": samples_per_class,
+                    **_compare_class(real[labels == c], fake[fake_labels == c], k),
+                    "class_accuracy": float((predicted[fake_labels == c] == c).mean()),
+                    "w_ratio": float(ratios[c]),
+                }
+            )
 
-    metrics = {"fid": frechet_distance(real, fake), **_ifid_summary(rows)}
-    metrics |= _neighbours(real, fake, k)
-    metrics |= {"class_precision": _mean(rows, "precision"), "class_recall": _mean(rows, "recall")}
-    metrics |= {"class_accuracy": _mean(rows, "class_accuracy"), "w_ratio": ratio}
-    for name, ids in groups.items():
-        in_real, in_fake = np.isin(labels, ids), np.isin(fake_labels, ids)
-        metrics[f"{name}_fid"] = frechet_distance(real[in_real], fake[in_fake]) if in_real.any() else None
-        for key in ("ifid", "precision", "recall", "class_accuracy", "w_ratio"):
-            metrics[f"{name}_{key}"] = _mean([rows[c] for c in ids], key)
+        metrics = {"fid": frechet_distance(real, fake), **_ifid_summary(rows)}
+        metrics |= _neighbours(real, fake, k)
+        metrics |= {"class_precision": _mean(rows, "precision"), "class_recall": _mean(rows, "recall")}
+        metrics |= {"class_accuracy": _mean(rows, "class_accuracy"), "w_ratio": ratio}
+        for name, ids in groups.items():
+            in_real, in_fake = np.isin(labels, ids), np.isin(fake_labels, ids)
+            metrics[f"{name}_fid"] = frechet_distance(real[in_real], fake[in_fake]) if in_real.any() else None
+            for key in ("ifid", "precision", "recall", "class_accuracy", "w_ratio"):
+                metrics[f"{name}_{key}"] = _mean([rows[c] for c in ids], key)
 
-    protocol = {
-        "extractor": extractor.name,
-        "extractor_sha256": extractor.sha256,
-        "extractor_description": extractor.description,
-        "feature_dim": int(real.shape[1]),
-        "reference_fingerprint": reference.fingerprint,
-        "resolution": int(reference.resolution),
-        "channels": int(reference.channels),
-        "num_classes": num_classes,
-        "n_real": len(labels),
-        "n_fake": len(fake_labels),
-        "n_fake_per_class": samples_per_class,
-        "k": k,
-        "inclusive": False,
-        "seed": seed,
-        "weights": weights,
-        "class_noise": class_noise,
-        "truncation_psi": truncation_psi,
-        "class_groups": groups,
-        "headline": "precision, recall, density, coverage and fid are pooled over all classes, with the same number "
-        "of generated images for each class; <group>_precision and <group>_recall are means of per-class values",
-        "warnings": _warnings(counts, real.shape[1], k),
-    }
-    floor = _real_floor(real, labels, groups, k, seed)
-    return _plain({"protocol": protocol, "metrics": metrics, "per_class": rows, "floor": floor})
+        protocol = {
+            "extractor": extractor.name,
+            "extractor_sha256": extractor.sha256,
+            "extractor_description": extractor.description,
+            "feature_dim": int(real.shape[1]),
+            "reference_fingerprint": reference.fingerprint,
+            "resolution": int(reference.resolution),
+            "channels": int(reference.channels),
+            "num_classes": num_classes,
+            "n_real": len(labels),
+            "n_fake": len(fake_labels),
+            "n_fake_per_class": samples_per_class,
+            "k": k,
+            "inclusive": False,
+            "seed": seed,
+            "weights": weights,
+            "class_noise": class_noise,
+            "truncation_psi": truncation_psi,
+            "class_groups": groups,
+            "headline": "precision, recall, density, coverage and fid are pooled over all classes, with the same number "
+            "of generated images for each class; <group>_precision and <group>_recall are means of per-class values",
+            "warnings": _warnings(counts, real.shape[1], k),
+        }
+        floor = _real_floor(real, labels, groups, k, seed)
+        return _plain({"protocol": protocol, "metrics": metrics, "per_class": rows, "floor": floor})
+
+    return on_first_process(measure)
 
 
 def write_evaluation(path: str | os.PathLike[str], result: Mapping[str, Any]) -> Path:
@@ -172,8 +164,12 @@ def write_evaluation(path: str | os.PathLike[str], result: Mapping[str, Any]) ->
     text = json.dumps(result, indent=2, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+
+    def write() -> None:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    retry(write, f"Writing {path}")
     return path
 
 
@@ -206,41 +202,6 @@ def _check_request(
         raise UserError("A class belongs to more than one class group: give each class to at most one.")
     if train_counts is not None and len(train_counts) != num_classes:
         raise UserError(f"train_counts has {len(train_counts)} entries for {num_classes} classes.")
-
-
-def _reference_features(reference: ImageSource, extractor: FeatureExtractor) -> np.ndarray:
-    """Features [n, d] of all reference images, read a thousand at a time."""
-    rows = np.array_split(np.arange(len(reference)), -(-len(reference) // 1024))
-    return np.concatenate([extractor.features(read_images(reference, part)["image"])[0] for part in rows])
-
-
-def _generate_features(
-    generate: Generate,
-    extractor: FeatureExtractor,
-    reference: ImageSource,
-    samples_per_class: int,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features [C*n, d], predicted classes int [C*n] and w [C*n, D] of the generated images, class after class."""
-    features, predicted, latents = [], [], []
-    expected = (samples_per_class, reference.resolution, reference.resolution, reference.channels)
-    for c in range(reference.num_classes):
-        labels = np.full(samples_per_class, c, np.int32)
-        indices = c * samples_per_class + np.arange(samples_per_class, dtype=np.int64)
-        images, w = generate(labels, indices)
-        images = np.asarray(images)
-        if images.shape != expected or images.dtype != np.uint8:
-            raise UserError(
-                f"The generator made {images.dtype} images of shape {images.shape}, but the reference images call for "
-                f"uint8 {expected}: use the data configuration that the checkpoint was trained with."
-            )
-        values, logits = extractor.features(images)
-        features.append(values)
-        predicted.append(logits.argmax(axis=1))
-        latents.append(np.asarray(w))
-        if progress:
-            progress(c + 1, reference.num_classes)
-    return np.concatenate(features), np.concatenate(predicted), np.concatenate(latents)
 
 
 def _compare_class(real: np.ndarray, fake: np.ndarray, k: int) -> dict[str, Any]:

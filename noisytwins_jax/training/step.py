@@ -67,6 +67,8 @@ class TrainingStep:
       model: its networks.
       batch: splits an array's leading axis over devices (`sharding.Layout.batch`); default: nothing to do.
       replicate: gathers an array to every device (`sharding.Layout.replicate`); default: nothing to do.
+      gather: makes parameters whole on every device, to be used (`sharding.Layout.gather`); default: they are.
+      scatter: splits gradients as parameters are kept (`sharding.Layout.scatter`); default: they are not.
     """
 
     def __init__(
@@ -75,8 +77,11 @@ class TrainingStep:
         model: Model,
         batch: Callable[[Array], Array] = lambda x: x,
         replicate: Callable[[Array], Array] = lambda x: x,
+        gather: Callable[[PyTree], PyTree] = lambda x: x,
+        scatter: Callable[[PyTree], PyTree] = lambda x: x,
     ):
         self.config, self.model, self.batch, self.replicate = config, model, batch, replicate
+        self.gather, self.scatter = gather, scatter
         self.loss = ADVERSARIAL_LOSSES[config.loss]
         self.policy = diffaugment.parse_policy(config.augment.diffaugment)
         self.ada = ada.parse_operations(config.ada.operations)
@@ -92,10 +97,22 @@ class TrainingStep:
         config, optimizers = self.config, (self.generator_optimizer, self.discriminator_optimizer)
         return create_state(seed, self.model, *optimizers, config.objectives, config.ada.initial_p)
 
-    def abstract_state(self, sharding: jax.sharding.Sharding) -> TrainState:
-        """Shapes, dtypes and shardings of the state, without computing it: what a checkpoint is restored into."""
+    def abstract_state(self, shardings: jax.sharding.Sharding | Callable[[PyTree], PyTree]) -> TrainState:
+        """Shapes, dtypes and shardings of the state, without computing it: what a checkpoint is restored into.
+
+        `shardings` is one for all leaves, or a function of the tree of shapes (`sharding.Layout.state_shardings`).
+        """
         shapes = jax.eval_shape(lambda: self.init(0))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+        tree = shardings(shapes) if callable(shardings) else jax.tree.map(lambda _: shardings, shapes)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, tree)
+
+    def whole(self, state: TrainState) -> TrainState:
+        """The state as losses take it: its networks' parameters gathered, for as long as a program uses them."""
+        generator, discriminator = state.generator, state.discriminator
+        return state.replace(
+            generator=generator.replace(params=self.gather(generator.params)),
+            discriminator=discriminator.replace(params=self.gather(discriminator.params)),
+        )
 
     def progress(self, network: NetworkState, updates_per_step: int = 1) -> Progress:
         """How far training was before the present step, as a network's own updates tell."""
@@ -258,10 +275,11 @@ class TrainingStep:
             purpose_key(state.key, step, "generator"), table, self.config.batch_size, twins=self.config.makes_twins
         )
         draws = self.draw_pass(purpose_key(state.key, step, "generator/discriminator"), table, fakes.labels)
+        whole = self.whole(state)
         gradients, (metrics, stats, objectives) = jax.grad(self.generator_loss, has_aux=True)(
-            network.params, state, table, fakes, draws
+            whole.generator.params, whole, table, fakes, draws
         )
-        network = _apply(self.generator_optimizer, network, gradients, stats).replace(updates=step + 1)
+        network = self._apply(self.generator_optimizer, network, gradients, stats).replace(updates=step + 1)
         return state.replace(generator=network, objectives=objectives), metrics
 
     def path_length_update(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
@@ -270,24 +288,26 @@ class TrainingStep:
         n = self.config.path_length_batch
         fakes = self.draw_fakes(purpose_key(state.key, step, "path_length"), table, n)
         noise = jax.random.normal(purpose_key(state.key, step, "path_length/noise"), (n, *self.model.image_shape))
+        whole = self.whole(state)
         (loss, mean), gradients = jax.value_and_grad(self.path_length_loss, has_aux=True)(
-            network.params, state, fakes, self.batch(noise)
+            whole.generator.params, whole, fakes, self.batch(noise)
         )
-        network = _apply(self.generator_optimizer, network, gradients, regularization=True)
+        network = self._apply(self.generator_optimizer, network, gradients, regularization=True)
         return state.replace(generator=network, path_length_mean=mean), {"loss/path_length": loss}
 
-    def average(self, state: TrainState) -> TrainState:
-        """Moves the averaged generator; ends the generator's half of a step."""
+    def average(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """Moves the averaged generator; ends the generator's half of a step and has nothing to report."""
         config = self.config.ema
         decay = ema_decay(state.generator.updates - 1, self.config.batch_size, config.kimg, config.rampup)
-        return state.replace(ema=update_ema(state.ema, state.generator.variables, decay))
+        return state.replace(ema=update_ema(state.ema, state.generator.variables, decay)), {}
 
     def discriminator_update(self, state: TrainState, batch: Batch, table: ClassTable) -> tuple[TrainState, Metrics]:
         """Adversarial loss and objectives on real and as many generated images; counts the discriminator's update."""
         update, network = state.discriminator.updates, state.discriminator
         real = self._shown(batch)
         fakes = self.draw_fakes(purpose_key(state.key, update, "discriminator"), table, real.labels.shape[0])
-        generator = state.generator
+        whole = self.whole(state)
+        generator = whole.generator
         _, conditioning, stats = self.model.map(generator.variables, fakes, update_stats=True)
         generator = generator.replace(stats={**generator.stats, **stats})
         images, low_images, stats = self.model.synthesize(
@@ -299,9 +319,10 @@ class TrainingStep:
         real_draws = self.draw_pass(purpose_key(state.key, update, "discriminator/real"), table, real.labels)
         fake_draws = self.draw_pass(purpose_key(state.key, update, "discriminator/fake"), table, fakes.labels)
         gradients, (metrics, stats, objectives, real_logits) = jax.grad(self.discriminator_loss, has_aux=True)(
-            network.params, state, table, real, real_draws, fake, fake_draws
+            whole.discriminator.params, whole, table, real, real_draws, fake, fake_draws
         )
-        network = _apply(self.discriminator_optimizer, network, gradients, stats).replace(updates=update + 1)
+        network = self._apply(self.discriminator_optimizer, network, gradients, stats).replace(updates=update + 1)
+        generator = state.generator.replace(stats=generator.stats)
         state = state.replace(generator=generator, discriminator=network, objectives=objectives)
         return self._count_signs(state, real_logits), metrics
 
@@ -310,8 +331,11 @@ class TrainingStep:
         update, network = state.discriminator.updates - 1, state.discriminator
         shown = self._shown(batch)
         draws = self.draw_pass(purpose_key(state.key, update, "r1"), table, shown.labels)
-        (loss, logits), gradients = jax.value_and_grad(self.r1_loss, has_aux=True)(network.params, state, shown, draws)
-        network = _apply(self.discriminator_optimizer, network, gradients, regularization=True)
+        whole = self.whole(state)
+        (loss, logits), gradients = jax.value_and_grad(self.r1_loss, has_aux=True)(
+            whole.discriminator.params, whole, shown, draws
+        )
+        network = self._apply(self.discriminator_optimizer, network, gradients, regularization=True)
         return self._count_signs(state.replace(discriminator=network), logits), {"loss/r1": loss}
 
     def adapt(self, state: TrainState) -> tuple[TrainState, Metrics]:
@@ -328,6 +352,20 @@ class TrainingStep:
         config, generator = self.config.transitional, state.generator
         t = transition(self.progress(generator).kimg, config.start_kimg, config.end_kimg)
         return state.replace(generator=generator.replace(stats=self.model.with_transition(generator.stats, t)))
+
+    def _apply(
+        self,
+        optimizer: optax.GradientTransformation,
+        network: NetworkState,
+        gradients: PyTree,
+        stats: PyTree | None = None,
+        regularization: bool = False,
+    ) -> NetworkState:
+        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+            self.scatter(gradients), network.opt_state, network.params, regularization=regularization
+        )
+        params = optax.apply_updates(network.params, updates)
+        return network.replace(params=params, opt_state=opt_state, stats={**network.stats, **(stats or {})})
 
     def _count_signs(self, state: TrainState, real_logits: Array) -> TrainState:
         if not self.ada:
@@ -347,17 +385,3 @@ def class_table(config: RunConfig, counts: np.ndarray) -> ClassTable:
     std = noisytwins.class_noise_std(counts, noise.sigma, noise.alpha, noise.noise_normalization, noise.noise_scale)
     logits = np.log(counts) if config.fake_labels == "empirical" else np.zeros(len(counts))
     return ClassTable(std, logits.astype(np.float32), np.asarray(counts, np.float32))
-
-
-def _apply(
-    optimizer: optax.GradientTransformation,
-    network: NetworkState,
-    gradients: PyTree,
-    stats: PyTree | None = None,
-    regularization: bool = False,
-) -> NetworkState:
-    updates, opt_state = optax.with_extra_args_support(optimizer).update(
-        gradients, network.opt_state, network.params, regularization=regularization
-    )
-    params = optax.apply_updates(network.params, updates)
-    return network.replace(params=params, opt_state=opt_state, stats={**network.stats, **(stats or {})})

@@ -25,11 +25,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: only the compiler is a TPU'
 
 import jax
 import jax.numpy as jnp
-from tpu_cycles import read_hlo, tpu_devices
 from workloads import workload
 
 from noisytwins_jax.augment import ada
+from noisytwins_jax.errors import UserError
 from noisytwins_jax.sharding import Layout
+from noisytwins_jax.tpu.hlo import read_program
+from noisytwins_jax.tpu.topology import tpu_devices
 from noisytwins_jax.training.model import build_model
 
 _IMAGES = 16  # on every core
@@ -50,7 +52,10 @@ def main() -> None:
     operations = ada.parse_operations(args.operations)
     print(_row(*_HEADER), flush=True)
     for topology in args.topologies.split(","):
-        layout = Layout(tpu_devices(topology))
+        try:
+            layout = Layout(tpu_devices(topology))
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from None
         for resolution in map(int, args.resolutions.split(",")):
             for impl in filter(None, args.impls.split(",")):
                 for precision in args.precisions.split(",") if impl == "matmul" else ["float32"]:
@@ -119,8 +124,8 @@ def _print_row(topology: str, resolution: int, what: str, programs: list) -> Non
             continue
         compiled = lowered.compile()
         text = compiled.as_text()
-        summary = read_hlo(text)
-        cycles.append(f"{summary['mcycles']:.2f}")
+        summary = read_program(text, num_devices=1)
+        cycles.append(f"{summary['cycles'] / 1e6:.2f}")
         if index == 1:
             memory = round(compiled.memory_analysis().temp_size_in_bytes / 1e6)
             uncounted = len(_UNCOUNTED.findall(text))

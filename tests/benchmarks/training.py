@@ -32,6 +32,7 @@ from noisytwins_jax.errors import UserError
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.training.model import build_model
 from noisytwins_jax.training.programs import Programs
+from noisytwins_jax.training.schedule import inputs, runs_per_step
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep, class_table
 
@@ -84,7 +85,8 @@ def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
     programs = Programs(step, layout, class_table(config, splits.train.class_counts))
     compile_seconds = time.perf_counter() - began
 
-    every = {name: due_every(config, name) for name in programs.programs}
+    rates = runs_per_step(config)
+    every = {name: 1 / rates[name] for name in programs.programs}
     with training_batches(
         splits.train,
         batch_size=config.batch_size,
@@ -120,13 +122,6 @@ def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def due_every(config: RunConfig, name: str) -> float:
-    """Steps from one run of a program to the next."""
-    updates = config.optimizer.discriminator_updates
-    due = {"path_length": config.path_length.interval, "discriminator": 1 / updates, "r1": config.r1.interval / updates}
-    return due.get(name, 1)
-
-
 def window(config: RunConfig) -> int:
     """Steps after which every program has run in its due proportion."""
     path_length = config.path_length.interval if config.path_length.weight > 0 else 1
@@ -139,14 +134,12 @@ def time_programs(
 ) -> tuple[TrainState, dict[str, float]]:
     """Calls each program on its own and waits for it: the state after, and the median seconds of each."""
     batch = programs.layout.put_batch(next(batches))
-    arguments = {"average": (), "discriminator": (batch, programs.table), "r1": (batch, programs.table)}
     times = {}
     for name, program in programs.programs.items():
         measured = []
         for _ in range(1 + repeats):
             began = time.perf_counter()
-            result = program(state, *arguments.get(name, (programs.table,)))
-            state = jax.block_until_ready(result if name == "average" else result[0])
+            state = jax.block_until_ready(program(state, *inputs(name, batch, programs.table))[0])
             measured.append(time.perf_counter() - began)
         times[name] = statistics.median(measured[1:])
     return state, times

@@ -122,7 +122,7 @@ def run_steps(golden: Golden):
             state, loss = jax.jit(functools.partial(path_length, step))(state, table, path_length_noise)
             trace["pl_reg_loss"] = loss
         trace["pl_mean"] = state.path_length_mean
-        state = run["average"](state)
+        state, _ = run["average"](state)
         trace["ema_probe"] = np.abs(state.ema["params"]["synthesis"]["b4"]["const"]).mean()
 
         fake_labels, real_labels = golden["in/labels_d"][t], golden["in/labels_real"][t]

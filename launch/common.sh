@@ -1,0 +1,116 @@
+# shellcheck shell=bash
+# What the launch scripts share. Sourced by them, never run. Needs bash 3.2 (that of macOS) or newer.
+#
+# A script that sources it defines `usage` and calls `parse_options`; it runs every command through `run`.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+SCRIPT=launch/$(basename "$0")
+opt_dry_run=''
+
+# say WORDS…: a line for the person who looks on.
+say() { printf '%s\n' "$*" >&2; }
+
+# fail SENTENCE: ends the script as the program itself ends over a mistake in the command line, with status 2.
+fail() {
+  printf 'Error: %s\n' "$*" >&2
+  exit 2
+}
+
+# quoted WORDS…: one line that a shell reads as these words.
+quoted() {
+  local word name line=''
+  for word in "$@"; do
+    name=''
+    if [[ $word =~ ^(--[a-z_.-]+=)(.+)$ ]]; then
+      name=${BASH_REMATCH[1]} word=${BASH_REMATCH[2]}
+    fi
+    if [[ ! $word =~ ^[][A-Za-z0-9_./:,@%+=~-]+$ || $word == [~]* || $word == *[][]* ]]; then
+      word=\'$(printf '%s' "$word" | sed "s/'/'\\\\''/g")\'
+    fi
+    line+="${line:+ }$name$word"
+  done
+  printf '%s\n' "$line"
+}
+
+# run COMMAND…: shows a command (unless QUIET is set) and runs it; with --dry-run prints it and runs nothing.
+run() {
+  if [[ $opt_dry_run ]]; then
+    quoted "$@"
+  else
+    [[ ${QUIET:-} ]] || say "+ $(quoted "$@")"
+    "$@"
+  fi
+}
+
+# need TOOL SENTENCE: refuses to go on without a tool; a dry run needs none.
+need() {
+  [[ $opt_dry_run ]] || command -v "$1" >/dev/null || fail "$1 is not installed; $2, or see the commands with --dry-run."
+}
+
+# parse_options "VALUED…" "FLAGS…" "$@"
+#
+# Sets opt_<name> from --name=value for the names in VALUED, opt_<name>=1 from --name for those in FLAGS (and --dry-run).
+# Leaves other words in the array WORDS, and what follows -- in the array REST.
+parse_options() {
+  local valued=" $1 " flags=" $2 dry-run " word key
+  shift 2
+  WORDS=() REST=()
+  while (($#)); do
+    word=$1 key=${1#--}
+    key=${key%%=*}
+    shift
+    case $word in
+      --help | -h)
+        usage
+        exit 0
+        ;;
+      --)
+        REST=("$@")
+        return
+        ;;
+      --*=*)
+        [[ $flags != *" $key "* ]] || fail "--$key takes no value."
+        [[ $valued == *" $key "* ]] || fail "There is no option --$key; see $SCRIPT --help (the program's own go after --)."
+        [[ ${word#*=} ]] || fail "--$key= has no value; give --$key=<value>."
+        printf -v "opt_${key//-/_}" %s "${word#*=}"
+        ;;
+      -*)
+        [[ $valued != *" $key "* ]] || fail "$word takes a value: $word=<value>."
+        [[ $flags == *" $key "* ]] || fail "There is no option $word; see $SCRIPT --help (the program's own go after --)."
+        printf -v "opt_${key//-/_}" 1
+        ;;
+      *) WORDS+=("$word") ;;
+    esac
+  done
+}
+
+# check_number NAME VALUE LEAST: refuses what is no whole number of at least LEAST.
+check_number() {
+  if [[ ! $2 =~ ^[0-9]{1,9}$ ]] || ((10#$2 < $3)); then fail "--$1=$2 is no whole number of at least $3."; fi
+}
+
+# check_program ARGUMENTS…: refuses a command line of noisytwins_jax.main that cannot be that of a run on several hosts.
+check_program() {
+  local word config='' workdir=''
+  for word in "$@"; do
+    case $word in
+      --config=*) config=1 ;;
+      --workdir=*://*) fail "The program writes to mounted directories; mount the bucket and give its path, not ${word#*=}." ;;
+      --workdir=*) workdir=1 ;;
+      --coordinator* | --num_processes* | --process_id*) fail "$SCRIPT gives ${word%%=*} itself; leave it out." ;;
+    esac
+  done
+  [[ $config ]] || fail "There is nothing to run; end with: -- --config=configs/<dataset>.py[:<method>] --workdir=<path>"
+  [[ $workdir ]] || fail "Give the program --workdir=<path>, a directory that every machine sees, so that any can go on."
+}
+
+# find_python: the interpreter to run: $PYTHON, else the checkout's virtual environment, else python3.
+find_python() {
+  if [[ ${PYTHON:-} ]]; then
+    printf '%s\n' "$PYTHON"
+  elif [[ -x $ROOT/.venv/bin/python ]]; then
+    printf '%s\n' "$ROOT/.venv/bin/python"
+  else
+    printf 'python3\n'
+  fi
+}

@@ -1,0 +1,230 @@
+"""``--mode=compile``: every program of a run through the TPU compiler, for TPUs that need not be there.
+
+The last line on stdout is the result as JSON; before it stands the same for people, and progress goes to stderr. Cycles
+are the compiler's estimate for one core: no communication, no waiting for memory or the host (`tpu.hlo`). Nothing is
+measured on a TPU.
+"""
+
+import json
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from noisytwins_jax.config import RunConfig, flatten
+from noisytwins_jax.data import classes_and_channels
+from noisytwins_jax.errors import UserError, did_you_mean
+from noisytwins_jax.metrics.classifier import Classifier, extract
+from noisytwins_jax.sampling import sample_program
+from noisytwins_jax.sharding import Layout
+from noisytwins_jax.tpu.chips import Chip, chip_of, communication_seconds
+from noisytwins_jax.tpu.comparison import compare_results, read_result
+from noisytwins_jax.tpu.hlo import read_program
+from noisytwins_jax.tpu.model_flops import count_flops, network_flops, program_flops
+from noisytwins_jax.tpu.report import format_result
+from noisytwins_jax.tpu.topology import compiler_version, tpu_devices
+from noisytwins_jax.training.model import Model, build_model
+from noisytwins_jax.training.programs import SEVERAL, check_batch, lower_programs, lower_several_steps
+from noisytwins_jax.training.schedule import runs_per_step
+from noisytwins_jax.training.step import ClassTable, TrainingStep
+
+_AT_ONCE = 4  # programs; the compiler takes one to three gigabytes for each of the large ones
+
+
+def compile_run(
+    config: RunConfig, topology: str, programs: list[str] | None = None, compare: str | None = None
+) -> dict[str, Any]:
+    """Compiles the programs of a run, prints what they cost, and returns it.
+
+    Programs are those of training (`training.programs`), ``sampler`` and ``extractor``; the last two take a batch of the
+    run's size, split over the mesh. In the program of several steps every branch counts, as if all were always due.
+
+    Args:
+      config: the run; its data need not be there.
+      topology: TPU cores, as ``v3:2x2``; see `tpu.topology`.
+      programs: some of the names; all by default.
+      compare: file whose last line is an earlier result.
+
+    Returns:
+      What the JSON line says: what was compiled, ``programs`` (`_figures`), the average ``step`` (`_amortised_step`) and
+      ``fields``, the configuration. Megabytes are 10⁶ bytes.
+
+    Raises:
+      UserError: no compiler, no such topology or program, a batch that the mesh cannot divide, a file without a result;
+        and at the end, when all is printed, if programs do not compile, for want of memory for example.
+    """
+    jax.config.update("jax_platforms", "cpu")  # nothing runs: only the compiler is a TPU's
+    earlier = read_result(Path(compare)) if compare else None
+    layout = Layout(tpu_devices(topology), fsdp=config.mesh.fsdp)
+    check_batch(config, layout)
+    classes, channels = classes_and_channels(config.data.name, resolution=config.data.resolution, **config.data.options)
+    lowered, flops = _lower(config, layout, channels, classes)
+    if unknown := [name for name in programs or [] if name not in lowered]:
+        raise UserError(
+            f"This run has no program {unknown[0]!r}; {did_you_mean(unknown[0], lowered)} "
+            f"(It has {', '.join(lowered)}.)"
+        )
+    chip = chip_of(topology)
+    result = _header(config, layout, topology, chip)
+    names = list(dict.fromkeys(programs or lowered))
+    print(
+        f"Compiling {', '.join(names)} for {topology}: minutes each, if networks are large.",
+        file=sys.stderr,
+        flush=True,
+    )
+    with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
+        figures = pool.map(lambda name: _compile(name, lowered[name], flops[name], layout.num_devices, chip), names)
+        result["programs"] = dict(zip(names, figures, strict=True))
+    result["step"] = _amortised_step(config, result["programs"], chip)
+    result["fields"] = flatten(config)
+
+    print(format_result(result))
+    if earlier is not None:
+        print(f"\n{compare_results(earlier, result)}")
+    print(f"\n{json.dumps(result)}", flush=True)
+    if failed := {name: figures["error"] for name, figures in result["programs"].items() if "error" in figures}:
+        raise UserError(
+            f"{', '.join(failed)} cannot be compiled for {topology} ({next(iter(failed.values()))}); if memory is what "
+            "lacks, lower --config.batch_size, or take more cores or --config.mesh.fsdp."
+        )
+    return result
+
+
+def _lower(
+    config: RunConfig, layout: Layout, channels: int, classes: int
+) -> tuple[dict[str, jax.stages.Lowered], dict[str, float]]:
+    """Every program traced for the mesh, and the FLOPs that it is asked for, by name."""
+    model = build_model(config, channels, classes)
+    step = TrainingStep(config, model, layout.batch, layout.replicate, layout.gather, layout.scatter)
+    column = jax.ShapeDtypeStruct((classes,), jnp.float32, sharding=layout.replicated)
+    table = ClassTable(column, column, column)
+    lowered = lower_programs(step, layout, table)
+    if config.steps_per_dispatch > 1:
+        lowered[SEVERAL] = lower_several_steps(step, layout, table)
+    lowered["sampler"] = _lower_sampler(config, model, step, layout)
+    lowered["extractor"], extractor_flops = _lower_extractor(config, model, layout, classes)
+    networks = network_flops(config, channels, classes)
+    flops = program_flops(config, networks)
+    a_step = sum(rate * flops[name] for name, rate in runs_per_step(config).items() if name in lowered)
+    flops |= {SEVERAL: config.steps_per_dispatch * a_step}
+    flops |= {"sampler": config.batch_size * networks["generator"], "extractor": extractor_flops}
+    return lowered, {name: flops[name] for name in lowered}
+
+
+def _lower_sampler(config: RunConfig, model: Model, step: TrainingStep, layout: Layout) -> jax.stages.Lowered:
+    program = sample_program(model.generator, 0, config.generator.noise_mode, None)
+    variables = step.abstract_state(layout.replicated).ema
+    rows = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=layout.split)
+    return program.lower(variables, rows, rows)
+
+
+def _lower_extractor(config: RunConfig, model: Model, layout: Layout, classes: int) -> tuple[jax.stages.Lowered, float]:
+    shape = (config.batch_size, *model.image_shape)
+    params = jax.eval_shape(lambda: Classifier(classes).init(jax.random.key(0), jnp.zeros((1, *model.image_shape))))
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.replicated), params)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=layout.split)
+    flops = count_flops(lambda params, images: extract(params, images, classes), params["params"], images)
+    return extract.lower(params["params"], images, classes), flops
+
+
+def _header(config: RunConfig, layout: Layout, topology: str, chip: Chip) -> dict[str, Any]:
+    return {
+        "config": config.name,
+        "topology": topology,
+        "cores": layout.num_devices,
+        "cores_per_chip": chip.cores,
+        "clock_mhz": round(chip.clock_hz / 1e6),
+        "peak_tflops": round(chip.peak_flops / 1e12, 1),
+        "memory_mb": round(chip.memory / 1e6),
+        "batch_size": config.batch_size,
+        "images_per_core": config.batch_size / layout.num_devices,
+        "path_length_batch": config.path_length_batch if config.path_length.weight > 0 else 0,
+        "dtype": config.dtype,
+        "up_impl": config.up_impl,
+        "jax": jax.__version__,
+        "libtpu": compiler_version(),
+        "programs": {},
+    }
+
+
+def _compile(name: str, program: jax.stages.Lowered, flops: float, cores: int, chip: Chip) -> dict[str, Any]:
+    began = time.perf_counter()
+    try:
+        compiled = program.compile()
+    except jax.errors.JaxRuntimeError as error:
+        print(f"{name} cannot be compiled ({time.perf_counter() - began:.0f} s).", file=sys.stderr, flush=True)
+        reason = str(error).splitlines()[0].rpartition("CompileTimeHbmOom: ")[2].partition(" HLO module")[0]
+        return {"error": reason.rstrip(". ")}
+    seconds = time.perf_counter() - began
+    print(f"{name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+    return _figures(compiled, flops, cores, chip) | {"compile_s": round(seconds, 1)}
+
+
+def _figures(compiled: jax.stages.Compiled, flops: float, cores: int, chip: Chip) -> dict[str, Any]:
+    """Of one core and one run of a program: cycles, arithmetic, memory, communication, and where cycles go."""
+    read = read_program(compiled.as_text(), cores)
+    memory = compiled.memory_analysis()
+    parts = {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+    }
+    total = parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporary"]
+    cycles = read.pop("cycles")
+    sent = sum(entry["sent_bytes"] for entry in read["collectives"].values())
+    return {
+        "mcycles": cycles / 1e6,
+        "ms": 1e3 * cycles / chip.clock_hz,
+        "mfu": flops / cores / max(cycles * chip.flops_per_cycle, 1),
+        "compiler_gflop": compiled.cost_analysis().get("flops", 0.0) / 1e9,
+        "model_gflop": flops / cores / 1e9,
+        "memory_mb": {part: round(size / 1e6, 2) for part, size in (parts | {"all": total}).items()},
+        "fits": total <= chip.memory,
+        "sent_mb": sent / 1e6,
+        "communication_ms": 1e3 * communication_seconds(sent, chip),
+        **read,
+    }
+
+
+def _amortised_step(config: RunConfig, programs: dict[str, dict[str, Any]], chip: Chip) -> dict[str, Any] | None:
+    """A step on average, every program as often as its interval says: the compiled ones; ``None`` if there are none.
+
+    ``images_per_s`` are real images that the discriminator is shown, on the whole mesh, if cycles were all that takes
+    time; ``images_per_s_waiting`` if the cores also waited for all communication. Both and ``mfu`` are ``None`` while
+    programs are missing.
+    """
+    rates = {name: rate for name, rate in runs_per_step(config).items() if name in programs}
+    done = {name: rate for name, rate in rates.items() if "error" not in programs[name]}
+    needed = {"generator", "average", "discriminator"} | {
+        name
+        for name, on in (
+            ("path_length", config.path_length.weight > 0),
+            ("r1", config.r1.gamma > 0),
+            ("adapt", bool(config.ada.operations)),
+        )
+        if on
+    }
+    if not done:
+        return None
+
+    def total(field: str) -> float:
+        return sum(rate * programs[name][field] for name, rate in done.items())
+
+    ms, communication, missing = total("ms"), total("communication_ms"), sorted(needed - set(done))
+    return {
+        "runs": done,
+        "missing": missing,
+        "mcycles": total("mcycles"),
+        "ms": ms,
+        "images_per_s": None if missing else config.images_per_step / (ms / 1e3),
+        "mfu": None if missing else total("model_gflop") * 1e9 / (chip.peak_flops * ms / 1e3),
+        "sent_mb": total("sent_mb"),
+        "communication_ms": communication,
+        "images_per_s_waiting": None if missing else config.images_per_step / ((ms + communication) / 1e3),
+    }

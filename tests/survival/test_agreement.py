@@ -1,0 +1,61 @@
+import pytest
+
+from noisytwins_jax.errors import UserError
+from noisytwins_jax.survival.agreement import (
+    _first_difference,
+    check_agreement,
+    check_same_data,
+    code_fingerprint,
+    failing_together,
+    gather_strings,
+    name_processes,
+)
+
+
+def test_one_process_agrees_with_itself():
+    check_agreement({"code": code_fingerprint()})
+    assert gather_strings("x") == ["x"]
+    with pytest.raises(UserError, match=r"^mine$"), failing_together():
+        raise UserError("mine")
+
+
+def test_the_first_difference_in_the_order_of_the_facts():
+    facts = {"config.name": "run", "config.seed": "0", "data": "abc"}
+    everyone = [facts, facts, facts | {"data": "x" * 100, "config.seed": "1"}, facts]
+    assert _first_difference(everyone[:2]) is None
+    assert _first_difference(everyone) == (
+        "The processes of this run differ in config.seed: 0 in processes 0, 1 and 3, 1 in process 2 (1 more differ); "
+        "give all of them the same command, code and data."
+    )
+
+
+@pytest.mark.parametrize(
+    ("processes", "words"),
+    [
+        ([3], "process 3"),
+        ([0, 2], "processes 0 and 2"),
+        ([0, 1, 2, 3], "processes 0, 1, 2 and 3"),
+        (list(range(64)), "processes 0, 1, 2 and 61 others"),
+    ],
+)
+def test_names_of_processes(processes, words):
+    assert name_processes(processes) == words
+
+
+def test_code_fingerprint_is_of_this_code(monkeypatch, tmp_path):
+    import noisytwins_jax
+
+    assert code_fingerprint() == code_fingerprint()
+    assert code_fingerprint().startswith(f"{noisytwins_jax.__version__}+")
+    (tmp_path / "a.py").write_text("x = 1")
+    monkeypatch.setattr(noisytwins_jax, "__file__", str(tmp_path / "__init__.py"))
+    before = code_fingerprint()
+    (tmp_path / "a.py").write_text("x = 2")
+    assert code_fingerprint() != before
+
+
+def test_other_data_are_refused():
+    check_same_data({"next_index": 3, "fingerprint": "aa"}, "aa")
+    check_same_data({"next_index": 3}, "aa")
+    with pytest.raises(UserError, match=r"not those .* \(fingerprint aa, then bb\)"):
+        check_same_data({"next_index": 3, "fingerprint": "bb"}, "aa")

@@ -1,0 +1,128 @@
+"""A server that plays Google Cloud's: hangs until a value changes."""
+
+import http.server
+import threading
+import time
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from noisytwins_jax.survival import preemption
+from noisytwins_jax.survival.stopping import StopSignal
+
+
+class Metadata(http.server.ThreadingHTTPServer):
+    """Values by key, and the requests that came."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.values = {"instance/preempted": "FALSE", "instance/maintenance-event": "NONE"}
+        self.changed = threading.Condition()
+        self.requests, self.broken = [], False
+
+    def set(self, key, value):
+        with self.changed:
+            self.values[key] = value
+            self.changed.notify_all()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, url = self.server, urlsplit(self.path)
+        key, query = url.path.removeprefix("/computeMetadata/v1/"), parse_qs(url.query)
+        server.requests.append(self.path)
+        if server.broken or self.headers["Metadata-Flavor"] != "Google":
+            self.send_error(503)
+            return
+        with server.changed:
+            if "wait_for_change" in query and query["last_etag"] == [server.values[key]]:
+                server.changed.wait(timeout=float(query["timeout_sec"][0]))
+            value = server.values[key]
+        self.send_response(200)
+        self.send_header("Metadata-Flavor", "Google")
+        self.send_header("ETag", value)
+        self.end_headers()
+        self.wfile.write(value.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    server = Metadata()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(preemption, "PAUSE", 0.02)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("instance/preempted", "TRUE"), ("instance/maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")],
+)
+def test_a_notice_asks_to_stop(server, key, value):
+    with StopSignal(watch_preemption=True) as stop:
+        hanging = [f"/computeMetadata/v1/{k}?wait_for_change=true" for k in preemption.NOTICES]
+        assert wait_for(lambda: all(any(r.startswith(h) for r in server.requests) for h in hanging))
+        time.sleep(0.2)
+        assert not stop.agreed()
+        assert len(server.requests) == 4  # for each key the value now, and one request that hangs
+        server.set(key, value)
+        assert wait_for(lambda: stop.requested)
+        assert stop.agreed()
+        assert (stop.name, stop.exit_status) == ("a preemption notice", 143)
+
+
+def test_a_machine_that_is_moved_goes_on(server):
+    with StopSignal(watch_preemption=True) as stop:
+        server.set("instance/maintenance-event", "MIGRATE_ON_HOST_MAINTENANCE")
+        assert wait_for(lambda: sum("last_etag=MIGRATE" in request for request in server.requests) > 0)
+        assert not stop.requested
+
+
+def test_goes_on_asking_after_errors(server):
+    server.broken = True
+    with StopSignal(watch_preemption=True) as stop:
+        assert wait_for(lambda: len(server.requests) >= 4)
+        assert not stop.requested
+        server.values["instance/preempted"] = "TRUE"
+        server.broken = False
+        assert wait_for(lambda: stop.requested)
+
+
+def test_ends_with_the_context(server):
+    before = threading.active_count()
+    with StopSignal(watch_preemption=True):
+        assert wait_for(lambda: len(server.requests) >= 4)
+        began = time.monotonic()
+    assert time.monotonic() - began < 1.0
+    server.set("instance/preempted", "FALSE")  # the server's own threads end
+    assert wait_for(lambda: threading.active_count() <= before)
+
+
+def test_is_quiet_without_a_server(monkeypatch, capfd):
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:1")
+    monkeypatch.setattr(preemption, "PAUSE", 0.01)
+    with StopSignal(watch_preemption=True) as stop:
+        time.sleep(0.1)
+        assert not stop.requested
+    assert capfd.readouterr() == ("", "")
+
+
+def test_is_not_asked_unless_wanted(server):
+    with StopSignal():
+        time.sleep(0.1)
+    assert not server.requests

@@ -1,0 +1,104 @@
+import time
+
+import pytest
+
+from noisytwins_jax.survival import watchdog as watchdog_module
+from noisytwins_jax.survival.watchdog import Beat, News, Watchdog, describe
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_speaks_after_the_limit_and_then_once_an_interval(clock):
+    dog = Watchdog(minutes=10, clock=clock)
+    said = []
+    for minute in range(36):
+        clock.now = 100 + 60 * minute
+        if minute < 5:
+            dog.beat(minute, "training")
+            dog.beat(minute, "waiting for input")
+        said += [(minute, sentence) for sentence in dog.look()]
+    assert said == [
+        (minute, f"No step has ended for {minute - 4} min: the run is at step 4, waiting for input.")
+        for minute in (14, 24, 34)
+    ]
+
+
+def test_long_work_has_its_patience(clock):
+    dog = Watchdog(minutes=10, clock=clock)
+    dog.beat(5, "evaluating", patience=6)
+    clock.now += 59 * 60
+    assert not dog.look()
+    clock.now += 60
+    assert dog.look() == ["No step has ended for 60 min: the run is at step 5, evaluating."]
+    dog.beat(5, "training")
+    assert not dog.look()
+
+
+def test_a_process_whose_news_stop_is_said_to_be_lost(clock, monkeypatch):
+    others = {1: News("b", Beat(11, "training", 1.0), 1)}
+
+    def exchange(own):
+        return {0: own, **others}
+
+    monkeypatch.setattr(watchdog_module, "_exchange", exchange)
+    dog = Watchdog(minutes=10, clock=clock)
+    dog.beat(12, "training")
+    said = []
+    for minute in range(12):
+        if minute < 3:
+            others[1] = others[1]._replace(count=minute)
+        said += [(minute, sentence) for sentence in dog.look()]
+        clock.now += 60
+    assert [minute for minute, _ in said] == [4, 10]
+    assert said[0][1] == (
+        "Nothing was heard of process 1 on host b for 2 min: it is lost or frozen. It was at step 11, training."
+    )
+    assert "process 1 on b is lost or frozen, last at step 11, training; the other is at step 12" in said[1][1]
+
+
+def test_never_with_zero_minutes(clock, capsys):
+    with Watchdog(minutes=0, period=0.01, clock=clock) as dog:
+        dog.beat(1, "training")
+        clock.now += 1e9
+        time.sleep(0.05)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_thread_prints(capsys):
+    with Watchdog(minutes=0.2 / 60, period=0.01) as dog:
+        dog.beat(3, "saving")
+        time.sleep(0.3)
+    assert capsys.readouterr().err == "No step has ended for 0 s: the run is at step 3, saving.\n"
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        (
+            [(9, "training"), (8, "waiting for input"), (9, "training")],
+            "process 1 on b is at step 8, waiting for input; the others are at step 9, training",
+        ),
+        ([(9, "training")] * 3, "all 3 processes are at step 9, training"),
+        (
+            [(9, "saving"), (9, "saving"), (9, "training")],
+            "processes 0 and 1 on a, b are at step 9, saving; the other is at step 9, training",
+        ),
+        (
+            [(9, "waiting for input"), (9, "saving"), (9, "saving")],
+            "process 0 on a is at step 9, waiting for input; the others are at step 9, saving",
+        ),
+    ],
+)
+def test_who_is_late(places, words):
+    known = {p: News("abc"[p], Beat(step, doing, 1.0), 1) for p, (step, doing) in enumerate(places)}
+    assert describe(known, set()) == words

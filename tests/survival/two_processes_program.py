@@ -1,0 +1,127 @@
+"""One of two processes of a run: python two_processes_program.py PORT PROCESS WORKDIR. Prints what the tests look at."""
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import NamedSharding, PartitionSpec
+
+from noisytwins_jax import checkpoint
+from noisytwins_jax.errors import UserError
+from noisytwins_jax.survival.agreement import check_agreement, code_fingerprint, failing_together, gather_strings
+from noisytwins_jax.survival.finite import bad_tensors
+from noisytwins_jax.survival.lock import WorkdirLock
+from noisytwins_jax.survival.stopping import StopSignal
+from noisytwins_jax.survival.watchdog import Watchdog
+
+SEEN = {}
+
+
+def message_of(action):
+    try:
+        action()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def agreement(process):
+    SEEN["strings"] = gather_strings("ä" * (1 + 40 * process))
+    facts = {"code": code_fingerprint(), "config.seed": "3", "data": "abc"}
+    SEEN["same"] = message_of(lambda: check_agreement(facts))
+    SEEN["seed"] = message_of(lambda: check_agreement(facts | {"config.seed": str(process), "data": str(process)}))
+    SEEN["absent"] = message_of(lambda: check_agreement(facts | ({"config.new": "1"} if process else {})))
+
+    def body(fail):
+        with failing_together():
+            if fail:
+                raise UserError("no such file")
+
+    SEEN["one fails"] = message_of(lambda: body(process == 1))
+    SEEN["none fails"] = message_of(lambda: body(False))
+
+
+def lock(process, workdir):
+    def twice():
+        with WorkdirLock(workdir), WorkdirLock(workdir):
+            pass
+
+    SEEN["lock"] = message_of(twice)
+    SEEN["unlocked"] = message_of(lambda: WorkdirLock(workdir).__enter__())
+
+
+def finite(process):
+    sharding = NamedSharding(jax.make_mesh((4,), ("data",)), PartitionSpec("data"))
+    values = np.zeros(8, np.float32)
+    values[[1, 7]] = np.nan, np.inf
+    split = jax.make_array_from_process_local_data(sharding, values[4 * process : 4 * process + 4])
+    SEEN["tensors"] = bad_tensors({"params": {"weight": split, "fine": jnp.ones_like(split)}})
+
+
+def watchdog(process):
+    with Watchdog(minutes=1.0 / 60, period=0.1) as dog:
+        dog.beat(7, "training")
+        if process == 1:
+            dog.beat(7, "waiting for input")
+            time.sleep(2.5)
+        gather_strings("")  # waits for the other
+    with Watchdog(minutes=0.5 / 60, period=0.1) as dog:
+        dog.beat(8, "evaluating", patience=10 if process == 1 else 1)  # the other need not know how long it takes
+        time.sleep(1.2)
+        gather_strings("")
+
+
+def stopping(process):
+    durations = []
+    with StopSignal() as stop:
+        for step in range(200):
+            if process == 1 and step == 150:
+                os.kill(os.getpid(), signal.SIGTERM)
+            began = time.perf_counter()
+            agreed = stop.agreed()
+            durations.append(time.perf_counter() - began)
+            if agreed:
+                break
+    SEEN["stopped"] = [step, stop.name, stop.exit_status]
+    SEEN["asked"] = stop.requested
+    SEEN["milliseconds"] = 1000 * float(np.median(durations))
+
+
+def full_disk(process, workdir):
+    """Only the second process cannot write its part of a checkpoint; the first waits for it, not for long here."""
+    checkpoint.TIMEOUT = 3
+    logging.set_verbosity(logging.FATAL)
+    sharding = NamedSharding(jax.make_mesh((4,), ("data",)), PartitionSpec("data"))
+    values = np.random.default_rng(process).normal(size=100_000).astype(np.float32)
+    state = {"params": {"weight": jax.make_array_from_process_local_data(sharding, values)}}
+
+    def save():
+        with checkpoint.Checkpoints(Path(workdir), writable=True) as checkpoints:
+            checkpoints.save(1, state, {"next_index": 1}, {}, wait=True)
+            if process == 1:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+            checkpoints.save(2, state, {"next_index": 2}, {})
+
+    SEEN["full"] = message_of(save)
+    SEEN["checkpoints"] = str(Path(workdir) / "checkpoints")
+
+
+if __name__ == "__main__":
+    port, index, workdir = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    jax.distributed.initialize(f"localhost:{port}", 2, index)
+    agreement(index)
+    lock(index, workdir)
+    finite(index)
+    watchdog(index)
+    stopping(index)
+    full_disk(index, workdir)
+    print(json.dumps(SEEN))
