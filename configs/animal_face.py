@@ -56,6 +56,7 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.name = row.name
     config.batch_size = 128
     config.total_kimg = 12_800.0  # 100,000 steps
+    config.dtype = "bfloat16"  # activations; published: float32
     config.style_mixing = 0.0
     config.checkpoint_interval_kimg = 256.0
 

@@ -54,6 +54,7 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.name = row.name
     config.batch_size = 128
     config.total_kimg = 32_000.0  # 250,000 steps
+    config.dtype = "bfloat16"  # activations; published: float32
     config.style_mixing = 0.9
     config.checkpoint_interval_kimg = 256.0
 

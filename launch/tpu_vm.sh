@@ -215,7 +215,7 @@ watch() {
     case $state in
       READY) if [[ $missing ]]; then words=unfinished; else words=$(QUIET=1 worker all state | verdict) || words=unknown; fi ;;
       LOST) words=lost ;;
-      GONE) if [[ $missing ]]; then words=lost; else words=lost; fi ;;
+      GONE) if [[ $missing ]]; then words=lost; else words=deleted; fi ;;
       UNKNOWN) words=unknown ;;
       *) words=changing ;;
     esac

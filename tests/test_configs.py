@@ -20,7 +20,7 @@ COMMON = {
     "batch_size": 128,
     "loss": "logistic",
     "fake_labels": "uniform",
-    "dtype": "float32",
+    "dtype": "bfloat16",  # ours, for TPUs; the published runs were float32 throughout
     "data.mirror": True,
     "generator.z_dim": 512,
     "generator.w_dim": 512,

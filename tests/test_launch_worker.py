@@ -19,6 +19,7 @@ class Worker:
         (directory / "launch").mkdir(parents=True)
         shutil.copy(LAUNCH / "worker.sh", directory / "launch")
         (directory / "noisytwins_jax").mkdir()
+        (directory / "noisytwins_jax" / "__init__.py").touch()
         (directory / "noisytwins_jax" / "main.py").write_text(program)
 
     def __call__(self, *words: str, **variables: str) -> subprocess.CompletedProcess:

@@ -55,7 +55,7 @@ def main() -> None:
             args.size,
             args.batch_size or (_CPU_BATCH if large_on_cpu else None),
             args.up_impl or ("phase" if cpu else None),
-            args.dtype,
+            args.dtype or ("float32" if cpu else None),
             args.field,
         )
         steps = args.steps if args.steps is not None else (0 if large_on_cpu else 1)
