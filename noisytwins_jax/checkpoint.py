@@ -16,6 +16,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.survival.retry import retry
 from noisytwins_jax.survival.saving import Saving
+from noisytwins_jax.together import on_first_process
 
 PyTree = Any
 BEST_METRIC = "fid"  # lowest is best
@@ -51,9 +52,7 @@ class Checkpoints:
         self._writable = writable
         self._saving = Saving(self._directory, "*.orbax-checkpoint-tmp*")
         self._pending = False  # whether a checkpoint is being written
-        for path in self._directory.glob("*/metrics/metrics"):
-            if not _is_json(path):  # evaluation numbers that are cut short would keep Orbax from opening anything
-                path.rename(path.with_name("damaged"))
+        on_first_process(self._rename_damaged_metrics)
         best = policies.BestN(
             get_metric_fn=lambda m: m[BEST_METRIC], reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
@@ -220,7 +219,9 @@ class Checkpoints:
           UserError: it was saved by another architecture.
         """
         path = self._directory / str(step)
-        _check_digests(path)
+        damage = on_first_process(lambda: _damage(path))  # all have to come to the same conclusion
+        if damage is not None:
+            raise _DamagedError(damage)
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             saved = ocp.StandardCheckpointHandler().metadata(path / "state").tree
@@ -231,6 +232,12 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise many types for files that are missing or cut short
             raise _DamagedError(str(error).partition("\n")[0][:200]) from error
         return Restored(step, state["state"], meta["data"], meta["config"])
+
+    def _rename_damaged_metrics(self) -> None:
+        """Evaluation numbers that are cut short would keep Orbax from opening anything."""
+        for path in self._directory.glob("*/metrics/metrics"):
+            if not _is_json(path):
+                path.rename(path.with_name("damaged"))
 
     def _set_aside(self, step: int, reason: Exception) -> None:
         message = f"The checkpoint of step {step} is damaged ({reason})"
@@ -273,19 +280,16 @@ def _digests(checkpoint: Path) -> dict[str, list[int]]:
     return digests
 
 
-def _check_digests(checkpoint: Path) -> None:
-    """Compares a checkpoint's files with the list written when it was made; if that is lost, Orbax's checks have to do.
-
-    Raises:
-      _DamagedError: naming the first file that is missing or different.
-    """
+def _damage(checkpoint: Path) -> str | None:
+    """The first file that is missing, or not as it was when the checkpoint was made; None if that cannot be told."""
     if not _is_json(checkpoint / FILES):
-        return
+        return None  # Orbax's checks have to do
     written = json.loads((checkpoint / FILES).read_text())
     now = retry(lambda: _digests(checkpoint), f"Reading {checkpoint}")
     for name, digest in written.items():
         if now.get(name) != digest:
-            raise _DamagedError(f"{name} {'has changed since it was written' if name in now else 'is missing'}")
+            return f"{name} {'has changed since it was written' if name in now else 'is missing'}"
+    return None
 
 
 def _is_json(path: Path) -> bool:

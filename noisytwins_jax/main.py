@@ -5,6 +5,7 @@ same command in each of them, with ``--coordinator``.
 Every field of the configuration can be overridden: ``--config.noisytwins.weight=0.01``. See `config` for the fields.
 """
 
+import os
 import re
 import sys
 from typing import NoReturn
@@ -59,24 +60,42 @@ def main(argv: list[str]) -> None:
             from noisytwins_jax.sharding import join_processes
 
             join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        _run(config, workdir)
+    except UserError as error:
+        _fail(str(error))
+
+
+def _run(config: RunConfig, workdir: str) -> None:
+    import jax
+
+    from noisytwins_jax.together import say
+
+    try:
         if _MODE.value == "train":
             from noisytwins_jax.train import train
 
-            report = train(config, workdir)
-            print(f"Report: {report}")
+            say(f"Report: {train(config, workdir)}")
         elif _MODE.value == "evaluate":
             from noisytwins_jax.evaluate import evaluate
 
-            report = evaluate(config, workdir, _CHECKPOINT.value)
-            print(f"Report: {report}")
+            say(f"Report: {evaluate(config, workdir, _CHECKPOINT.value)}")
         else:
             from noisytwins_jax.sample import sample
 
             classes = None if _CLASSES.value is None else [_class_id(c) for c in _CLASSES.value]
             picture = sample(config, workdir, _CHECKPOINT.value, classes, _SAMPLES.value, _PSI.value, _SEED.value)
-            print(f"Samples: {picture}")
-    except UserError as error:
-        _fail(str(error))
+            say(f"Samples: {picture}")
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise UserError(
+                f"The devices have too little memory for this run ({str(error).splitlines()[0]}); lower "
+                "--config.batch_size, take more devices, or share the state among some: --config.mesh.fsdp."
+            ) from None
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        print(f"Error: The processes of the run lost each other ({reason}); start all of them again.", file=sys.stderr)
+        sys.exit(os.EX_TEMPFAIL)  # what launch/ starts again
 
 
 def parse_flags(argv: list[str]) -> list[str]:

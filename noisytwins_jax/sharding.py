@@ -65,13 +65,13 @@ class Layout:
 
     def gather(self, params: PyTree) -> PyTree:
         """Inside a program: parameters as they are used, whole on every device."""
-        return jax.tree.map(lambda x: self.replicate(x) if self._split_axis(x.shape) is not None else x, params)
+        return jax.tree.map(lambda x: self.replicate(x) if self._is_split(x) else x, params)
 
     def scatter(self, gradients: PyTree) -> PyTree:
         """Inside a program: gradients as the optimiser takes them, split as the parameters are kept."""
 
         def one(x: Array) -> Array:
-            if self._split_axis(x.shape) is None:
+            if not self._is_split(x):
                 return x
             # Said to be whole first, or XLA would carry the split back into the layers and redistribute activations. On
             # accelerators it turns a sum that is then split into one reduce-scatter.
@@ -152,16 +152,23 @@ class Layout:
                 "devices; change --config.path_length.batch_fraction, for example to 1."
             )
 
-    def _split_axis(self, shape: tuple[int, ...]) -> int | None:
-        """The axis along which an array of parameters is split: the largest that divides; None where it is not."""
-        axes = [axis for axis, n in enumerate(shape) if n % self.fsdp == 0]
-        if self.fsdp == 1 or math.prod(shape) < self.split_from or not axes:
-            return None
-        return max(axes, key=lambda axis: shape[axis])
+    def _is_split(self, x: Array) -> bool:
+        return split_axis(x.shape, self.fsdp, self.split_from) is not None
 
     def _parameter_sharding(self, shape: tuple[int, ...]) -> NamedSharding:
-        axis = self._split_axis(shape)
+        axis = split_axis(shape, self.fsdp, self.split_from)
         return self.replicated if axis is None else NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+
+def split_axis(shape: tuple[int, ...], parts: int, split_from: int) -> int | None:
+    """The axis along which an array of parameters is split into `parts`: the first of the largest that divide.
+
+    None where it is not split: into one part, below `split_from` elements, or where no axis divides.
+    """
+    axes = [axis for axis, n in enumerate(shape) if n % parts == 0]
+    if parts == 1 or math.prod(shape) < split_from or not axes:
+        return None
+    return max(axes, key=lambda axis: shape[axis])
 
 
 def join_processes(

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ from noisytwins_jax.survival.finite import bad_tensors, divergence, first_bad_me
 from noisytwins_jax.survival.lock import WorkdirLock
 from noisytwins_jax.survival.stopping import StopSignal
 from noisytwins_jax.survival.watchdog import TRAINING, Watchdog
+from noisytwins_jax.together import say
 from noisytwins_jax.training.model import StyleGAN2Model, build_model
 from noisytwins_jax.training.programs import Programs, check_batch
 from noisytwins_jax.training.schedule import in_order
@@ -332,9 +333,3 @@ def describe(run: Run, start: int) -> str:
     if start:
         lines.append(f"Going on from the checkpoint of step {start}.")
     return "\n".join(lines)
-
-
-def say(text: str, file: TextIO | None = None) -> None:
-    """Prints on the first process only."""
-    if jax.process_index() == 0:
-        print(text, file=file, flush=True)

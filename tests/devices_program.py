@@ -1,15 +1,17 @@
 """Gradients on one device and on all, and the communication between these; prints JSON. See `test_devices`.
 
-python tests/devices_program.py compare FSDP,... generator|path_length|discriminator|r1 ...
-python tests/devices_program.py count generator|path_length|discriminator|r1 ...
+python tests/devices_program.py compare FSDP:PROGRAM,... ...
+python tests/devices_program.py count PROGRAM ...
 
-`compare` runs programs with each of these numbers of devices that share the state. `count` only compiles them, for half
-of the devices and for all.
+`compare` runs programs (generator, path_length, discriminator, r1) with a state that FSDP devices share. `count` only
+compiles them, for half of the devices and for all.
 """
 
+import functools
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +69,13 @@ def make_state(step: TrainingStep) -> TrainState:
     return state.replace(generator=perturb(state.generator, 1), discriminator=perturb(state.discriminator, 2))
 
 
+@functools.cache
+def initial_state() -> TrainState:
+    """The state that all start from; on the host, because programs keep what they are given. `key` is its data."""
+    state = jax.jit(lambda: make_state(make_step(Layout(jax.local_devices()[:1]))))()
+    return jax.tree.map(np.asarray, state.replace(key=jax.random.key_data(state.key)))
+
+
 class Result(NamedTuple):
     """What a program did."""
 
@@ -75,6 +84,7 @@ class Result(NamedTuple):
     hlo: str
     argument_bytes: int  # on each device
     state_bytes: list[int]  # of the state after it, on each of this process's devices
+    split: list[str]  # leaves of that state which are not whole on every device
 
 
 def lower(layout: Layout) -> tuple[TrainingStep, ClassTable, dict[str, jax.stages.Lowered]]:
@@ -88,18 +98,23 @@ def run(names: list[str], layout: Layout, batch: dict[str, np.ndarray]) -> dict[
     """Runs programs, each from the same state; `batch` is this process's rows."""
     step, table, lowered = lower(layout)
     shardings = layout.state_shardings(step.abstract_state(layout.replicated))
-    create = jax.jit(lambda: make_state(step), out_shardings=shardings)
+    with ThreadPoolExecutor(len(names)) as pool:
+        programs = list(pool.map(lambda name: lowered[name].compile(), names))
     found = {}
-    for name in names:
+    for name, program in zip(names, programs, strict=True):
         network = NETWORKS[name]
-        program = lowered[name].compile()
         images = (layout.put_batch(batch),) if network == "discriminator" else ()
-        state, metrics = program(create(), *images, table)
+        start = initial_state()
+        start = start.replace(key=jax.random.wrap_key_data(start.key))
+        state, metrics = program(jax.device_put(start, shardings), *images, table)
         gradient = jax.device_get(
             jax.jit(lambda x: x, out_shardings=layout.replicated)(getattr(state, network).opt_state)
         )
         arguments = program.memory_analysis().argument_size_in_bytes
-        found[name] = Result(gradient, jax.device_get(metrics), program.as_text(), arguments, local_bytes(state))
+        leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+        split = [jax.tree_util.keystr(path) for path, x in leaves if not x.is_fully_replicated]
+        used = arguments, local_bytes(state), split
+        found[name] = Result(gradient, jax.device_get(metrics), program.as_text(), *used)
     return found
 
 
@@ -125,6 +140,7 @@ def compare(one: Result, many: Result) -> dict[str, Any]:
         "collectives": collectives(many.hlo),
         "argument_bytes": many.argument_bytes,
         "state_bytes": many.state_bytes,
+        "split": many.split,
     }
 
 
@@ -156,9 +172,9 @@ def main(what: str, *arguments: str) -> None:
             found = {name: collectives(lowered[name].compile().as_text(), count=True) for name in arguments}
             report[len(some)] = found
     else:
-        fsdp, names = arguments[0].split(","), arguments[1:]
-        one = run(names, Layout(devices[:1]), make_batch())
-        for n in map(int, fsdp):
+        wanted = {int(n): names.split(",") for n, _, names in (argument.partition(":") for argument in arguments)}
+        one = run(sorted({name for names in wanted.values() for name in names}), Layout(devices[:1]), make_batch())
+        for n, names in wanted.items():
             many = run(names, Layout(devices, n, split_from=SPLIT_FROM), make_batch())
             report[n] = {name: compare(one[name], many[name]) for name in names}
     print(json.dumps({"devices": len(devices), "found": report}, default=float))

@@ -1,9 +1,9 @@
-"""One of several processes of a run, to be started by `test_processes`. Every process takes the same arguments but the last.
+"""One of several processes of a run, to be started by `test_processes`: the same arguments but the last in each.
 
 python tests/processes_program.py gradients OUT.npz ADDRESS N PROCESS
 python tests/processes_program.py train WORKDIR FIELDS.json ADDRESS N PROCESS
 python tests/processes_program.py evaluate|sample WORKDIR FIELDS.json ADDRESS N PROCESS
-python tests/processes_program.py fail ADDRESS N PROCESS
+python tests/processes_program.py together ADDRESS N PROCESS
 """
 
 import json
@@ -52,7 +52,7 @@ def sample(workdir: str, fields: str) -> None:
     print("Samples:", sample(tiny_run.tiny_config(**json.loads(fields)), workdir, per_class=3))
 
 
-def fail() -> None:
+def together() -> None:
     """A mistake in one process is everybody's, and nobody waits; then what works between them."""
     index, count = jax.process_index(), jax.process_count()
 
