@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from noisytwins_jax.config import RunConfig, flatten, parse_config
 from noisytwins_jax.errors import UserError, did_you_mean
 from noisytwins_jax.logs import quiet_libraries
+from noisytwins_jax.tpu.topology import expect_no_tpu, has_tpu
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with :<method> where it has several.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "sample", "compile"], "What to do.")
@@ -70,6 +71,8 @@ def _run(config: RunConfig, workdir: str) -> None:
 
     from noisytwins_jax.together import say
 
+    if not has_tpu():
+        expect_no_tpu()
     try:
         if _MODE.value == "train":
             from noisytwins_jax.train import train

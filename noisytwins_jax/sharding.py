@@ -108,7 +108,7 @@ class Layout:
         Args:
           program: (variables, *batch) → arrays with a row for each row of the batch, which depends on that row alone.
           variables: on every device; see `put_everywhere`.
-          rows: arrays ``[n, …]``, n ≥ 1; the last batch is padded with zeros.
+          rows: arrays ``[n, …]``; the last batch is padded with zeros.
           size: rows of a batch on each device. Being each device's own, it is the same program on any number of them,
             and the results are the same to the last bit.
 
@@ -116,7 +116,7 @@ class Layout:
           Arrays ``[n, …]`` on the host.
         """
         batch, results = size * self.num_devices, []
-        for start in range(0, len(rows[0]), batch):
+        for start in range(0, max(1, len(rows[0])), batch):
             some = [x[start : start + batch] for x in rows]
             count = len(some[0])
             padded = [np.pad(x, [(0, batch - count)] + [(0, 0)] * (x.ndim - 1)) for x in some]

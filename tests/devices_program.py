@@ -51,7 +51,10 @@ def make_step(layout: Layout) -> TrainingStep:
     def zeros(tree: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, tree)
 
-    record = optax.GradientTransformation(zeros, lambda gradients, state, params: (zeros(gradients), gradients))
+    def keep(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        return zeros(gradients), jax.tree.map(lambda x: 1 * x, gradients)  # a result may not be a constrained layout
+
+    record = optax.GradientTransformation(zeros, keep)
     step.generator_optimizer = step.discriminator_optimizer = record
     return step
 
@@ -98,15 +101,14 @@ def run(names: list[str], layout: Layout, batch: dict[str, np.ndarray]) -> dict[
     """Runs programs, each from the same state; `batch` is this process's rows."""
     step, table, lowered = lower(layout)
     shardings = layout.state_shardings(step.abstract_state(layout.replicated))
+    place = jax.jit(lambda x: x.replace(key=jax.random.wrap_key_data(x.key)), out_shardings=shardings)
     with ThreadPoolExecutor(len(names)) as pool:
         programs = list(pool.map(lambda name: lowered[name].compile(), names))
     found = {}
     for name, program in zip(names, programs, strict=True):
         network = NETWORKS[name]
         images = (layout.put_batch(batch),) if network == "discriminator" else ()
-        start = initial_state()
-        start = start.replace(key=jax.random.wrap_key_data(start.key))
-        state, metrics = program(jax.device_put(start, shardings), *images, table)
+        state, metrics = program(place(initial_state()), *images, table)
         gradient = jax.device_get(
             jax.jit(lambda x: x, out_shardings=layout.replicated)(getattr(state, network).opt_state)
         )

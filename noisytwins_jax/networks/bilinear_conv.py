@@ -74,7 +74,7 @@ def _strided(y: Array, w: Array) -> Array:
 
 def _transposed_in_phases(x: Array, w: Array) -> Array:
     """``out[2m + k] += x[m] w[k]`` for k = 0, 1, 2: even outputs have two taps an axis, odd ones a single tap."""
-    k = _swap(w)
+    k = _swap(w.astype(x.dtype))  # cast once, before it is cut up
     even, odd = slice(None, None, -2), slice(1, 2)  # taps (2, 0) meet x[m-1], x[m]; tap 1 meets x[m]
     two, one = (1, 1), (0, 0)
     ee = _conv(x, k[even, even], 1, [two, two])
@@ -92,11 +92,22 @@ def _transposed_in_phases(x: Array, w: Array) -> Array:
 
 
 conv1x1, _, _ = _bilinear_family(
+    lambda y, w: _conv(y, w[None, None], 1, "VALID"),
+    lambda x, w: _conv(x, _swap(w[None, None]), 1, "VALID"),
+    lambda y, x: _weight_gradient(y, x, dilation=1, padding=0)[0, 0],
+)
+conv1x1.__doc__ = """A matrix for every pixel, as a convolution: ``[N, H, W, I] × [I, O] → [N, H, W, O]``.
+
+On TPUs. The gradient of a matrix product sums over N, H and W in this order, and to bring them into it XLA lays out the
+activations of the whole network differently from what its convolutions want, with copies between.
+"""
+
+pixelwise_product, _, _ = _bilinear_family(
     lambda y, w: jnp.einsum("nhwi,io->nhwo", y, w.astype(y.dtype)),
     lambda x, w: jnp.einsum("nhwo,io->nhwi", x, w.astype(x.dtype)),
     lambda y, x: jnp.einsum("nhwi,nhwo->io", y, x.astype(y.dtype), preferred_element_type=_at_least_float32(y)),
 )
-conv1x1.__doc__ = """A matrix for every pixel: ``[N, H, W, I] × [I, O] → [N, H, W, O]``."""
+pixelwise_product.__doc__ = """`conv1x1` as a matrix product: two to four times as fast on CPUs."""
 
 conv3x3, _, _ = _bilinear_family(
     lambda y, w: _conv(y, w, 1, "SAME"),

@@ -60,7 +60,7 @@ def upsampling_conv3x3(x: Array, w: Array, impl: UpImpl) -> Array:
     The kernel acts as a true convolution (flipped), as in the published networks.
     """
     if impl == "conv":
-        return _filter(transposed_conv3x3(x, jnp.swapaxes(w, 2, 3)), padding=1, gain=2.0)
+        return _filter(transposed_conv3x3(x, jnp.swapaxes(w, 2, 3)), padding=1, gain=2.0, columns_first=False)
     n, height, width, _ = x.shape
     taps = _folded_taps(lambda tap, phase, k: 2 * tap - phase + k - 1, gain=2.0)
     kernel = jnp.einsum("pak,qbl,klio->abipqo", taps, taps, w, precision="highest").reshape(3, 3, w.shape[2], -1)
@@ -71,7 +71,7 @@ def upsampling_conv3x3(x: Array, w: Array, impl: UpImpl) -> Array:
 def downsampling_conv3x3(x: Array, w: Array, impl: UpImpl) -> Array:
     """Filter and stride-2 3×3 correlation: ``[N, 2H, 2W, I] × [3, 3, I, O] → [N, H, W, O]``."""
     if impl == "conv":
-        return strided_conv3x3(_filter(x, padding=2, gain=1.0), w)
+        return strided_conv3x3(_filter(x, padding=2, gain=1.0, columns_first=True), w)
     n, height, width, channels = x.shape
     taps = _folded_taps(lambda tap, phase, k: 2 * tap + phase - k, gain=1.0)
     kernel = jnp.einsum("pak,qbl,klio->abpqio", taps, taps, w, precision="highest").reshape(
@@ -89,11 +89,17 @@ def _shifted(x: Array, axis: int) -> tuple[Array, Array]:
     return lax.slice_in_dim(padded, 0, size, axis=axis), lax.slice_in_dim(padded, 2, size + 2, axis=axis)
 
 
-def _filter(x: Array, padding: int, gain: float) -> Array:
-    """The filter as two depthwise convolutions; each axis changes by ``2·padding - 3`` pixels."""
+def _filter(x: Array, padding: int, gain: float, columns_first: bool) -> Array:
+    """The filter as two depthwise convolutions; each axis changes by ``2·padding - 3`` pixels.
+
+    Rows first beside a transposed convolution, columns first before a strided one, whose transpose is rows first again:
+    the TPU compiler then fuses the passes with each other and with what surrounds them.
+    """
     taps = jnp.asarray(gain * FILTER, x.dtype)
-    x = _depthwise(x, taps[:, None], [(padding, padding), (0, 0)])
-    return _depthwise(x, taps[None, :], [(0, 0), (padding, padding)])
+    rows, columns = (taps[:, None], [(padding, padding), (0, 0)]), (taps[None, :], [(0, 0), (padding, padding)])
+    for kernel, pad in (columns, rows) if columns_first else (rows, columns):
+        x = _depthwise(x, kernel, pad)
+    return x
 
 
 def _depthwise(x: Array, taps: Array, padding: list[tuple[int, int]], stride: int = 1) -> Array:

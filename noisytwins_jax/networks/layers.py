@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.networks import fir
-from noisytwins_jax.networks.bilinear_conv import conv1x1, conv3x3
+from noisytwins_jax.networks.bilinear_conv import conv1x1, conv3x3, pixelwise_product
 
 Array = jax.Array
 Activation = Literal["linear", "lrelu"]
@@ -68,6 +68,19 @@ def minibatch_stddev(x: Array, group_size: int) -> Array:
     deviation = jnp.sqrt(jnp.var(groups, axis=1) + 1e-8).mean(axis=(1, 2, 3))
     channel = jnp.broadcast_to(deviation[:, None, None, None, None], (n // group, group, height, width, 1))
     return jnp.concatenate([x, channel.reshape(n, height, width, 1).astype(x.dtype)], axis=-1)
+
+
+@jax.custom_vjp
+def computed_once(x: Array) -> Array:
+    """x itself, where nothing is differentiated kept from being fused into what reads it.
+
+    The TPU compiler otherwise computes a filter again for every tile of the convolution that follows. Under
+    differentiation activations are kept anyway, and this is nothing at all.
+    """
+    return jax.lax.optimization_barrier(x)
+
+
+computed_once.defvjp(lambda x: (x, None), lambda _, g: (g,))
 
 
 class FullyConnected(nn.Module):
@@ -158,7 +171,7 @@ class ModulatedConv(nn.Module):
 
         power = jnp.matmul(jnp.square(style), jnp.square(weight).sum(axis=(0, 1)), precision=FULL_PRECISION)
         demodulation = jax.lax.rsqrt(power + 1e-8)
-        y = x * style[:, None, None, :].astype(x.dtype)
+        y = computed_once(x) * style[:, None, None, :].astype(x.dtype)
         y = _convolve(y, weight, "up" if self.upsample else None, self.up_impl)
         y = y * demodulation[:, None, None, :].astype(x.dtype)
         if noise_mode == "random":
@@ -176,6 +189,7 @@ class ToRGB(nn.Module):
 
     channels: int
     clamp: float | None = None
+    up_impl: fir.UpImpl = "conv"
 
     @nn.compact
     def __call__(self, x: Array, w: Array) -> Array:
@@ -184,7 +198,7 @@ class ToRGB(nn.Module):
         style = FullyConnected(fan_in, bias_init=1.0, name="affine")(w) / math.sqrt(fan_in)
         weight = self.param("weight", _normal, (1, 1, fan_in, self.channels))
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
-        y = _convolve(x * style[:, None, None, :].astype(x.dtype), weight, None, "conv")
+        y = _convolve(x * style[:, None, None, :].astype(x.dtype), weight, None, self.up_impl)
         return bias_activation(y.astype(weight.dtype), bias, "linear", clamp=self.clamp)
 
 
@@ -192,7 +206,7 @@ def _convolve(x: Array, weight: Array, resample: str | None, up_impl: fir.UpImpl
     if weight.shape[0] == 1:
         if resample == "down":
             x = fir.downsample2d(x, up_impl)
-        y = conv1x1(x, weight[0, 0])
+        y = (conv1x1 if up_impl == "conv" else pixelwise_product)(x, weight[0, 0])
         return fir.upsample2d(y) if resample == "up" else y
     if resample == "up":
         return fir.upsampling_conv3x3(x, weight, up_impl)

@@ -70,20 +70,20 @@ def check_same_data(saved: Mapping[str, Any], fingerprint: str) -> None:
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """If the body raises a `UserError` in some processes, the others raise it too instead of waiting for them for ever.
+    """If the body raises in some processes, the others raise a `UserError` instead of waiting for them for ever.
 
     To be entered by all processes, with a body that may fail in one of them (reading files, for example) and in which
     the processes do not wait for each other.
 
     Raises:
-      UserError: the body's own; in the other processes, that of the first that failed, with its number.
+      Exception: the body's own.
+      UserError: in the other processes: what the first of those that failed said, with its number.
     """
     own = None
     try:
         yield
-    except UserError as error:
+    except Exception as error:
         own = error
-    # Any other exception has ended this process with a traceback; JAX then ends the others.
     messages = gather_strings("" if own is None else str(own) or "failed")
     if own is not None:
         raise own

@@ -1,5 +1,6 @@
 """The TPU compiler, without a TPU: libtpu as a library, and the devices of a topology that need not exist."""
 
+import glob
 import importlib.metadata
 import importlib.util
 import os
@@ -18,6 +19,17 @@ _ENVIRONMENT = {
 }
 
 
+def expect_no_tpu() -> None:
+    """Keeps libtpu quiet on a machine without TPUs; to be called before JAX looks for devices."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def has_tpu() -> bool:
+    """Whether this machine has TPUs, as far as its device files tell."""
+    return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
 def tpu_devices(topology: str) -> list:
     """The cores of a topology, as devices to compile for.
 
@@ -31,8 +43,7 @@ def tpu_devices(topology: str) -> list:
         raise UserError("The TPU compiler is not installed; install it with: pip install libtpu (Linux only).")
     if chip_of(topology) is None:
         raise UserError(f"--topology={topology} is no TPU that is known here; give one of {TOPOLOGIES}.")
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    expect_no_tpu()
     from jax.experimental import topologies
 
     try:

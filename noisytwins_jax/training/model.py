@@ -25,6 +25,15 @@ class FakeDraws(NamedTuple):
     key: Array  # per-pixel noise
 
 
+class DiscriminatorInputs(NamedTuple):
+    """What a discriminator looks at."""
+
+    images: Array  # [N, H, W, C], after augmentation
+    labels: Array  # [N] int32
+    class_noise: Array  # [N, class_noise_dims[1]]
+    low_images: Array | None = None  # [N, h, w, C], where there are low logits
+
+
 class Model(Protocol):
     """A generator and a discriminator; `variables` are Flax collections with ``params`` among them.
 
@@ -67,6 +76,15 @@ class Model(Protocol):
         update_stats: bool = False,
     ) -> tuple[Discrimination, PyTree]:
         """What the discriminator says of N images, and its statistics after it; low logits where `low_images` are."""
+        ...
+
+    def discriminate_both(
+        self, variables: dict, real: DiscriminatorInputs, fake: DiscriminatorInputs
+    ) -> tuple[Discrimination, Discrimination, PyTree]:
+        """What the discriminator says of N real and of N generated images, and its statistics after it.
+
+        As if passed one after the other, each kind on its own: whatever is a matter of the batch must not mix them.
+        """
         ...
 
     def with_transition(self, stats: dict, t: Array) -> dict:
@@ -141,6 +159,17 @@ class StyleGAN2Model:
         del update_stats
         return self.discriminator.apply(variables, images, labels, class_noise, low_images), {}
 
+    def discriminate_both(
+        self, variables: dict, real: DiscriminatorInputs, fake: DiscriminatorInputs
+    ) -> tuple[Discrimination, Discrimination, PyTree]:
+        """See `Model`. One pass over both: only minibatch-std groups look across images, and they stay as they are."""
+        group = self.discriminator.mbstd_group_size
+        if group > real.labels.shape[0]:  # each kind is a group, and smaller than a group of both
+            passes = [self.discriminate(variables, *inputs, update_stats=True)[0] for inputs in (real, fake)]
+            return *passes, {}
+        both, stats = self.discriminate(variables, *_alternate(real, fake, group), update_stats=True)
+        return *_separate(both, group), stats
+
     def with_transition(self, stats: dict, t: Array) -> dict:
         """See `Model`: replaces ``buffers/mapping/transition`` where the generator has it."""
         mapping = stats["buffers"]["mapping"]
@@ -148,6 +177,28 @@ class StyleGAN2Model:
             return stats
         mapping = {**mapping, "transition": jnp.asarray(t, mapping["transition"].dtype)}
         return {**stats, "buffers": {**stats["buffers"], "mapping": mapping}}
+
+
+def _alternate(first: PyTree, second: PyTree, group: int) -> PyTree:
+    """Arrays of ``[N, …]``, two and two as one of ``[2N, …]``: `group` rows of the first, as many of the second, and so on.
+
+    Where a device has whole groups of either, it has the same rows after as before.
+    """
+
+    def one(a: Array, b: Array) -> Array:
+        groups = (a.shape[0] // group, group, *a.shape[1:])
+        return jnp.stack([a.reshape(groups), b.reshape(groups)], axis=1).reshape(-1, *a.shape[1:])
+
+    return jax.tree.map(one, first, second)
+
+
+def _separate(both: PyTree, group: int) -> tuple[PyTree, PyTree]:
+    """Undoes `_alternate`."""
+
+    def half(i: int) -> PyTree:
+        return jax.tree.map(lambda x: x.reshape(-1, 2, group, *x.shape[1:])[:, i].reshape(-1, *x.shape[1:]), both)
+
+    return half(0), half(1)
 
 
 def build_model(config: RunConfig, channels: int, num_classes: int) -> StyleGAN2Model:

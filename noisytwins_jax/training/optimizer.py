@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from noisytwins_jax.config import OptimizerConfig
 
@@ -52,3 +53,12 @@ def lazy_adam(
 
     idle = optax.GradientTransformationExtraArgs(adam.init, update)
     return optax.partition({"reached": adam, "unreached": idle}, label)
+
+
+def row_major(tree: PyTree) -> PyTree:
+    """The same arrays, laid out in memory as the state is between programs: last axis fastest. For inside a program.
+
+    Left to itself, the TPU compiler keeps weight gradients as a convolution leaves them, and copies parameters and
+    moments into that layout and back for the optimiser.
+    """
+    return jax.tree.map(lambda x: with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim)))), tree)

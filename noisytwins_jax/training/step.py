@@ -25,8 +25,8 @@ from noisytwins_jax.objectives.r1 import r1_penalty
 from noisytwins_jax.objectives.transitional import transition
 from noisytwins_jax.randomness import purpose_key
 from noisytwins_jax.training.ema import ema_decay, update_ema
-from noisytwins_jax.training.model import FakeDraws, Model
-from noisytwins_jax.training.optimizer import lazy_adam
+from noisytwins_jax.training.model import DiscriminatorInputs, FakeDraws, Model
+from noisytwins_jax.training.optimizer import lazy_adam, row_major
 from noisytwins_jax.training.state import AdaState, NetworkState, TrainState, create_state
 
 Array = jax.Array
@@ -175,10 +175,14 @@ class TrainingStep:
         self, variables: dict, shown: Shown, draws: PassDraws, p: Array, update_stats: bool = False
     ) -> tuple[Discrimination, PyTree]:
         """Augments and discriminates: the discriminator's outputs, and its statistics after it."""
+        return self.model.discriminate(variables, *self.augmented(shown, draws, p), update_stats)
+
+    def augmented(self, shown: Shown, draws: PassDraws, p: Array) -> DiscriminatorInputs:
+        """What the discriminator looks at, when shown these images."""
         images, low = self.augment(shown.images, draws.augment, p), shown.low_images
         if low is not None:
             low = self.augment(low, draws.augment_low, p)
-        return self.model.discriminate(variables, images, shown.labels, draws.class_noise, low, update_stats)
+        return DiscriminatorInputs(images, shown.labels, draws.class_noise, low)
 
     def add_objectives(
         self, network: str, loss: Array, seen: GeneratorPass | DiscriminatorPass, states: dict[str, PyTree]
@@ -234,11 +238,11 @@ class TrainingStep:
         fake_shown: Shown,
         fake_draws: PassDraws,
     ) -> tuple[Array, tuple[Metrics, PyTree, dict[str, PyTree], Array]]:
-        """Adversarial loss and the objectives' terms on real and on generated images, passed one after the other."""
+        """Adversarial loss and the objectives' terms on real and on generated images."""
         variables, p = {**state.discriminator.variables, "params": params}, state.ada.p
-        real, stats = self.discriminate(variables, real_shown, real_draws, p, update_stats=True)
-        fake, fake_stats = self.discriminate({**variables, **stats}, fake_shown, fake_draws, p, update_stats=True)
-        stats = {**stats, **fake_stats}
+        real, fake, stats = self.model.discriminate_both(
+            variables, self.augmented(real_shown, real_draws, p), self.augmented(fake_shown, fake_draws, p)
+        )
         loss = self.loss.discriminator(real.logits, fake.logits).mean()
         metrics = {
             "loss/discriminator": loss,
@@ -362,7 +366,7 @@ class TrainingStep:
         regularization: bool = False,
     ) -> NetworkState:
         updates, opt_state = optax.with_extra_args_support(optimizer).update(
-            self.scatter(gradients), network.opt_state, network.params, regularization=regularization
+            row_major(self.scatter(gradients)), network.opt_state, network.params, regularization=regularization
         )
         params = optax.apply_updates(network.params, updates)
         return network.replace(params=params, opt_state=opt_state, stats={**network.stats, **(stats or {})})

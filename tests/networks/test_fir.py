@@ -7,7 +7,13 @@ import pytest
 from golden_numbers import Golden, assert_close, nhwc
 
 from noisytwins_jax.networks import fir
-from noisytwins_jax.networks.bilinear_conv import conv1x1, conv3x3, strided_conv3x3, transposed_conv3x3
+from noisytwins_jax.networks.bilinear_conv import (
+    conv1x1,
+    conv3x3,
+    pixelwise_product,
+    strided_conv3x3,
+    transposed_conv3x3,
+)
 from noisytwins_jax.networks.layers import Conv2d, ModulatedConv, bias_activation, minibatch_stddev
 
 IMPLS = ["conv", "phase"]
@@ -150,7 +156,8 @@ def test_downsampling_is_equal_to_second_order():
             assert_close(a, b, 1e-13)
 
 
-def test_derivatives_of_a_1x1_convolution_are_those_of_a_matrix_product():
+@pytest.mark.parametrize("form", [conv1x1, pixelwise_product])
+def test_derivatives_of_a_1x1_convolution_are_those_of_a_matrix_product(form):
     with jax.enable_x64(True):
         rng = np.random.default_rng(4)
         x, w = jnp.asarray(rng.standard_normal((2, 4, 3, 3))), jnp.asarray(rng.standard_normal((3, 5)))
@@ -161,7 +168,7 @@ def test_derivatives_of_a_1x1_convolution_are_those_of_a_matrix_product():
 
             return f(x, w), jax.grad(lambda *a: jnp.tanh(f(*a)).sum(), (0, 1))(x, w), jax.grad(penalty, (0, 1))(x, w)
 
-        for a, b in zip(*map(jax.tree.leaves, (second_order(conv1x1), second_order(jnp.matmul))), strict=True):
+        for a, b in zip(*map(jax.tree.leaves, (second_order(form), second_order(jnp.matmul))), strict=True):
             assert_close(a, b, 1e-13)
 
 
@@ -173,15 +180,18 @@ def test_weight_gradients_leave_in_float32():
     assert gradient.rstrip().endswith("xf32>") or "-> tensor<3x3x3x4xf32>" in gradient
 
 
-def test_gradients_of_1x1_weights_and_biases_are_summed_in_float32():
+@pytest.mark.parametrize("form", [conv1x1, pixelwise_product])
+def test_gradients_of_1x1_weights_and_biases_are_summed_in_float32(form):
     """As above, for what is summed over pixels without a 3×3 convolution."""
     x = jnp.ones((2, 4, 4, 3), jnp.bfloat16)
 
     def total(params):
-        y = bias_activation(conv1x1(x, params["weight"]), params["bias"], "linear")
+        y = bias_activation(form(x, params["weight"]), params["bias"], "linear")
         return jnp.square(y.astype(jnp.float32)).sum()
 
     text = jax.jit(jax.grad(total)).lower({"weight": jnp.ones((3, 4)), "bias": jnp.ones(4)}).as_text()
-    results = [line.split("->")[-1].strip() for line in text.splitlines() if "reduce(" in line or "dot_general" in line]
-    assert "tensor<3x4xf32>" in results or "tensor<4x3xf32>" in results, results  # the weight's
+    summing = ("reduce(", "dot_general", "convolution")
+    results = [line.split("->")[-1].strip() for line in text.splitlines() if any(name in line for name in summing)]
+    weights = {f"tensor<{shape}xf32>" for shape in ("3x4", "4x3", "1x1x3x4")}
+    assert weights & set(results), results
     assert "tensor<4xf32>" in results or "tensor<1x4xf32>" in results, results  # the bias's

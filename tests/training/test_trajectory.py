@@ -24,10 +24,19 @@ class StridedGroups(StyleGAN2Model):
     """The published minibatch-std groups are strided; ours are contiguous: permute the batch around the discriminator."""
 
     def discriminate(self, variables, images, labels, class_noise, low_images=None, update_stats=False):
-        n, group = images.shape[0], self.discriminator.mbstd_group_size
-        order = np.arange(n).reshape(group, n // group).T.ravel()
+        order = self.order(labels)
         found, stats = super().discriminate(variables, images[order], labels[order], class_noise[order])
         return found._replace(logits=found.logits[np.argsort(order)]), stats
+
+    def discriminate_both(self, variables, real, fake):
+        order, plain = self.order(real.labels), StyleGAN2Model(self.generator, self.discriminator, self.noise_mode)
+        real, fake = (jax.tree.map(lambda x: x[order], inputs) for inputs in (real, fake))
+        *both, stats = plain.discriminate_both(variables, real, fake)
+        return *(found._replace(logits=found.logits[np.argsort(order)]) for found in both), stats
+
+    def order(self, labels):
+        n, group = len(labels), self.discriminator.mbstd_group_size
+        return np.arange(n).reshape(group, n // group).T.ravel()
 
 
 class StoredDraws(TrainingStep):

@@ -52,7 +52,7 @@ class SynthesisBlock(nn.Module):
         if image is not None:
             image = fir.upsample2d(image)
         if self.architecture == "skip" or self.is_last:
-            rgb = ToRGB(self.channels, self.clamp, name="torgb")(x, ws[:, -1])
+            rgb = ToRGB(self.channels, self.clamp, self.up_impl, name="torgb")(x, ws[:, -1])
             image = rgb if image is None else image + rgb
         return x, image
 
