@@ -115,6 +115,12 @@ def test_a_loop_of_unknown_length_counts_once_and_is_said():
     assert read["uncounted"] == {"while": 1, "sort": 1}
 
 
+def test_a_pad_that_stands_alone_has_no_estimate_and_is_said():
+    alone = HLO.replace("  ROOT %result", "  %pad.9 = f32[10]{0} pad(%x, %x), padding=1_1\n  ROOT %result")
+    assert read_program(alone, 8)["uncounted"] == {"pad": 1, "sort": 1}
+    assert read_program(alone, 8)["cycles"] == read_program(HLO, 8)["cycles"]
+
+
 def test_collectives_are_counted_once_with_the_size_of_their_arrays():
     found = read_program(HLO, num_devices=8)["collectives"]
     assert found == {
