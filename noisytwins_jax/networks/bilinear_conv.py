@@ -81,7 +81,7 @@ def _transposed_in_phases(x: Array, w: Array) -> Array:
     eo = _conv(x, k[even, odd], 1, [two, one])
     oe = _conv(x, k[odd, even], 1, [one, two])
     oo = _conv(x, k[odd, odd], 1, [one, one])
-    # Interleaved as a sum of zero-stuffed phases: XLA fuses the stuffing and the sum into whatever reads the result.
+    # Interleaved as a sum of zero-stuffed phases: XLA fuses the sum into what reads the result.
     first, second = (0, 0, 1), (1, 1, 1)  # where a phase's values go along an axis, between zeros
     zero = jnp.zeros((), x.dtype)
     stuffed = (
