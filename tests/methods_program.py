@@ -23,6 +23,7 @@ from noisytwins_jax.sharding import Layout
 from noisytwins_jax.train import mean_metrics
 from noisytwins_jax.training.model import build_model
 from noisytwins_jax.training.programs import Programs, check_batch
+from noisytwins_jax.training.schedule import in_order
 from noisytwins_jax.training.step import TrainingStep, class_table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -56,8 +57,8 @@ def take_steps(config: RunConfig) -> dict[str, Any]:
     before, metrics = parameters(state), []
     with training_batches(splits.train, batch_size=config.batch_size, seed=0, mirror=config.data.mirror) as batches:
         for i in range(STEPS):
-            state, numbers = programs.advance(state, i, batches)
-            metrics.append(numbers)
+            state, reported = programs.advance(state, i, batches)
+            metrics.append([numbers for _, numbers in in_order(reported)])
     after = parameters(state)
     return {
         "name": config.name,
