@@ -85,7 +85,13 @@ def test_localhost_ends_all_when_one_fails(program: str, mode: str, status: int)
 def test_localhost_passes_signals_on(program: str, number: signal.Signals) -> None:
     command = ["bash", str(LAUNCH / "localhost.sh"), program, "--platform=cpu", "--processes=2", "--", "waits"]
     with subprocess.Popen(
-        command, env={**os.environ, **PYTHON}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, **PYTHON},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background are started with SIGINT ignored, and shells cannot undo that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         seen = [process.stdout.readline() for _ in range(2)]
         assert all("waits" in line for line in seen)

@@ -218,6 +218,9 @@ class LinearModel:
         features = jnp.tanh(images.reshape(len(images), -1) @ p["image"])
         return Discrimination((features * (p["embed"][labels] + class_noise)).sum(axis=1)), {}
 
+    def discriminate_both(self, variables, real, fake):
+        return *(self.discriminate(variables, *inputs)[0] for inputs in (real, fake)), {}
+
 
 def training_step(**changes) -> TrainingStep:
     defaults = {
