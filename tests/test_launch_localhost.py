@@ -84,14 +84,10 @@ def test_localhost_ends_all_when_one_fails(program: str, mode: str, status: int)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_localhost_passes_signals_on(program: str, number: signal.Signals) -> None:
     command = ["bash", str(LAUNCH / "localhost.sh"), program, "--platform=cpu", "--processes=2", "--", "waits"]
+    # Tests in the background are started with SIGINT ignored, which a shell could not undo: it must not inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
-        command,
-        env={**os.environ, **PYTHON},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Tests that run in the background are started with SIGINT ignored, and shells cannot undo that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        command, env={**os.environ, **PYTHON}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         seen = [process.stdout.readline() for _ in range(2)]
         assert all("waits" in line for line in seen)
