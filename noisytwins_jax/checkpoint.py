@@ -14,6 +14,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.survival.finite import leaf_name
 from noisytwins_jax.survival.retry import retry
 from noisytwins_jax.survival.saving import Saving
 from noisytwins_jax.together import on_first_process
@@ -304,7 +305,7 @@ def _check_architecture(saved: PyTree, wanted: PyTree, path: Path) -> None:
     """Compares trees by name and shape, so that the message can say where they differ."""
 
     def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-        leaves = {_name(key): leaf for key, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        leaves = {leaf_name(key): leaf for key, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
         return {
             name: tuple(leaf.shape) for name, leaf in leaves.items() if "params/" in name and hasattr(leaf, "shape")
         }
@@ -318,7 +319,3 @@ def _check_architecture(saved: PyTree, wanted: PyTree, path: Path) -> None:
             f"and {ours.get(name, 'absent')} in this configuration ({len(different)} such tensors); give the "
             "configuration it was trained with, or another --workdir."
         )
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return "/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path)

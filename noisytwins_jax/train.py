@@ -88,14 +88,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     check_batch(config, layout)
     with failing_together():
         splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
-        batches = training_batches(
-            splits.train,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            mirror=config.data.mirror,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        batches = batches_of_process(config, splits)
     check_agreement(facts(config, splits))
 
     # --- networks and state ------------------------------------------------------------------------------------------
@@ -123,6 +116,18 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
             say(f"Compiled in {time.perf_counter() - began:.0f} s.")
             state = run_to_end(run, programs, state, start)
     return TrainedRun(state, max(start, config.total_steps), splits, workdir)
+
+
+def batches_of_process(config: RunConfig, splits: DataSplits) -> TrainingBatches:
+    """This process's share of a run's training batches."""
+    return training_batches(
+        splits.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        mirror=config.data.mirror,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def facts(config: RunConfig, splits: DataSplits) -> dict[str, str]:

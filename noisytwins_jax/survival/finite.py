@@ -42,7 +42,7 @@ def bad_tensors(state: PyTree) -> list[str]:
       Lines as ``discriminator/params/b8/conv0/weight: 12 of 4096 values are NaN``; none if all is finite.
     """
     leaves = {
-        _name(path): leaf
+        leaf_name(path): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     }
@@ -100,5 +100,6 @@ def _rank(line: str) -> int:
     return 0 if "params" in parts else 1
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """A leaf's place in a tree as text, as ``discriminator/params/b8/conv0/weight``."""
     return "/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path)

@@ -27,9 +27,9 @@ from workloads import add_workload_arguments, workload
 
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data import load_splits
-from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.sharding import Layout
+from noisytwins_jax.train import batches_of_process
 from noisytwins_jax.training.model import build_model
 from noisytwins_jax.training.programs import Programs
 from noisytwins_jax.training.schedule import inputs, runs_per_step
@@ -87,14 +87,7 @@ def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
 
     rates = runs_per_step(config)
     every = {name: 1 / rates[name] for name in programs.programs}
-    with training_batches(
-        splits.train,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        mirror=config.data.mirror,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    ) as batches:
+    with batches_of_process(config, splits) as batches:
         state, times = time_programs(state, programs, batches, repeats)
         steps = math.ceil(steps / window(config)) * window(config)
         if steps:
