@@ -21,7 +21,7 @@ Lines of process i begin with [i]. SIGTERM and Ctrl-C are passed on to all, whic
 others are ended too, and its status is that of the script. The interpreter is $PYTHON, else .venv/bin/python, else python3.
 
 Examples
-  launch/localhost.sh --processes=2 -- --config=configs/digits_lt.py:noisytwins,smoke --workdir=/tmp/smoke
+  launch/localhost.sh --processes=2 -- --config=configs/digits_lt.py:noisytwins,smoke --workdir=runs/processes
   launch/localhost.sh --platform=gpu --processes=8 -- --config=configs/cifar10_lt.py --workdir=runs/cifar10
 END
 }

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from jax.experimental.multihost_utils import sync_global_devices
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.errors import UserError, first_line
 from noisytwins_jax.survival.finite import leaf_name
 from noisytwins_jax.survival.retry import retry
 from noisytwins_jax.survival.saving import Saving
@@ -231,7 +231,7 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # Orbax and TensorStore raise many types for files that are missing or cut short
-            raise _DamagedError(str(error).partition("\n")[0][:200]) from error
+            raise _DamagedError(first_line(error)) from error
         return Restored(step, state["state"], meta["data"], meta["config"])
 
     def _rename_damaged_metrics(self) -> None:

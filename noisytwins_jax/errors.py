@@ -11,6 +11,11 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, at most 200 characters; its type's name if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
     """The nearest valid word, as the end of a message: ``did you mean 'weight'?``."""
     return f"did you mean {difflib.get_close_matches(word, list(valid), n=1, cutoff=0.0)[0]!r}?"

@@ -14,7 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from noisytwins_jax.config import RunConfig, flatten, parse_config
-from noisytwins_jax.errors import UserError, did_you_mean
+from noisytwins_jax.errors import UserError, did_you_mean, first_line
 from noisytwins_jax.logs import quiet_libraries
 from noisytwins_jax.tpu.topology import expect_no_tpu, has_tpu
 
@@ -91,12 +91,12 @@ def _run(config: RunConfig, workdir: str) -> None:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise UserError(
-                f"The devices have too little memory for this run ({str(error).splitlines()[0]}); lower "
+                f"The devices have too little memory for this run ({first_line(error)}); lower "
                 "--config.batch_size, take more devices, or share the state among some: --config.mesh.fsdp."
             ) from None
         if jax.process_count() == 1:
             raise
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         print(f"Error: The processes of the run lost each other ({reason}); start all of them again.", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL)  # what launch/ starts again
 

@@ -33,9 +33,9 @@ EXPECTED = {
         f"gcloud compute tpus queued-resources list {WHERE} '--filter=name~\"(^|/)tw$\"' '--format=value(state.state)'",
     ],
     "install": [
-        f"tar -czf /tmp/x/noisytwins_jax-tw.tar.gz -C {LAUNCH.parent} --exclude=./.git --exclude=./.venv --exclude=./runs "
+        f"tar -czf /scratch/noisytwins_jax-tw.tar.gz -C {LAUNCH.parent} --exclude=./.git --exclude=./.venv --exclude=./runs "
         "--exclude=./build --exclude=./.run --exclude=__pycache__ '--exclude=*.egg-info' .",
-        f"gcloud compute tpus tpu-vm scp /tmp/x/noisytwins_jax-tw.tar.gz tw:noisytwins_jax.tar.gz {WHERE} --worker=all",
+        f"gcloud compute tpus tpu-vm scp /scratch/noisytwins_jax-tw.tar.gz tw:noisytwins_jax.tar.gz {WHERE} --worker=all",
         f"{ON_ALL}'mkdir -p noisytwins_jax && tar -xzf noisytwins_jax.tar.gz -C noisytwins_jax && "
         "bash noisytwins_jax/launch/worker.sh install'",
     ],
@@ -63,9 +63,9 @@ EXPECTED = {
 @pytest.mark.parametrize("verb", EXPECTED)
 def test_tpu_vm_commands(verb: str, tools: Tools) -> None:
     expected = [shlex.split(command) for command in EXPECTED[verb]]
-    assert dry("tpu_vm.sh", *verb.split(), *TPU, TMPDIR="/tmp/x") == expected
+    assert dry("tpu_vm.sh", *verb.split(), *TPU, TMPDIR="/scratch") == expected
     result = tools.launch(
-        "tpu_vm.sh", *verb.split(), *TPU, TMPDIR="/tmp/x", answers={"queued-resources list": ["ACTIVE"]}
+        "tpu_vm.sh", *verb.split(), *TPU, TMPDIR="/scratch", answers={"queued-resources list": ["ACTIVE"]}
     )
     assert result.returncode == 0, result.stderr
     assert tools.commands == expected

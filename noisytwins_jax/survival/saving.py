@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.errors import UserError, first_line
 from noisytwins_jax.survival.agreement import gather_strings
 from noisytwins_jax.survival.retry import is_full, is_transient, system_error
 
@@ -47,7 +47,7 @@ class Saving:
             action()
         except Exception as error:  # checkpoint libraries raise many types; their causes tell them apart
             own = error
-        verdict = ["", ""] if own is None else [_kind(own), _first_line(own)]
+        verdict = ["", ""] if own is None else [_kind(own), first_line(system_error(own))]
         verdicts = [json.loads(text) for text in gather_strings(json.dumps(verdict))]
         failed = {kind: (process, why) for process, (kind, why) in reversed(list(enumerate(verdicts))) if kind}
         if not failed:
@@ -98,8 +98,3 @@ def _kind(error: Exception) -> str:
         return "passing"
     # A process that waits for another whose writing failed gives up after some minutes; the other one knows the reason.
     return "late" if isinstance(error, TimeoutError) or "DEADLINE_EXCEEDED" in str(error) else "other"
-
-
-def _first_line(error: Exception) -> str:
-    error = system_error(error)
-    return (str(error) or type(error).__name__).partition("\n")[0][:200]

@@ -5,7 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.errors import UserError, first_line
 from noisytwins_jax.tpu.chips import TOPOLOGIES, chip_of
 
 # Read by libtpu when it is loaded. A machine without TPUs is otherwise asked for its place in a pod: slow and noisy.
@@ -14,7 +14,7 @@ _ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v4-8",  # any: a topology is named by hand
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
-    "TPU_LOG_DIR": "disabled",  # no /tmp/tpu_logs
+    "TPU_LOG_DIR": "disabled",  # no files outside the run's own
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compiling needs no chips, so several processes may do it at once
 }
 
@@ -49,7 +49,7 @@ def tpu_devices(topology: str) -> list:
     try:
         return topologies.get_topology_desc(topology, "tpu").devices
     except Exception as error:  # libtpu's own errors are of several types
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         if "lockfile" in reason:
             raise UserError(
                 "Another process is using the TPU compiler and does not share it; wait for it to end, or start that "

@@ -55,7 +55,7 @@ def due(config: RunConfig, name: str, step: Any, batch: int) -> Any:
 
 
 def runs_per_step(config: RunConfig) -> dict[str, float]:
-    """How often a step runs each update that the configuration has, on average."""
+    """How often a step runs each update, on average, where the configuration has it."""
     updates = config.optimizer.discriminator_updates
     return {
         "generator": 1.0,

@@ -31,7 +31,7 @@ from noisytwins_jax.errors import UserError
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.train import batches_of_process
 from noisytwins_jax.training.model import build_model
-from noisytwins_jax.training.programs import Programs
+from noisytwins_jax.training.programs import SEVERAL, Programs
 from noisytwins_jax.training.schedule import inputs, runs_per_step
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep, class_table
@@ -86,7 +86,7 @@ def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
     compile_seconds = time.perf_counter() - began
 
     rates = runs_per_step(config)
-    every = {name: 1 / rates[name] for name in programs.programs}
+    every = {name: 1 / rates[name] for name in programs.programs if name != SEVERAL}
     with batches_of_process(config, splits) as batches:
         state, times = time_programs(state, programs, batches, repeats)
         steps = math.ceil(steps / window(config)) * window(config)
@@ -116,10 +116,10 @@ def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
 
 
 def window(config: RunConfig) -> int:
-    """Steps after which every program has run in its due proportion."""
+    """Steps after which every program has run in its due proportion, in whole dispatches."""
     path_length = config.path_length.interval if config.path_length.weight > 0 else 1
     r1 = config.r1.interval if config.r1.gamma > 0 else 1
-    return math.lcm(path_length, r1 // math.gcd(r1, config.optimizer.discriminator_updates))
+    return math.lcm(config.steps_per_dispatch, path_length, r1 // math.gcd(r1, config.optimizer.discriminator_updates))
 
 
 def time_programs(
@@ -129,6 +129,8 @@ def time_programs(
     batch = programs.layout.put_batch(next(batches))
     times = {}
     for name, program in programs.programs.items():
+        if name == SEVERAL:
+            continue
         measured = []
         for _ in range(1 + repeats):
             began = time.perf_counter()
@@ -140,9 +142,11 @@ def time_programs(
 
 def time_steps(state: TrainState, programs: Programs, batches: Batches, steps: int) -> float:
     """Seconds of whole steps as training runs them, without waiting in between; `time_programs` has warmed up."""
+    at_once = programs.config.steps_per_dispatch
+    advance = programs.advance_several if at_once > 1 else programs.advance
     began = time.perf_counter()
-    for i in range(steps):
-        state, _ = programs.advance(state, i, batches)
+    for i in range(0, steps, at_once):
+        state, _ = advance(state, i, batches)
     jax.block_until_ready(state)
     return time.perf_counter() - began
 
