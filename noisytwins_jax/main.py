@@ -38,6 +38,12 @@ _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Several processes: this one, from 0, unless --coordinator=auto."
 )
 
+# Flags that the other modes would ignore.
+_ONLY = dict.fromkeys(("classes", "samples_per_class", "psi", "seed"), ("sample",))
+_ONLY |= dict.fromkeys(("topology", "programs", "compare"), ("compile",))
+_ONLY |= dict.fromkeys(("coordinator", "num_processes", "process_id"), ("train", "evaluate", "sample"))
+_ONLY |= {"checkpoint": ("evaluate", "sample")}
+
 _NO_CONFIG = "There is no configuration; give --config=configs/<dataset>.py[:<method>] before its fields."
 
 
@@ -49,6 +55,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"Unexpected argument {argv[1]!r}; options start with --.")
         if _CONFIG.value is None:
             raise UserError(_NO_CONFIG)
+        _check_mode(_MODE.value)
         config = parse_config(_CONFIG.value)
         workdir = _WORKDIR.value or f"runs/{config.name}"
         # JAX is imported here, so that a mistyped flag or field is answered at once.
@@ -99,6 +106,13 @@ def _run(config: RunConfig, workdir: str) -> None:
         reason = first_line(error)
         print(f"Error: The processes of the run lost each other ({reason}); start all of them again.", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL)  # what launch/ starts again
+
+
+def _check_mode(mode: str) -> None:
+    for name, modes in _ONLY.items():
+        if flags.FLAGS[name].present and mode not in modes:
+            field = f"; the run's own is --config.{name}" if name in flatten(RunConfig()) else ""
+            raise UserError(f"--{name} is for --mode={' or '.join(modes)}, not for {mode}{field}.")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

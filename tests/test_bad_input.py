@@ -260,6 +260,8 @@ def test_sampling_refuses(tmp_path, monkeypatch, options, message):
     [
         (["--config.batch_size=33"], "batch_size=33 does not divide"),
         (["--mode=sample", "--classes=a"], "--classes takes class ids, for example --classes=0,9, not 'a'."),
+        (["--seed=3"], "--seed is for --mode=sample, not for train; the run's own is --config.seed."),
+        (["--topology=v3:2x2"], "--topology is for --mode=compile, not for train."),
     ],
 )
 def test_command(tmp_path, arguments, message):

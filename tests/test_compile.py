@@ -115,9 +115,10 @@ def test_a_loop_of_unknown_length_counts_once_and_is_said():
     assert read["uncounted"] == {"while": 1, "sort": 1}
 
 
-def test_a_pad_that_stands_alone_has_no_estimate_and_is_said():
-    alone = HLO.replace("  ROOT %result", "  %pad.9 = f32[10]{0} pad(%x, %x), padding=1_1\n  ROOT %result")
-    assert read_program(alone, 8)["uncounted"] == {"pad": 1, "sort": 1}
+@pytest.mark.parametrize("opcode", ["pad", "reduce-window"])
+def test_what_has_no_estimate_when_it_stands_alone_is_said(opcode):
+    alone = HLO.replace("  ROOT %result", f"  %alone.9 = f32[10]{{0}} {opcode}(%x, %x)\n  ROOT %result")
+    assert read_program(alone, 8)["uncounted"] == {opcode: 1, "sort": 1}
     assert read_program(alone, 8)["cycles"] == read_program(HLO, 8)["cycles"]
 
 

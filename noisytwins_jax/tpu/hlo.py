@@ -12,8 +12,9 @@ from typing import Any
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Their time is not rightly in the estimate: it is left out, or a loop of unknown length counts once, and every branch.
-# Pads that stand alone are left out too; those in fusions are not.
 _UNCOUNTED = ("while", "conditional", "gather", "scatter", "sort")
+# Left out where they stand alone; in fusions they are not.
+_UNCOUNTED_ALONE = ("pad", "reduce-window")
 _MOVES = {"bitcast", "broadcast", "concatenate", "constant", "convert", "copy", "dynamic-slice", "dynamic-update-slice"}
 _MOVES |= {
     "get-tuple-element",
@@ -85,8 +86,8 @@ def read_program(text: str, num_devices: int, dearest: int = 10) -> dict[str, An
             cost = int(cycles[1]) * times
             costs.append((cost, instruction))
             kinds[_kind(instruction, held)] += cost
-        elif instruction.opcode == "pad" and instruction.computation not in fused:
-            uncounted["pad"] += times
+        elif instruction.opcode in _UNCOUNTED_ALONE and instruction.computation not in fused:
+            uncounted[instruction.opcode] += times
         loop = _LOOP.search(instruction.text)
         if instruction.opcode in _UNCOUNTED and not (loop and loop[1] in trips):
             uncounted[instruction.opcode] += 1
