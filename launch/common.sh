@@ -86,7 +86,7 @@ parse_options() {
 
 # check_number NAME VALUE LEAST: refuses what is no whole number of at least LEAST.
 check_number() {
-  if [[ ! $2 =~ ^[0-9]{1,9}$ ]] || ((10#$2 < $3)); then fail "--$1=$2 is no whole number of at least $3."; fi
+  if [[ ! $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] || (($2 < $3)); then fail "--$1=$2 is no whole number of at least $3."; fi
 }
 
 # check_program ARGUMENTS…: refuses a command line of noisytwins_jax.main that cannot be that of a run on several hosts.

@@ -71,6 +71,8 @@ opt_bucket=${opt_bucket%/}
 case $verb in
   run | manifest)
     check_program ${REST[@]+"${REST[@]}"}
+    [[ $opt_bucket && " ${REST[*]} " == *" --workdir=/mnt/$opt_bucket/"* ]] ||
+      fail "Pods keep nothing but what is in the bucket; give --bucket=<name> and the program --workdir=/mnt/<name>/<path>."
     [[ $opt_accelerator ]] || fail "Give --accelerator=<type>: v4, v5e, v5p or v6e."
     case $opt_accelerator in
       v4) accelerator=tpu-v4-podslice ;;

@@ -4,8 +4,14 @@
 # Standing alone: SLURM runs a copy of it. NOISYTWINS_RESTARTS says how often it may be queued again.
 set -euo pipefail
 
+# srun ends with the highest status of all tasks. A mistake's, 1 or 2, must be above those of the tasks that are ended over it.
+# shellcheck disable=SC2016  # expanded by the inner shell
+task='trap : TERM INT; "$@"; status=$?; exit $((status == 1 || status == 2 ? 200 + status : status))'
 status=0
-srun --label --kill-on-bad-exit=1 "$NOISYTWINS_PYTHON" -m noisytwins_jax.main "$@" --coordinator=auto || status=$?
+srun --label --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c "$task" task \
+  "$NOISYTWINS_PYTHON" -m noisytwins_jax.main "$@" --coordinator=auto || status=$?
+if ((status == 201 || status == 202)); then status=$((status - 200)); fi
+restarts=${SLURM_RESTART_COUNT:-0} # unset in a first run
 case $status in
   0 | 1 | 2) exit "$status" ;; # finished, or a mistake that no restart mends
 esac
@@ -13,8 +19,8 @@ esac
 state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T || true)
 if [[ $state != RUNNING ]]; then
   echo "The run ended with status $status; the job is ${state:-gone}: cancelled, or SLURM itself queues it again." >&2
-elif ((${SLURM_RESTART_COUNT:-0} >= NOISYTWINS_RESTARTS)); then
-  echo "The run ended with status $status, after $SLURM_RESTART_COUNT restarts; it is not queued again." >&2
+elif ((restarts >= NOISYTWINS_RESTARTS)); then
+  echo "The run ended with status $status, after $restarts restarts; it is not queued again." >&2
 else
   echo "The run ended with status $status; the job is queued again and goes on from the newest checkpoint." >&2
   scontrol requeue "$SLURM_JOB_ID"

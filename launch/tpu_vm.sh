@@ -205,6 +205,7 @@ watch() {
     worker all state
     printf '# When a machine of the run was lost:\n'
     worker all stop 30
+    data
     start
     printf '# When the TPU was taken away:\n'
     recreate LOST
@@ -256,7 +257,7 @@ watch() {
         fi
         restarts=$((restarts + 1))
         case $words in
-          restart) { worker all stop 30 && start; } || true ;; # looked at again
+          restart) { worker all stop 30 && data && start; } || true ;; # a mount ends with its machine; looked at again
           lost) if recreate "$state"; then missing=''; else missing=1; fi ;;
           unfinished) if install && data && start; then missing=''; fi ;;
         esac

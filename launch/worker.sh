@@ -92,7 +92,7 @@ stop() {
   local seconds=${1:-600}
   mkdir -p .run
   if alive; then
-    touch .run/stopped
+    if [[ ! ${1:-} ]]; then touch .run/stopped; fi # only watch gives seconds, to start again
     kill -TERM "$(cat .run/pid)"
     for _ in $(seq "$seconds"); do
       if ! alive; then break; fi

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -13,9 +14,9 @@ import orbax.checkpoint as ocp
 from jax.experimental.multihost_utils import sync_global_devices
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from noisytwins_jax.errors import UserError, first_line
+from noisytwins_jax.errors import TryAgainError, UserError, first_line
 from noisytwins_jax.survival.finite import leaf_name
-from noisytwins_jax.survival.retry import retry
+from noisytwins_jax.survival.retry import is_transient, retry
 from noisytwins_jax.survival.saving import Saving
 from noisytwins_jax.together import on_first_process
 
@@ -125,7 +126,7 @@ class Checkpoints:
 
         self._finish_writing()  # the one before
         while True:
-            self._pending = self._saving.attempt(start)
+            self._pending = self._attempt(start)
             if not wait or (self._pending and self._finish_writing()):
                 return
             time.sleep(WAIT)
@@ -186,10 +187,17 @@ class Checkpoints:
 
     def _finish_writing(self, patient: bool = True) -> bool:
         """Waits for the checkpoint that is being written; whether it, if any, got on disk. See `Saving.attempt`."""
-        done = self._saving.attempt(self._manager.wait_until_finished, patient)
+        done = self._attempt(self._manager.wait_until_finished, patient)
         if done and self._pending:
             self._saving.succeeded()
         self._pending = False
+        return done
+
+    def _attempt(self, action: Callable[[], Any], patient: bool = True) -> bool:
+        """See `Saving.attempt`."""
+        done = self._saving.attempt(action, patient)
+        if not done:
+            self._manager.reload()  # it has forgotten the checkpoints that it was about to delete
         return done
 
     def _restore_latest(self, steps: list[int], abstract_state: PyTree) -> Restored | None:
@@ -218,6 +226,8 @@ class Checkpoints:
         Raises:
           _DamagedError: its files are not whole, or cannot be read.
           UserError: it was saved by another architecture.
+          TryAgainError: one of several processes could not read it.
+          Exception: what is no fault of the checkpoint: too little memory, storage that fails for a moment.
         """
         path = self._directory / str(step)
         damage = on_first_process(lambda: _damage(path))  # all have to come to the same conclusion
@@ -231,14 +241,27 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # Orbax and TensorStore raise many types for files that are missing or cut short
+            if "RESOURCE_EXHAUSTED" in str(error) or is_transient(error):
+                raise
+            if jax.process_count() > 1:  # the others wait for this one inside Orbax: it cannot try another checkpoint
+                raise TryAgainError(
+                    f"The checkpoint {path} cannot be read in process {jax.process_index()} ({first_line(error)}); see "
+                    "to its storage and start all processes again."
+                ) from error
             raise _DamagedError(first_line(error)) from error
         return Restored(step, state["state"], meta["data"], meta["config"])
 
     def _rename_damaged_metrics(self) -> None:
         """Evaluation numbers that are cut short would keep Orbax from opening anything."""
         for path in self._directory.glob("*/metrics/metrics"):
-            if not _is_json(path):
+            if not path.parents[1].name.isdecimal():
+                continue  # it is being written
+            try:
+                json.loads(path.read_text())
+            except ValueError:
                 path.rename(path.with_name("damaged"))
+            except OSError:
+                pass  # another process has deleted it, or Orbax will say what is wrong
 
     def _set_aside(self, step: int, reason: Exception) -> None:
         message = f"The checkpoint of step {step} is damaged ({reason})"
@@ -283,22 +306,18 @@ def _digests(checkpoint: Path) -> dict[str, list[int]]:
 
 def _damage(checkpoint: Path) -> str | None:
     """The first file that is missing, or not as it was when the checkpoint was made; None if that cannot be told."""
-    if not _is_json(checkpoint / FILES):
+    try:
+        written = json.loads((checkpoint / FILES).read_text())
+    except (OSError, ValueError):
         return None  # Orbax's checks have to do
-    written = json.loads((checkpoint / FILES).read_text())
-    now = retry(lambda: _digests(checkpoint), f"Reading {checkpoint}")
+    try:
+        now = retry(lambda: _digests(checkpoint), f"Reading {checkpoint}")
+    except OSError as error:
+        return f"it cannot be read: {first_line(error)}"
     for name, digest in written.items():
         if now.get(name) != digest:
             return f"{name} {'has changed since it was written' if name in now else 'is missing'}"
     return None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _check_architecture(saved: PyTree, wanted: PyTree, path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def compile_run(
     with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
         figures = pool.map(lambda name: _compile(name, lowered[name], flops[name], layout.num_devices, chip), names)
         result["programs"] = dict(zip(names, figures, strict=True))
-    result["step"] = _amortised_step(config, result["programs"], chip)
+    result["step"] = _amortised_step(config, lowered.keys(), result["programs"], chip)
     result["fields"] = flatten(config)
 
     print(format_result(result))
@@ -192,31 +193,24 @@ def _figures(compiled: jax.stages.Compiled, flops: float, cores: int, chip: Chip
     }
 
 
-def _amortised_step(config: RunConfig, programs: dict[str, dict[str, Any]], chip: Chip) -> dict[str, Any] | None:
+def _amortised_step(
+    config: RunConfig, lowered: Collection[str], programs: dict[str, dict[str, Any]], chip: Chip
+) -> dict[str, Any] | None:
     """A step on average, every program as often as its interval says: the compiled ones; ``None`` if there are none.
 
     ``images_per_s`` are real images that the discriminator is shown, on the whole mesh, if cycles were all that takes
     time; ``images_per_s_waiting`` if the cores also waited for all communication. Both and ``mfu`` are ``None`` while
     programs are missing.
     """
-    rates = {name: rate for name, rate in runs_per_step(config).items() if name in programs}
-    done = {name: rate for name, rate in rates.items() if "error" not in programs[name]}
-    needed = {"generator", "average", "discriminator"} | {
-        name
-        for name, on in (
-            ("path_length", config.path_length.weight > 0),
-            ("r1", config.r1.gamma > 0),
-            ("adapt", bool(config.ada.operations)),
-        )
-        if on
-    }
+    rates = {name: rate for name, rate in runs_per_step(config).items() if name in lowered}
+    done = {name: rate for name, rate in rates.items() if "error" not in programs.get(name, {"error": "not compiled"})}
     if not done:
         return None
 
     def total(field: str) -> float:
         return sum(rate * programs[name][field] for name, rate in done.items())
 
-    ms, communication, missing = total("ms"), total("communication_ms"), sorted(needed - set(done))
+    ms, communication, missing = total("ms"), total("communication_ms"), sorted(rates.keys() - done.keys())
     return {
         "runs": done,
         "missing": missing,

@@ -11,6 +11,13 @@ class UserError(ValueError):
     """
 
 
+class TryAgainError(UserError):
+    """What may well go better the next time: processes that did not find each other, storage that failed in one of them.
+
+    ``noisytwins_jax.main`` exits with status 75, which everything in ``launch/`` answers by starting again.
+    """
+
+
 def first_line(error: BaseException) -> str:
     """What an error of a library says first, at most 200 characters; its type's name if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

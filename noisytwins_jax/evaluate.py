@@ -5,6 +5,7 @@ the first one computes the numbers and writes the files.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from noisytwins_jax.diagnostics.w_projection import w_projection_figure
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.logs import read_metrics
 from noisytwins_jax.metrics.classifier import load_or_train_classifier
-from noisytwins_jax.metrics.evaluation import evaluate_generator, write_evaluation
+from noisytwins_jax.metrics.evaluation import evaluate_generator
 from noisytwins_jax.sampling import Sampler
 from noisytwins_jax.sharding import Layout
+from noisytwins_jax.survival.agreement import check_agreement, code_fingerprint, failing_together
 from noisytwins_jax.together import local_copy, on_first_process, say, shared_rows
 from noisytwins_jax.training.model import build_model
 from noisytwins_jax.training.step import TrainingStep
-from noisytwins_jax.workdir import cache_dir, open_workdir
+from noisytwins_jax.workdir import cache_dir, needing_space, open_workdir, write_atomically
 
 EVALUATION_FILE, REPORT_FILE, SHEET_FILE, W_FILE = "evaluation.json", "report.html", "samples.png", "w.npz"
 SHEET_CLASSES, SHEET_REAL, SHEET_FAKE = 30, 8, 16  # rows of the sample sheet, and images a row
@@ -50,15 +52,34 @@ def evaluate(config: RunConfig, workdir: str | Path, which: str = "latest") -> P
     Raises:
       UserError: there is no such checkpoint, or it does not fit the configuration.
     """
-    splits, workdir, step, variables = restore_generator(config, workdir, which)
-    say(f"Evaluating the averaged generator of step {step}.")
-    return write_results(config, variables, step, splits, workdir)
+    with needing_space(Path(workdir)):
+        splits, workdir, step, variables = restore_generator(config, workdir, which)
+        say(f"Evaluating the averaged generator of step {step}.")
+        return write_results(config, variables, step, splits, workdir)
+
+
+def load_together(config: RunConfig, arguments: Mapping[str, Any] | None = None) -> DataSplits:
+    """The images of a run, when all of its processes have them and agree on everything that they must.
+
+    Raises:
+      UserError: in all processes: the images cannot be had, or the processes differ in configuration, `arguments`, code,
+        version of JAX or images.
+    """
+    with failing_together():
+        splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
+    facts = {f"config.{name}": repr(value) for name, value in flatten(config).items()}
+    facts |= {f"--{name}": repr(value) for name, value in (arguments or {}).items()}
+    facts |= {"the code of noisytwins_jax": code_fingerprint(), "the version of JAX": jax.__version__}
+    check_agreement(facts | {"the training images": splits.train.fingerprint})
+    return splits
 
 
 def restore_generator(
-    config: RunConfig, workdir: str | Path, which: str = "latest"
+    config: RunConfig, workdir: str | Path, which: str = "latest", **arguments: Any
 ) -> tuple[DataSplits, Path, int, dict[str, Any]]:
     """The data, the opened workdir, and step and variables of a checkpoint's averaged generator.
+
+    Processes that differ in `arguments` are refused, as those that differ in the configuration are.
 
     Raises:
       UserError: as `evaluate`.
@@ -69,8 +90,9 @@ def restore_generator(
         raise UserError(
             f"{Path(workdir).absolute()} holds no checkpoints; train first (--mode=train), or give --workdir."
         )
-    splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
-    workdir = open_workdir(workdir, config)
+    splits = load_together(config, arguments)
+    with failing_together():
+        workdir = open_workdir(workdir, config)
     layout = Layout(fsdp=jax.device_count())  # spread as thin as can be, whatever it was trained on
     step = TrainingStep(config, build_model(config, splits.train.channels, splits.train.num_classes))
     with Checkpoints(workdir) as checkpoints:
@@ -102,12 +124,20 @@ def evaluate_variables(config: RunConfig, variables: dict, splits: DataSplits, w
     )
 
 
-def write_results(config: RunConfig, variables: dict, step: int, splits: DataSplits, workdir: Path) -> Path:
-    """Evaluates and writes everything that people look at; returns the report's path."""
+def write_results(
+    config: RunConfig,
+    variables: dict,
+    step: int,
+    splits: DataSplits,
+    workdir: Path,
+    result: dict[str, Any] | None = None,
+) -> Path:
+    """Evaluates, unless the `result` is known, and writes all that people look at; returns the report's path."""
     variables = local_copy(variables)
-    result = evaluate_variables(config, variables, splits, workdir)
+    result = result or evaluate_variables(config, variables, splits, workdir)
     result["protocol"]["step"] = step
-    on_first_process(lambda: write_evaluation(workdir / EVALUATION_FILE, result))
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    on_first_process(lambda: write_atomically(workdir / EVALUATION_FILE, text))
     sheet = make_sheet(config, variables, splits, workdir / SHEET_FILE)
     w, labels = sample_w(config, variables, splits)
     return on_first_process(lambda: _write_report(config, step, splits, workdir, result, sheet, w, labels))

@@ -14,7 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from noisytwins_jax.config import RunConfig, flatten, parse_config
-from noisytwins_jax.errors import UserError, did_you_mean, first_line
+from noisytwins_jax.errors import TryAgainError, UserError, did_you_mean, first_line
 from noisytwins_jax.logs import quiet_libraries
 from noisytwins_jax.tpu.topology import expect_no_tpu, has_tpu
 
@@ -69,6 +69,8 @@ def main(argv: list[str]) -> None:
 
             join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         _run(config, workdir)
+    except TryAgainError as error:
+        _fail(str(error), os.EX_TEMPFAIL)
     except UserError as error:
         _fail(str(error))
 
@@ -104,8 +106,7 @@ def _run(config: RunConfig, workdir: str) -> None:
         if jax.process_count() == 1:
             raise
         reason = first_line(error)
-        print(f"Error: The processes of the run lost each other ({reason}); start all of them again.", file=sys.stderr)
-        sys.exit(os.EX_TEMPFAIL)  # what launch/ starts again
+        _fail(f"The processes of the run lost each other ({reason}); start all of them again.", os.EX_TEMPFAIL)
 
 
 def _check_mode(mode: str) -> None:
@@ -158,9 +159,10 @@ def _class_id(text: str) -> int:
         raise UserError(f"--classes takes class ids, for example --classes=0,9, not {text!r}.") from None
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, status: int = 2) -> NoReturn:
+    """Ends with a status that ``launch/`` understands: 2 for a mistake, EX_TEMPFAIL for what is to be started again."""
     print(f"Error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

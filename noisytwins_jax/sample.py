@@ -9,6 +9,7 @@ from noisytwins_jax.diagnostics.sheets import image_grid
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.evaluate import build_sampler, restore_generator
 from noisytwins_jax.together import on_first_process, shared_rows
+from noisytwins_jax.workdir import needing_space
 
 
 def sample(
@@ -47,7 +48,8 @@ def sample(
         raise UserError(f"--psi={psi} is not a finite number; 1 is no truncation, 0 the mean image.")
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed={seed} must be from 0 to {2**32 - 1}.")
-    splits, workdir, step, variables = restore_generator(config, workdir, which)
+    arguments = {"classes": classes, "samples_per_class": per_class, "psi": psi, "seed": seed, "checkpoint": which}
+    splits, workdir, step, variables = restore_generator(config, workdir, which, **arguments)
     num_classes = splits.train.num_classes
     classes = list(range(num_classes)) if classes is None else classes
     unknown = [c for c in classes if not 0 <= c < num_classes]
@@ -62,9 +64,10 @@ def sample(
         directory = workdir / "samples"
         directory.mkdir(exist_ok=True)
         stem = f"step{step}-psi{psi:g}-seed{seed}"
-        np.savez(directory / f"{stem}.npz", images=images, labels=labels)
         picture = directory / f"{stem}.png"
-        image_grid(images, columns=per_class).save(picture)
+        with needing_space(workdir):
+            np.savez(directory / f"{stem}.npz", images=images, labels=labels)
+            image_grid(images, columns=per_class).save(picture)
         return picture
 
     return on_first_process(write)

@@ -1,4 +1,4 @@
-"""How arrays lie over devices. The only file that knows there is more than one."""
+"""How a run's arrays lie over devices, and how its processes come together: the one place for the mesh of a run."""
 
 import math
 import socket
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.errors import TryAgainError, UserError, first_line
 
 Array = jax.Array
 PyTree = Any
@@ -184,7 +184,8 @@ def join_processes(
       timeout: seconds to wait for the others.
 
     Raises:
-      UserError: something is missing or out of range, the port is in use, or the processes do not find each other.
+      TryAgainError: the processes do not find each other.
+      UserError: something is missing or out of range, or the port is in use.
     """
     if coordinator == "auto":
         if (num_processes, process_id) != (None, None):
@@ -199,7 +200,7 @@ def join_processes(
     def initialize() -> None:
         try:
             jax.distributed.initialize(**arguments, initialization_timeout=10**6, shutdown_timeout_seconds=60)
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # of many types: what a cluster is, is read from files, variables and the network
             failures.append(error)
 
     # In a thread, because JAX ends the whole process when its own timeout is over.
@@ -207,13 +208,15 @@ def join_processes(
     thread.start()
     thread.join(timeout)
     if thread.is_alive():
-        raise UserError(
-            f"Not all processes of the run came together within {timeout:g} s; start as many as --num_processes says, "
-            "each with another --process_id, and see whether one of them failed."
+        all_of_them = "all of them" if coordinator == "auto" else "as many as --num_processes says, by --process_id"
+        raise TryAgainError(
+            f"Not all processes of the run came together within {timeout:g} s; start {all_of_them}, and see whether one "
+            "of them failed."
         )
     if failures:
-        raise UserError(
-            f"The processes cannot be joined ({str(failures[0]).strip().rstrip('.')}); give --coordinator=host:port, "
+        kind = UserError if isinstance(failures[0], ValueError) else TryAgainError
+        raise kind(
+            f"The processes cannot be joined ({first_line(failures[0]).rstrip('.')}); give --coordinator=host:port, "
             "--num_processes and --process_id, or auto on Cloud TPU, GKE and SLURM."
         )
 
@@ -267,7 +270,7 @@ def _wait_for_coordinator(host: str, port: int, timeout: float) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise UserError(
+                raise TryAgainError(
                     f"The coordinator {host}:{port} did not answer within {timeout:g} s ({error.strerror or error}); "
                     "start process 0 on that host, and see whether a firewall is in between."
                 ) from None

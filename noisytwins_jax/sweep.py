@@ -1,7 +1,8 @@
 """``python -m noisytwins_jax.sweep``: methods, seeds and grids of one configuration on this machine, then compared.
 
-Runs are processes of their own, `--jobs` at a time. On CPUs each has one core: small networks gain nothing from more.
-The same command goes on where it was stopped; runs already finished with this configuration are left as they are.
+Runs are processes of their own, `--jobs` at a time. With several at a time each has one core on CPUs:
+small networks gain nothing from more. The same command goes on where it was stopped; runs already finished with this
+configuration are left as they are.
 
 With `--grid config.FIELD=VALUE,VALUE` (again for another field) every combination of the values is run, once a seed.
 A run that fails does not stop the others. The finished ones end as a table (.txt; run by run in .csv) and a plot (.png).
@@ -54,7 +55,10 @@ class Run(NamedTuple):
             return None
         if report.stat().st_mtime_ns < config.stat().st_mtime_ns:  # written last of all, and first: started again since
             return None
-        result = json.loads(evaluation.read_text())
+        result, asked = json.loads(evaluation.read_text()), self.config.evaluation
+        measured = [result["protocol"].get(name) for name in ("n_fake_per_class", "k", "seed")]
+        if measured != [asked.samples_per_class, asked.neighbours, asked.seed]:  # evaluated in another way since
+            return None
         return result if result["protocol"]["step"] >= self.config.total_steps else None
 
 

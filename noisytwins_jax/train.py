@@ -13,16 +13,15 @@ import numpy as np
 
 from noisytwins_jax.checkpoint import Checkpoints
 from noisytwins_jax.config import RunConfig, flatten
-from noisytwins_jax.data import load_splits
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.pipeline import TrainingBatches, training_batches
 from noisytwins_jax.data.source import DataSplits, LabelledImages
-from noisytwins_jax.evaluate import SHEET_FILE, evaluate_variables, make_sheet, write_results
+from noisytwins_jax.evaluate import SHEET_FILE, evaluate_variables, load_together, make_sheet, write_results
 from noisytwins_jax.logs import MetricsWriter, Progress
 from noisytwins_jax.metrics.w_space import w_ratio_probe
 from noisytwins_jax.profiling import Stopwatch, Tracer
 from noisytwins_jax.sharding import Layout
-from noisytwins_jax.survival.agreement import check_agreement, check_same_data, code_fingerprint, failing_together
+from noisytwins_jax.survival.agreement import check_agreement, check_same_data, failing_together
 from noisytwins_jax.survival.finite import bad_tensors, divergence, first_bad_metric
 from noisytwins_jax.survival.lock import WorkdirLock
 from noisytwins_jax.survival.stopping import StopSignal
@@ -33,7 +32,7 @@ from noisytwins_jax.training.programs import Programs, check_batch
 from noisytwins_jax.training.schedule import in_order
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep, class_table
-from noisytwins_jax.workdir import needing_space, open_workdir
+from noisytwins_jax.workdir import needing_space, open_workdir, write_config
 
 
 class TrainedRun(NamedTuple):
@@ -43,6 +42,7 @@ class TrainedRun(NamedTuple):
     step: int
     splits: DataSplits
     workdir: Path
+    evaluation: dict[str, Any] | None  # of this state, if the loop made one
 
 
 class Run(NamedTuple):
@@ -71,7 +71,7 @@ def train(config: RunConfig, workdir: str | Path) -> Path:
     run = train_to_end(config, workdir)
     say("Evaluating the averaged generator.")
     with needing_space(run.workdir):
-        return write_results(config, run.state.ema, run.step, run.splits, run.workdir)
+        return write_results(config, run.state.ema, run.step, run.splits, run.workdir, run.evaluation)
 
 
 def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
@@ -86,10 +86,9 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     # --- checks and data ---------------------------------------------------------------------------------------------
     layout = Layout(fsdp=config.mesh.fsdp)
     check_batch(config, layout)
+    splits = load_together(config)
     with failing_together():
-        splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
         batches = batches_of_process(config, splits)
-    check_agreement(facts(config, splits))
 
     # --- networks and state ------------------------------------------------------------------------------------------
     model = build_model(config, splits.train.channels, splits.train.num_classes)
@@ -103,10 +102,12 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
         contextlib.closing(MetricsWriter(workdir, disable=jax.process_index() > 0)) as writer,
         Checkpoints(workdir, writable=True) as checkpoints,
     ):
+        write_config(workdir, config)
         w_ratio = jax.jit(w_ratio_of(model, splits), out_shardings=layout.replicated)
         run = Run(config, layout, splits, workdir, step, batches, checkpoints, writer, w_ratio)
         state, start = restore_or_init(run)
         say(describe(run, start))
+        evaluation = None
 
         # --- loop ----------------------------------------------------------------------------------------------------
         if start < config.total_steps:
@@ -114,8 +115,8 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
             began = time.perf_counter()
             programs = Programs(step, layout, class_table(config, splits.train.class_counts))
             say(f"Compiled in {time.perf_counter() - began:.0f} s.")
-            state = run_to_end(run, programs, state, start)
-    return TrainedRun(state, max(start, config.total_steps), splits, workdir)
+            state, evaluation = run_to_end(run, programs, state, start)
+    return TrainedRun(state, max(start, config.total_steps), splits, workdir, evaluation)
 
 
 def batches_of_process(config: RunConfig, splits: DataSplits) -> TrainingBatches:
@@ -130,15 +131,13 @@ def batches_of_process(config: RunConfig, splits: DataSplits) -> TrainingBatches
     )
 
 
-def facts(config: RunConfig, splits: DataSplits) -> dict[str, str]:
-    """What all processes of a run must have alike."""
-    fields = {f"config.{name}": repr(value) for name, value in flatten(config).items()}
-    code = {"the code of noisytwins_jax": code_fingerprint(), "the version of JAX": jax.__version__}
-    return {**fields, **code, "the training images": splits.train.fingerprint}
-
-
 def restore_or_init(run: Run) -> tuple[TrainState, int]:
-    """The newest checkpoint's state and step, with the data and the log where they were then; or a fresh start."""
+    """The newest checkpoint's state and step, with the data and the log where they were then; or a fresh start.
+
+    Raises:
+      UserError: the processes do not see the same checkpoints, none can be read, or they are of other images.
+    """
+    check_agreement({"the checkpoints that they see in the workdir": str(run.checkpoints.steps())})
     step, layout = run.step, run.layout
     abstract = step.abstract_state(layout.state_shardings)
     restored = run.checkpoints.restore(abstract)
@@ -154,8 +153,8 @@ def restore_or_init(run: Run) -> tuple[TrainState, int]:
     return state, start
 
 
-def run_to_end(run: Run, programs: Programs, state: TrainState, start: int) -> TrainState:
-    """Runs the loop; if training diverges, goes back and skips what it diverged on as often as the configuration says."""
+def run_to_end(run: Run, programs: Programs, state: TrainState, start: int) -> tuple[TrainState, dict[str, Any] | None]:
+    """As `run_loop`; if training diverges, goes back and skips what it diverged on as often as the configuration says."""
     faults, rewinds, rewound_to = run.config.faults, 0, None
     while True:
         try:
@@ -189,8 +188,11 @@ class Diverged(Exception):
         self.step, self.loss, self.tensors = step, loss, tensors
 
 
-def run_loop(run: Run, programs: Programs, state: TrainState, start: int) -> TrainState:
+def run_loop(run: Run, programs: Programs, state: TrainState, start: int) -> tuple[TrainState, dict[str, Any] | None]:
     """Steps from `start` to the end, logging, saving and evaluating on the way.
+
+    Returns:
+      The state at the end, and its evaluation if one was due there.
 
     Raises:
       Diverged: before anything of it is saved.
@@ -211,7 +213,8 @@ def run_loop(run: Run, programs: Programs, state: TrainState, start: int) -> Tra
     progress = Progress(config.total_kimg, start * config.images_per_step / 1000, disable=not first_process or None)
     if start == 0 and probes:
         writer.write_scalars(0, {**run.w_ratio(state.ema), "kimg": 0.0})
-    pending, logged_step, done = [], start, start
+    pending, logged_step, done, before = [], start, start, start
+    evaluation = None
     with (
         StopSignal(watch_preemption=on_google_cloud()) as stop,
         Watchdog(config.faults.watchdog_minutes) as watchdog,
@@ -219,7 +222,7 @@ def run_loop(run: Run, programs: Programs, state: TrainState, start: int) -> Tra
         contextlib.closing(progress),
     ):
         stopwatch = Stopwatch()
-        batches = watched(run.batches, stopwatch, lambda doing: watchdog.beat(done, doing))
+        batches = watched(run.batches, stopwatch, lambda doing: watchdog.beat(before, doing))
         while done < config.total_steps:
             before, together = done, config.steps_per_dispatch
             several = together > 1 and before + together <= config.total_steps
@@ -247,11 +250,11 @@ def run_loop(run: Run, programs: Programs, state: TrainState, start: int) -> Tra
                 progress.update(kimg, G=logged["loss/generator"], D=logged["loss/discriminator"])
                 check_finite(numbers, state, thorough=save)
             stopwatch.pause()
-            best_metrics = None
+            evaluation = best_metrics = None
             if due["evaluate"]:
                 watchdog.beat(done, "evaluating", patience=6)
-                result = evaluate_variables(config, state.ema, splits, workdir)
-                best_metrics = {name: value for name, value in result["metrics"].items() if value is not None}
+                evaluation = evaluate_variables(config, state.ema, splits, workdir)
+                best_metrics = {name: value for name, value in evaluation["metrics"].items() if value is not None}
                 measured = {f"evaluation/{name}": value for name, value in best_metrics.items()}
                 writer.write_scalars(done, {**measured, "kimg": kimg})
                 progress.write(f"step {done}: FID {best_metrics['fid']:.2f}, recall {best_metrics['recall']:.3f}")
@@ -267,7 +270,7 @@ def run_loop(run: Run, programs: Programs, state: TrainState, start: int) -> Tra
                 say(f"Stopped by {stop.name} at step {done}; saved. Run the same command again to go on.", sys.stderr)
                 raise SystemExit(stop.exit_status)
             stopwatch.resume()
-    return state
+    return state, evaluation
 
 
 def watched(

@@ -17,7 +17,7 @@ CONFIG_FILE = "config.json"
 
 
 def open_workdir(path: str | Path, config: RunConfig) -> Path:
-    """Makes the directory if need be, writes the configuration into it, and turns on the compilation cache.
+    """Makes the directory if need be, compares its configuration with this one, and turns on the compilation cache.
 
     Compiled programs and the feature classifier are kept in ``cache/`` beside the workdir, for other runs to use.
 
@@ -27,7 +27,6 @@ def open_workdir(path: str | Path, config: RunConfig) -> Path:
     if "://" in os.fspath(path):
         raise UserError(f"The workdir {path} is not a local directory; give one, and copy it elsewhere afterwards.")
     workdir = Path(path).absolute()
-    text = json.dumps(flatten(config), indent=2) + "\n"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
@@ -38,16 +37,24 @@ def open_workdir(path: str | Path, config: RunConfig) -> Path:
         ) from None
     known = read_config(workdir)
     if known is not None:
-        changed = differences(known, json.loads(text))  # both as JSON has them: a tuple is a list there
+        changed = differences(known, json.loads(_as_text(config)))  # both as JSON has them: a tuple is a list there
         if changed:
             raise UserError(
                 f"The workdir {workdir} was made with another configuration: {'; '.join(changed)}. Give another "
                 "--workdir for the new configuration, or the old values to go on."
             )
-    if jax.process_index() == 0:
-        write_atomically(workdir / CONFIG_FILE, text)
     use_compilation_cache(workdir)
     return workdir
+
+
+def write_config(workdir: Path, config: RunConfig) -> None:
+    """Writes down what an opened workdir's run is trained with; for the one who trains."""
+    if jax.process_index() == 0:
+        write_atomically(workdir / CONFIG_FILE, _as_text(config))
+
+
+def _as_text(config: RunConfig) -> str:
+    return json.dumps(flatten(config), indent=2) + "\n"
 
 
 @contextlib.contextmanager
@@ -92,7 +99,10 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
 
     def write() -> None:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
 
-    retry(write, f"Writing {path}")
+    try:
+        retry(write, f"Writing {path}")
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 LAUNCH = Path(__file__).parents[1] / "launch"
 RUN = ["--config=configs/inat19.py:noisytwins,128", "--workdir=/mnt/b/runs/it's"]
 TPU = ["--name=tw", "--zone=us-central2-b"]
-GKE = ["--name=tw", "--image=repo/image:1", "--accelerator=v4", "--topology=2x2x4"]
+GKE = ["--name=tw", "--image=repo/image:1", "--bucket=b", "--accelerator=v4", "--topology=2x2x4"]
 PYTHON = {"PYTHON": sys.executable}
 
 # Stands in for gcloud and the others: notes its arguments and input, and answers what the test asks it to, in turn.

@@ -28,7 +28,7 @@ from noisytwins_jax.noisytwins import NoisyTwins
 from noisytwins_jax.sample import sample
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.train import train
-from noisytwins_jax.workdir import open_workdir
+from noisytwins_jax.workdir import open_workdir, write_config
 
 ROOT = Path(__file__).parents[1]
 SYNTHETIC = DataConfig("synthetic", 8, False, {"num_classes": 4, "num_images": 16, "channels": 1})
@@ -147,6 +147,7 @@ def test_unwritable_workdirs(tmp_path):
 
 def test_workdir_of_another_configuration(tmp_path, restored_cache_option):
     workdir = open_workdir(tmp_path / "run", TINY)
+    write_config(workdir, TINY)
     before = (workdir / "config.json").read_bytes()
     other = dataclasses.replace(TINY, batch_size=32, r1=R1Config(gamma=1.0), total_kimg=7.0)
     for verb in (train, evaluate, sample):
@@ -247,7 +248,7 @@ def test_without_checkpoint(tmp_path, verb):
 )
 def test_sampling_refuses(tmp_path, monkeypatch, options, message):
     splits = load_splits("synthetic", resolution=8, **SYNTHETIC.options)
-    monkeypatch.setattr(sample_module, "restore_generator", lambda *_: (splits, tmp_path, 7, {}))
+    monkeypatch.setattr(sample_module, "restore_generator", lambda *_, **__: (splits, tmp_path, 7, {}))
     assert message in refused(sample, TINY, tmp_path, **options)
     assert not list(tmp_path.iterdir())
 

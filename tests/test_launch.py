@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,10 +78,12 @@ WRONG = {
         (["run", *GKE, "--accelerator=h100", "--", *RUN], "not known"),
         (["run", *GKE, "--env=A B", "--", *RUN], "NAME=value"),
         (["run", *GKE, "--namespace=My_space", "--", *RUN], "no name in Kubernetes"),
+        (["run", *GKE, "--", RUN[0], "--workdir=runs/x"], "--workdir=/mnt/<name>/<path>"),
     ],
     "slurm.sh": [
         (["--nodes=0", "--", *RUN], "at least 1"),
         (["run", "--", *RUN], "Unexpected word"),
+        (["--gpus=08", "--", *RUN], "--gpus=08 is no whole number"),
         ([], "nothing to run"),
     ],
     "localhost.sh": [
@@ -118,7 +121,7 @@ def test_missing_tools(tmp_path: Path) -> None:
 
 
 def test_gke_manifest() -> None:
-    options = ["--spot", "--bucket=b", "--env=A=1,B=x y", "--queue=q", "--restarts=7", "--grace=99", "--namespace=n"]
+    options = ["--spot", "--env=A=1,B=x y", "--queue=q", "--restarts=7", "--grace=99", "--namespace=n"]
     result = launch("gke.sh", "manifest", *GKE, *options, "--", *RUN, 'say "\\"')
     assert result.returncode == 0, result.stderr
     jobset = yaml.safe_load(result.stdout)
@@ -168,14 +171,13 @@ def test_gke_manifest() -> None:
     ],
 )
 def test_gke_hosts(accelerator: str, topology: str, chips: str | None, hosts: int, label: str) -> None:
-    words = [*GKE[:2], f"--accelerator={accelerator}", f"--topology={topology}"]
+    words = [*GKE[:3], f"--accelerator={accelerator}", f"--topology={topology}"]
     words += [f"--chips-per-host={chips}"] if chips else []
     spec = yaml.safe_load(launch("gke.sh", "manifest", *words, "--", *RUN).stdout)["spec"]["replicatedJobs"][0][
         "template"
     ]["spec"]
     assert spec["parallelism"] == spec["completions"] == hosts
     assert spec["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == label
-    assert "volumes" not in spec["template"]["spec"] and "metadata" not in spec["template"]
 
 
 def test_gke_commands(tools: Tools) -> None:
@@ -240,13 +242,29 @@ def test_slurm_commands(tools: Tools) -> None:
         (143, "COMPLETING", "0", False),  # scancel
         (137, "RUNNING", "3", True),
         (137, "RUNNING", "4", False),
+        (137, "RUNNING", None, True),  # SLURM does not set it in a first run
     ],
 )
-def test_slurm_job(status: int, state: str, restarts: str, again: bool, tools: Tools) -> None:
-    job = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": restarts}
+def test_slurm_job(status: int, state: str, restarts: str | None, again: bool, tools: Tools) -> None:
+    job = {"SLURM_JOB_ID": "17", "SLURM_CPUS_PER_TASK": "6"} | ({"SLURM_RESTART_COUNT": restarts} if restarts else {})
     job |= {"NOISYTWINS_RESTARTS": "4", "NOISYTWINS_PYTHON": "/venv/bin/python"}
-    result = tools.launch("slurm_job.sh", *RUN, answers={"srun": [status], "squeue": [state]}, **job)
+    highest = 200 + status if status in (1, 2) else status
+    result = tools.launch("slurm_job.sh", *RUN, answers={"srun": [highest], "squeue": [state]}, **job)
     assert result.returncode == status, result.stderr
-    srun = ["srun", "--label", "--kill-on-bad-exit=1", "/venv/bin/python", "-m", "noisytwins_jax.main"]
-    assert tools.commands[0] == [*srun, *RUN, "--coordinator=auto"]
+    assert tools.commands[0][:5] == ["srun", "--label", "--kill-on-bad-exit=1", "--cpus-per-task=6", "bash"]
+    assert tools.commands[0][8:] == ["/venv/bin/python", "-m", "noisytwins_jax.main", *RUN, "--coordinator=auto"]
     assert (["scontrol", "requeue", "17"] in tools.commands) == again
+
+
+def test_a_mistake_in_one_slurm_task_is_its_jobs_status(tools: Tools) -> None:
+    """srun ends with the highest status of its tasks, and ends the others with 143."""
+    tools.launch("slurm_job.sh", *RUN, SLURM_JOB_ID="17", SLURM_CPUS_PER_TASK="1", NOISYTWINS_PYTHON="p")
+    task = tools.commands[0][tools.commands[0].index("-c") + 1]
+    for status, told in ((0, 0), (1, 201), (2, 202), (75, 75), (134, 134)):
+        assert subprocess.run(["bash", "-c", task, "task", "bash", "-c", f"exit {status}"]).returncode == told
+    saves = "trap 'sleep 0.2; echo saved; exit 143' TERM; echo ready; while true; do sleep 0.05; done"
+    command = ["bash", "-c", task, "task", "bash", "-c", saves]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGTERM)  # as SLURM: to all of a step's processes
+    assert (process.communicate(timeout=30)[0], process.returncode) == ("saved\n", 143)

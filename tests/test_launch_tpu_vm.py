@@ -135,11 +135,11 @@ OUTCOMES = {
     "stopped": (["stopped", "stopped"], 143, []),
     "mistake": (["ended 2 5", "ended 134 4"], 2, ["ssh"]),
     "exception": (["ended 134 7", "ended 1 5"], 1, ["ssh"]),
-    "neighbour lost first": (["ended 1 9", "ended 137 5"], None, ["stop", "start"]),
-    "saved": (["ended 143 5", "ended 143 5"], None, ["stop", "start"]),
-    "one alone": (["running", "ended 137 5"], None, ["stop", "start"]),
-    "rebooted": (["lost", "lost"], None, ["stop", "start"]),
-    "not started": (["idle", "idle"], None, ["stop", "start"]),
+    "neighbour lost first": (["ended 1 9", "ended 137 5"], None, ["stop", "mount", "start"]),
+    "saved": (["ended 143 5", "ended 143 5"], None, ["stop", "mount", "start"]),
+    "one alone": (["running", "ended 137 5"], None, ["stop", "mount", "start"]),
+    "rebooted": (["lost", "lost"], None, ["stop", "mount", "start"]),
+    "not started": (["idle", "idle"], None, ["stop", "mount", "start"]),
 }
 
 

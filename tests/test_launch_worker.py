@@ -64,7 +64,8 @@ def test_worker_runs_detached_and_saves_when_stopped(tmp_path: Path) -> None:
     assert worker.log().endswith("saved\n")
     assert (tmp_path / ".run" / "status").read_text().split()[0] == "143"
     assert worker("start").stdout.split()[2:] == ["running"]  # and is no longer stopped
-    worker("stop")
+    wait_for(lambda: worker.log().count("ready") == 2)
+    assert worker("stop", "30").stdout.split()[2:4] == ["ended", "143"]  # by watch, which is about to start it again
 
 
 def test_worker_tells_how_a_run_ended(tmp_path: Path) -> None:
@@ -93,4 +94,4 @@ def test_worker_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
     worker = Worker(tmp_path, "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('deaf')\ntime.sleep(60)")
     worker("start")
     wait_for(lambda: "deaf" in worker.log())
-    assert worker("stop", "1").stdout.split()[2] == "stopped"
+    assert worker("stop", "1").stdout.split()[2:4] == ["ended", "137"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.errors import TryAgainError, UserError
 from noisytwins_jax.logs import read_metrics
 from noisytwins_jax.sharding import join_processes
 
@@ -87,18 +87,18 @@ def test_a_port_in_use_is_said():
 
 
 def test_a_coordinator_that_does_not_answer_is_said():
-    with pytest.raises(UserError, match=r"did not answer within 0\.2 s .*start process 0 on that host"):
+    with pytest.raises(TryAgainError, match=r"did not answer within 0\.2 s .*start process 0 on that host"):
         join_processes(f"localhost:{free_port()}", 2, 1, timeout=0.2)
 
 
 def test_waiting_for_the_others_ends():
     """In a process of its own, which is left half joined."""
     code = f"""if True:
-        from noisytwins_jax.errors import UserError
+        from noisytwins_jax.errors import TryAgainError
         from noisytwins_jax.sharding import join_processes
         try:
             join_processes("localhost:{free_port()}", 2, 0, timeout=1)
-        except UserError as error:
+        except TryAgainError as error:
             print(error)
     """
     command = [sys.executable, "-c", code]

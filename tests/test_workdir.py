@@ -1,10 +1,13 @@
+import errno
 import json
+import os
 
 import pytest
 from tiny_run import tiny_config
 
+from noisytwins_jax import workdir as workdir_module
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.workdir import CONFIG_FILE, open_workdir
+from noisytwins_jax.workdir import CONFIG_FILE, open_workdir, write_atomically, write_config
 
 
 @pytest.fixture(autouse=True)
@@ -16,18 +19,23 @@ def no_compilation_cache(monkeypatch):
 def test_the_same_configuration_goes_on(tmp_path):
     config = tiny_config(**{"data.options": {"sizes": (1, 2)}})  # a tuple, which JSON does not have
     workdir = open_workdir(tmp_path / "run", config)
+    write_config(workdir, config)
     assert open_workdir(workdir, config) == workdir
     assert json.loads((workdir / CONFIG_FILE).read_text())["data.options.sizes"] == [1, 2]
 
 
 def test_what_is_only_watched_may_change(tmp_path):
-    open_workdir(tmp_path, tiny_config())
-    open_workdir(tmp_path, tiny_config(total_kimg=99.0, **{"evaluation.neighbours": 3}))
+    write_config(tmp_path, tiny_config())
+    before = (tmp_path / CONFIG_FILE).read_text()
+    longer = tiny_config(total_kimg=99.0, **{"evaluation.neighbours": 3})
+    open_workdir(tmp_path, longer)
+    assert (tmp_path / CONFIG_FILE).read_text() == before  # only who trains writes
+    write_config(tmp_path, longer)
     assert json.loads((tmp_path / CONFIG_FILE).read_text())["total_kimg"] == 99.0
 
 
 def test_what_is_trained_may_not(tmp_path):
-    open_workdir(tmp_path, tiny_config())
+    write_config(tmp_path, tiny_config())
     before = (tmp_path / CONFIG_FILE).read_text()
     with pytest.raises(UserError, match=r"another configuration: noisytwins.weight: 0.05 → 0.1; seed: 0 → 1\."):
         open_workdir(tmp_path, tiny_config(seed=1, **{"noisytwins.weight": 0.1}))
@@ -43,3 +51,16 @@ def test_places_that_cannot_hold_a_run(tmp_path):
     (tmp_path / CONFIG_FILE).write_text("{")
     with pytest.raises(UserError, match="not readable JSON"):
         open_workdir(tmp_path, tiny_config())
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_atomically(tmp_path / "a", "old")
+
+    def full(action, what):
+        (next(tmp_path.glob(".a.*"), tmp_path / f".a.{os.getpid()}")).write_text("ne")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(workdir_module, "retry", full)
+    with pytest.raises(OSError):
+        write_atomically(tmp_path / "a", "new")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "old")]

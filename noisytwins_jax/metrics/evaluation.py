@@ -30,11 +30,8 @@ does; classes without real images are left out and one real image counts as zero
 those of Kynkäänniemi et al. 2019, density and coverage those of Naeem et al. 2020.
 """
 
-import json
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,9 +41,7 @@ from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics.features import FeatureExtractor, Generate, generated_features, reference_features
 from noisytwins_jax.metrics.frechet import frechet_distance
 from noisytwins_jax.metrics.neighbours import neighbour_metrics
-from noisytwins_jax.metrics.table import format_table as format_table
 from noisytwins_jax.metrics.w_space import within_class_variance_ratio
-from noisytwins_jax.survival.retry import retry
 from noisytwins_jax.together import on_first_process
 
 
@@ -156,21 +151,6 @@ def evaluate_generator(
         return _plain({"protocol": protocol, "metrics": metrics, "per_class": rows, "floor": floor})
 
     return on_first_process(measure)
-
-
-def write_evaluation(path: str | os.PathLike[str], result: Mapping[str, Any]) -> Path:
-    """Writes ``result`` as JSON, whole or not at all: a temporary file beside ``path``, then a rename."""
-    path = Path(path)
-    text = json.dumps(result, indent=2, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-
-    def write() -> None:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-
-    retry(write, f"Writing {path}")
-    return path
 
 
 def _check_request(

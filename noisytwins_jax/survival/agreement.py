@@ -23,7 +23,7 @@ def check_agreement(facts: Mapping[str, str]) -> None:
 
     Args:
       facts: value by name, for example every field of the configuration, `code_fingerprint`, the version of JAX, the
-        fingerprint of the data and the workdir. A name that a process lacks counts as different.
+        fingerprint of the data. A name that a process lacks counts as different.
 
     Raises:
       UserError: the same in every process: the first name whose values differ, and who has which.

@@ -86,8 +86,8 @@ def read_program(text: str, num_devices: int, dearest: int = 10) -> dict[str, An
             cost = int(cycles[1]) * times
             costs.append((cost, instruction))
             kinds[_kind(instruction, held)] += cost
-        elif instruction.opcode in _UNCOUNTED_ALONE and instruction.computation not in fused:
-            uncounted[instruction.opcode] += times
+        elif times and instruction.opcode in _UNCOUNTED_ALONE and instruction.computation not in fused:
+            uncounted[instruction.opcode] += 1
         loop = _LOOP.search(instruction.text)
         if instruction.opcode in _UNCOUNTED and not (loop and loop[1] in trips):
             uncounted[instruction.opcode] += 1

@@ -67,7 +67,7 @@ def main() -> None:
 
 def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
     """Compiles, warms up and measures a configuration; README.md explains the fields."""
-    layout = Layout()
+    layout = Layout(fsdp=config.mesh.fsdp)
     # A batch smaller than the published one may not fill a group on every device: take the groups that it fills.
     group = min(config.discriminator.mbstd_group_size, max(1, config.batch_size // layout.num_devices))
     config = dataclasses.replace(
@@ -79,8 +79,9 @@ def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
     )
     splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
     model = build_model(config, splits.train.channels, splits.train.num_classes)
-    step = TrainingStep(config, model, layout.batch, layout.replicate)
-    state = jax.jit(step.init, static_argnums=0, out_shardings=layout.replicated)(config.seed)
+    step = TrainingStep(config, model, layout.batch, layout.replicate, layout.gather, layout.scatter)
+    shardings = layout.state_shardings(step.abstract_state(layout.state_shardings))
+    state = jax.jit(step.init, static_argnums=0, out_shardings=shardings)(config.seed)
     began = time.perf_counter()
     programs = Programs(step, layout, class_table(config, splits.train.class_counts))
     compile_seconds = time.perf_counter() - began
@@ -119,7 +120,10 @@ def window(config: RunConfig) -> int:
     """Steps after which every program has run in its due proportion, in whole dispatches."""
     path_length = config.path_length.interval if config.path_length.weight > 0 else 1
     r1 = config.r1.interval if config.r1.gamma > 0 else 1
-    return math.lcm(config.steps_per_dispatch, path_length, r1 // math.gcd(r1, config.optimizer.discriminator_updates))
+    ada = config.ada.interval if config.ada.operations else 1
+    return math.lcm(
+        config.steps_per_dispatch, path_length, ada, r1 // math.gcd(r1, config.optimizer.discriminator_updates)
+    )
 
 
 def time_programs(
