@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from noisytwins_jax.config import RunConfig, flatten
 from noisytwins_jax.data import classes_and_channels
-from noisytwins_jax.errors import UserError, did_you_mean
+from noisytwins_jax.errors import UserError, did_you_mean, first_line
 from noisytwins_jax.metrics.classifier import Classifier, extract
 from noisytwins_jax.sampling import sample_program
 from noisytwins_jax.sharding import Layout
@@ -90,7 +90,7 @@ def compile_run(
     print(f"\n{json.dumps(result)}", flush=True)
     if failed := {name: figures["error"] for name, figures in result["programs"].items() if "error" in figures}:
         raise UserError(
-            f"{', '.join(failed)} cannot be compiled for {topology} ({next(iter(failed.values()))}); if memory is what "
+            f"There are no figures of {', '.join(failed)} for {topology} ({next(iter(failed.values()))}); where memory "
             "lacks, lower --config.batch_size, or take more cores or --config.mesh.fsdp."
         )
     return result
@@ -153,22 +153,31 @@ def _header(config: RunConfig, layout: Layout, topology: str, chip: Chip) -> dic
     }
 
 
+# Without it, libtpu 0.0.52 makes programs for v6e that jaxlib 0.10.2 has no form for, where there are scatters.
+_READABLE = "--xla_tpu_enable_offloading_scatter_to_sparsecore=false"
+
+
 def _compile(name: str, program: jax.stages.Lowered, flops: float, cores: int, chip: Chip) -> dict[str, Any]:
     began = time.perf_counter()
     try:
         compiled = program.compile()
     except jax.errors.JaxRuntimeError as error:
         print(f"{name} cannot be compiled ({time.perf_counter() - began:.0f} s).", file=sys.stderr, flush=True)
-        reason = str(error).splitlines()[0].rpartition("CompileTimeHbmOom: ")[2].partition(" HLO module")[0]
+        reason = first_line(error).rpartition("CompileTimeHbmOom: ")[2].partition(" HLO module")[0]
         return {"error": reason.rstrip(". ")}
     seconds = time.perf_counter() - began
     print(f"{name}: {seconds:.0f} s", file=sys.stderr, flush=True)
-    return _figures(compiled, flops, cores, chip) | {"compile_s": round(seconds, 1)}
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        print(f"jaxlib cannot read {name} as libtpu made it: {first_line(error)}", file=sys.stderr, flush=True)
+        return {"error": "jaxlib cannot read the compiled program; LIBTPU_INIT_ARGS=" + _READABLE + " may help"}
+    return _figures(compiled, text, flops, cores, chip) | {"compile_s": round(seconds, 1)}
 
 
-def _figures(compiled: jax.stages.Compiled, flops: float, cores: int, chip: Chip) -> dict[str, Any]:
+def _figures(compiled: jax.stages.Compiled, text: str, flops: float, cores: int, chip: Chip) -> dict[str, Any]:
     """Of one core and one run of a program: cycles, arithmetic, memory, communication, and where cycles go."""
-    read = read_program(compiled.as_text(), cores)
+    read = read_program(text, cores)
     memory = compiled.memory_analysis()
     parts = {
         "arguments": memory.argument_size_in_bytes,

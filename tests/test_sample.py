@@ -20,7 +20,7 @@ def drawn(monkeypatch, tmp_path):
         return np.broadcast_to(values[:, None, None, None], (len(labels), 8, 8, 1)).astype(np.uint8), None
 
     splits = load_splits("synthetic", resolution=8, num_classes=4, channels=1, num_images=40)
-    monkeypatch.setattr(sample_module, "restore_generator", lambda *_: (splits, tmp_path, 5, {}))
+    monkeypatch.setattr(sample_module, "restore_generator", lambda *_, **__: (splits, tmp_path, 5, {}))
     monkeypatch.setattr(sample_module, "build_sampler", lambda *_, **__: generate)
     return calls
 

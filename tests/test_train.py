@@ -91,7 +91,7 @@ def loop(workdir, programs, start=0, w_ratio=None, **changes):
     with batches, Checkpoints(workdir, writable=True) as checkpoints:
         writer = MetricsWriter(workdir)
         run = Run(config, LAYOUT, splits, workdir, Step(), batches, checkpoints, writer, w_ratio)
-        return run_to_end(run, programs, state, start)
+        return run_to_end(run, programs, state, start)[0]
 
 
 def saved(workdir):
