@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.config import RunConfig, flatten
-from noisytwins_jax.data import classes_and_channels
+from noisytwins_jax.data.registry import classes_and_channels
 from noisytwins_jax.errors import UserError, did_you_mean, first_line
 from noisytwins_jax.metrics.classifier import Classifier, extract
 from noisytwins_jax.sampling import sample_program
@@ -63,7 +63,7 @@ def compile_run(
     earlier = read_result(Path(compare)) if compare else None
     layout = Layout(tpu_devices(topology), fsdp=config.mesh.fsdp)
     check_batch(config, layout)
-    classes, channels = classes_and_channels(config.data.name, resolution=config.data.resolution, **config.data.options)
+    classes, channels = classes_and_channels(config.data)
     lowered, flops = _lower(config, layout, channels, classes)
     if unknown := [name for name in programs or [] if name not in lowered]:
         raise UserError(

@@ -50,7 +50,18 @@ class DataConfig:
     name: str = "digits_lt"  # a data set of `noisytwins_jax.data`
     resolution: int = 32  # pixels, a power of two from 8
     mirror: bool = True  # random horizontal flips of real images
-    options: dict = field(default_factory=dict)  # arguments of the data set's builder
+    dir: str = "data"  # holds prepared data sets: a directory, or the address of a bucket (gs://, s3://, …)
+    cache: str = ""  # where prepared data of a bucket are kept on this machine; by default in ~/.cache
+    preprocessing: str = ""  # what prepared images must have gone through, see data.preprocessing; empty for anything
+    # Classes with fewer training images are tail, with more are head; without these two, thirds of the classes.
+    tail_below: int = number(0, at_least=0)
+    head_above: int = number(0, at_least=0)
+    options: dict = field(default_factory=dict)  # arguments of an embedded data set's builder
+
+    @property
+    def group_thresholds(self) -> tuple[int, int] | None:
+        """What splits classes into head, medium and tail; see `data.long_tail.class_groups`."""
+        return (self.tail_below, self.head_above) if self.tail_below or self.head_above else None
 
 
 @dataclass(frozen=True)
@@ -237,6 +248,10 @@ class RunConfig(Objectives):
 # Fields that change how a run is computed, watched or measured, not what is trained: a workdir accepts other values.
 FREE_FIELDS = (
     "checkpoint_interval_kimg",
+    "data.cache",
+    "data.dir",
+    "data.head_above",
+    "data.tail_below",
     "evaluation.",
     "faults.",
     "log_interval_kimg",
@@ -320,6 +335,11 @@ def _check_together(run: RunConfig) -> None:
         )
     if run.utlo.weight > 0:
         _check_utlo(run)
+    if run.data.tail_below > run.data.head_above:
+        raise UserError(
+            f"config.data.tail_below={run.data.tail_below} is above config.data.head_above={run.data.head_above}; classes "
+            "in between are the medium ones."
+        )
     traced_steps(run.profile.steps)  # refuses what is no range
     if run.evaluation.samples_per_class <= run.evaluation.neighbours:
         raise UserError(

@@ -15,8 +15,8 @@ from PIL import Image
 
 from noisytwins_jax.checkpoint import Checkpoints
 from noisytwins_jax.config import RunConfig, flatten
-from noisytwins_jax.data import load_splits
 from noisytwins_jax.data.long_tail import class_groups
+from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.data.source import DataSplits, ImageSource, read_images
 from noisytwins_jax.diagnostics.curves import training_curves
 from noisytwins_jax.diagnostics.report import write_report
@@ -26,6 +26,7 @@ from noisytwins_jax.errors import UserError
 from noisytwins_jax.logs import read_metrics
 from noisytwins_jax.metrics.classifier import load_or_train_classifier
 from noisytwins_jax.metrics.evaluation import evaluate_generator
+from noisytwins_jax.metrics.factor_reader import FactorReader, load_or_train_weights
 from noisytwins_jax.sampling import Sampler
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.survival.agreement import check_agreement, code_fingerprint, failing_together
@@ -66,7 +67,7 @@ def load_together(config: RunConfig, arguments: Mapping[str, Any] | None = None)
         version of JAX or images.
     """
     with failing_together():
-        splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
+        splits = load_data(config.data)
     facts = {f"config.{name}": repr(value) for name, value in flatten(config).items()}
     facts |= {f"--{name}": repr(value) for name, value in (arguments or {}).items()}
     facts |= {"the code of noisytwins_jax": code_fingerprint(), "the version of JAX": jax.__version__}
@@ -112,15 +113,20 @@ def evaluate_variables(config: RunConfig, variables: dict, splits: DataSplits, w
     """The numbers of a generator with these variables, on every process; see `metrics.evaluation`."""
     options = config.evaluation
     sampler = build_sampler(config, variables, splits, seed=options.seed)
+    reader = None
+    if splits.classifier.factor_names:
+        weights = on_first_process(lambda: load_or_train_weights(splits.classifier, cache_dir(workdir), options.seed))
+        reader = FactorReader(*weights, splits.reference)
     return evaluate_generator(
         sampler,
         reference=splits.reference,
-        class_groups=class_groups(splits.train.class_counts),
+        class_groups=class_groups(splits.train.class_counts, config.data.group_thresholds),
         extractor=on_first_process(lambda: load_or_train_classifier(splits.classifier, cache_dir(workdir))),
         samples_per_class=options.samples_per_class,
         k=options.neighbours,
         seed=options.seed,
         train_counts=splits.train.class_counts,
+        reader=reader,
     )
 
 

@@ -103,7 +103,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
         Checkpoints(workdir, writable=True) as checkpoints,
     ):
         write_config(workdir, config)
-        w_ratio = jax.jit(w_ratio_of(model, splits), out_shardings=layout.replicated)
+        w_ratio = jax.jit(w_ratio_of(config, model, splits), out_shardings=layout.replicated)
         run = Run(config, layout, splits, workdir, step, batches, checkpoints, writer, w_ratio)
         state, start = restore_or_init(run)
         say(describe(run, start))
@@ -285,13 +285,15 @@ def watched(
         yield batch
 
 
-def w_ratio_of(model: StyleGAN2Model, splits: DataSplits) -> Callable[[Any], dict[str, jax.Array]]:
+def w_ratio_of(config: RunConfig, model: StyleGAN2Model, splits: DataSplits) -> Callable[[Any], dict[str, jax.Array]]:
     """The W ratio of a generator's variables, by the classes of the training images; see `metrics.w_space`."""
 
     def map_latents(variables: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
         return model.generator.apply(variables, z, labels, method="map")
 
-    return w_ratio_probe(map_latents, model.z_dim, class_groups(splits.train.class_counts))
+    return w_ratio_probe(
+        map_latents, model.z_dim, class_groups(splits.train.class_counts, config.data.group_thresholds)
+    )
 
 
 def on_google_cloud() -> bool:

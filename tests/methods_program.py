@@ -17,8 +17,8 @@ import numpy as np
 import tiny_run
 
 from noisytwins_jax.config import RunConfig, parse_config
-from noisytwins_jax.data import load_splits
 from noisytwins_jax.data.pipeline import training_batches
+from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.train import mean_metrics
 from noisytwins_jax.training.model import build_model
@@ -48,7 +48,7 @@ def take_steps(config: RunConfig) -> dict[str, Any]:
     """Takes the steps; what was logged, and which parameters stayed as they were or are not finite."""
     layout = Layout()
     check_batch(config, layout)
-    splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
+    splits = load_data(config.data)
     model = build_model(config, splits.train.channels, splits.train.num_classes)
     step = TrainingStep(config, model, layout.batch, layout.replicate)
     state = jax.jit(step.init, static_argnums=0, out_shardings=layout.replicated)(config.seed)

@@ -21,7 +21,7 @@ from noisytwins_jax.config import (
     default_config,
     parse_config,
 )
-from noisytwins_jax.data import load_splits
+from noisytwins_jax.data.registry import load_splits
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.evaluate import evaluate
 from noisytwins_jax.noisytwins import NoisyTwins

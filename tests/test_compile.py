@@ -16,7 +16,8 @@ from tiny_run import tiny_config
 
 from noisytwins_jax import compile as compile_module
 from noisytwins_jax.compile import compile_run
-from noisytwins_jax.data import classes_and_channels, load_splits
+from noisytwins_jax.config import DataConfig
+from noisytwins_jax.data.registry import classes_and_channels, load_data
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.sweep import load_config
 from noisytwins_jax.tpu import topology as topology_module
@@ -189,12 +190,13 @@ def test_chips_have_their_published_peaks():
 
 
 def test_classes_are_known_without_the_data():
-    assert classes_and_channels("inat19", resolution=64) == (1010, 3)
-    assert classes_and_channels("cifar10_lt", resolution=32) == (10, 3)
-    assert classes_and_channels("digits_lt", resolution=8) == (10, 1)
-    assert classes_and_channels("synthetic", resolution=8, num_classes=7, num_images=14, channels=1) == (7, 1)
-    with pytest.raises(UserError, match="cannot be read yet"):
-        load_splits("inat19", resolution=64)
+    assert classes_and_channels(DataConfig("inat19", 64)) == (1010, 3)
+    assert classes_and_channels(DataConfig("cifar10_lt", 32)) == (10, 3)
+    assert classes_and_channels(DataConfig("digits_lt", 8)) == (10, 1)
+    options = {"num_classes": 7, "num_images": 14, "channels": 1}
+    assert classes_and_channels(DataConfig("synthetic", 8, options=options)) == (7, 1)
+    with pytest.raises(UserError, match="There is no prepared data set inat19 of 64 px in data"):
+        load_data(DataConfig("inat19", 64))
 
 
 def test_programs_run_as_often_as_their_intervals_say():

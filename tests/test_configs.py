@@ -11,8 +11,8 @@ import methods_program
 import pytest
 import tiny_run
 
-from noisytwins_jax.config import RunConfig, flatten, parse_config
-from noisytwins_jax.data import load_splits
+from noisytwins_jax.config import DataConfig, RunConfig, flatten, parse_config
+from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.errors import UserError
 
 # Common to all published runs.
@@ -218,9 +218,9 @@ def test_mistaken_words_are_one_sentence(row, message):
 
 
 @pytest.mark.parametrize("dataset", BLOCKS)
-def test_data_that_cannot_be_read_yet(dataset):
-    with pytest.raises(UserError, match=f'The data set "{dataset}" .*--config=configs/{dataset}.py:noisytwins,smoke'):
-        load_splits(dataset, resolution=64)
+def test_what_to_run_for_data_that_are_not_prepared(dataset, tmp_path):
+    with pytest.raises(UserError, match=f"noisytwins_jax.data.prepare {dataset} --source=... --data_dir={tmp_path} "):
+        load_data(DataConfig(dataset, 64, dir=str(tmp_path)))
 
 
 # --- two steps -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import pytest
 
 from noisytwins_jax import sample as sample_module
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.data import load_splits
+from noisytwins_jax.data.registry import load_splits
 from noisytwins_jax.sample import sample
 
 

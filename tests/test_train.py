@@ -14,8 +14,8 @@ import tiny_run
 
 from noisytwins_jax import train as train_module
 from noisytwins_jax.checkpoint import Checkpoints
-from noisytwins_jax.data import load_splits
 from noisytwins_jax.data.pipeline import training_batches
+from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.evaluate import evaluate
 from noisytwins_jax.logs import MetricsWriter, read_metrics
@@ -85,7 +85,7 @@ class Counting:
 def loop(workdir, programs, start=0, w_ratio=None, **changes):
     """Runs the loop with these programs; returns the last state."""
     config = tiny_run.tiny_config(**{"w_ratio_interval_kimg": 0.0, **changes})
-    splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
+    splits = load_data(config.data)
     batches = training_batches(splits.train, batch_size=config.batch_size, seed=0, mirror=False)
     state = Step().init(0).replace(steps=jnp.int32(start))
     with batches, Checkpoints(workdir, writable=True) as checkpoints:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypedDict
 
 import numpy as np
@@ -33,6 +33,9 @@ class ImageSource(Protocol):
       class_counts: int64 ``[num_classes]``, images per class, all at least 1.
       labels: int32 ``[len(source)]``, class ids in ``[0, num_classes)``, readable without reading any image.
       fingerprint: hexadecimal SHA-256 of the shape, the images and the labels: names a data set in caches and reports.
+      preprocessing: what photographs went through, see `data.preprocessing`; empty where there was nothing to do.
+      factor_names: names of the true factors of drawn images, else empty.
+      factors: float32 ``[len(source), len(factor_names)]`` in [0, 1], or None.
     """
 
     num_classes: int
@@ -42,6 +45,9 @@ class ImageSource(Protocol):
     class_counts: np.ndarray
     labels: np.ndarray
     fingerprint: str
+    preprocessing: str
+    factor_names: tuple[str, ...]
+    factors: np.ndarray | None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -60,12 +66,22 @@ class ArraySource:
       labels: integers ``[N]`` in ``[0, len(class_names))``; every class has at least one image.
       class_names: one name per class.
       name: short name of the data set, used in messages.
+      factors: true factors of drawn images by name, float ``[N]`` each.
 
     Raises:
       UserError: the arrays are not as described.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], name: str) -> None:
+    preprocessing = ""
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        name: str,
+        factors: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         images, labels = np.asarray(images), np.asarray(labels)
         if images.dtype != np.uint8:
             raise UserError(
@@ -89,6 +105,8 @@ class ArraySource:
         self.class_counts = count_classes(labels, self.num_classes)
         self.labels = labels.astype(np.int32)
         self.images = images.view()
+        self.factor_names = tuple(factors or ())
+        self.factors = np.stack([*factors.values()], axis=1).astype(np.float32) if factors else None
         # A source is a fact, and its fingerprint is cached: nobody should be able to change the images through it.
         for array in (self.images, self.labels, self.class_counts):
             array.flags.writeable = False
@@ -124,7 +142,7 @@ class DataSplits:
       classifier: a balanced real set, used to train the embedded feature extractor.
 
     Raises:
-      UserError: the sets differ in classes, resolution or channels.
+      UserError: the sets differ in classes, resolution, channels or preprocessing.
     """
 
     train: ImageSource
@@ -132,13 +150,13 @@ class DataSplits:
     classifier: ImageSource
 
     def __post_init__(self) -> None:
-        for field in ("class_names", "resolution", "channels"):
+        for field in ("class_names", "resolution", "channels", "preprocessing"):
             expected = getattr(self.train, field)
             for split in ("reference", "classifier"):
                 if getattr(getattr(self, split), field) != expected:
                     raise UserError(
                         f"The {split} set and the training set differ in {field}; "
-                        "prepare both from the same classes, at the same resolution and with the same channels."
+                        "prepare both from the same classes, at the same resolution and in the same way."
                     )
 
 

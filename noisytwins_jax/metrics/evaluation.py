@@ -5,6 +5,7 @@ not defined, such as the recall of a class with too few real images, is ``None``
 
     {
       "protocol": {"extractor", "extractor_sha256", "extractor_description", "feature_dim", "reference_fingerprint",
+                   "preprocessing",
                    "resolution", "channels", "num_classes", "n_real", "n_fake", "n_fake_per_class", "k", "inclusive",
                    "seed", "weights", "class_noise", "truncation_psi", "class_groups", "headline", "warnings"},
       "metrics":  {"fid",                                        # pooled: balanced fakes against all real images
@@ -18,6 +19,7 @@ not defined, such as the recall of a class with too few real images, is ``None``
                      "recall", "class_accuracy", "w_ratio"}, ...],              # in order of class id
       "floor":    {"n_per_half", "fid", "ifid", "ifid_std", "ifid_median", "ifid_classes_used", "precision", "recall",
                    "class_precision", "class_recall", "<g>_ifid", "<g>_precision", "<g>_recall"},
+      "factors":  {...},                                         # where true factors are known: see `factors`
     }
 
 ``<g>_fid`` pools the classes of the group; the other ``<g>_*`` average the per-class values, so ``tail_recall`` is the
@@ -38,6 +40,7 @@ import numpy as np
 
 from noisytwins_jax.data.source import ImageSource
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.metrics.factor_reader import FactorReader
 from noisytwins_jax.metrics.features import FeatureExtractor, Generate, generated_features, reference_features
 from noisytwins_jax.metrics.frechet import frechet_distance
 from noisytwins_jax.metrics.neighbours import neighbour_metrics
@@ -59,6 +62,7 @@ def evaluate_generator(
     class_noise: bool = False,
     truncation_psi: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
+    reader: FactorReader | None = None,
 ) -> dict[str, Any]:
     """Compares ``samples_per_class`` generated images of every class with all reference images.
 
@@ -79,6 +83,7 @@ def evaluate_generator(
         class_noise: whether ``generate`` perturbs the class embedding (NoisyTwins evaluates without), recorded.
         truncation_psi: truncation that ``generate`` applies, recorded.
         progress: called with (images done, images) of this process's share, now and then.
+        reader: for data whose true factors are known.
 
     Returns:
         The nested dict described at the top of this module.
@@ -92,7 +97,8 @@ def evaluate_generator(
     _check_request(reference, groups, samples_per_class, k, train_counts)
     real = reference_features(reference, extractor)
     fake_labels = np.repeat(np.arange(num_classes, dtype=np.int32), samples_per_class)
-    fake, predicted, w = generated_features(generate, extractor, fake_labels, reference, progress)
+    looks = {} if reader is None else {"look": reader}
+    fake, predicted, w, *read = generated_features(generate, extractor, fake_labels, reference, progress, **looks)
     labels = np.asarray(reference.labels)
 
     def measure() -> dict[str, Any]:
@@ -130,6 +136,7 @@ def evaluate_generator(
             "extractor_description": extractor.description,
             "feature_dim": int(real.shape[1]),
             "reference_fingerprint": reference.fingerprint,
+            "preprocessing": reference.preprocessing,
             "resolution": int(reference.resolution),
             "channels": int(reference.channels),
             "num_classes": num_classes,
@@ -148,7 +155,10 @@ def evaluate_generator(
             "warnings": _warnings(counts, real.shape[1], k),
         }
         floor = _real_floor(real, labels, groups, k, seed)
-        return _plain({"protocol": protocol, "metrics": metrics, "per_class": rows, "floor": floor})
+        result = {"protocol": protocol, "metrics": metrics, "per_class": rows, "floor": floor}
+        if reader is not None:
+            result["factors"] = reader.report(fake_labels, read, groups)
+        return _plain(result)
 
     return on_first_process(measure)
 

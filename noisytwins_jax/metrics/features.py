@@ -45,7 +45,8 @@ def generated_features(
     labels: np.ndarray,
     reference: ImageSource,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    look: Callable[[np.ndarray], tuple[np.ndarray, ...]] = lambda images: (),
+) -> tuple[np.ndarray, ...]:
     """Generates an image for each label, and looks at it.
 
     Args:
@@ -56,9 +57,10 @@ def generated_features(
         labels: int32 [n].
         reference: the real images, whose size the generated ones must have.
         progress: called with (images done, images) of this process's share, after each call.
+        look: what else is to be read off the images: uint8 [m, H, W, C] -> arrays [m, ...].
 
     Returns:
-        Features [n, d], predicted classes int [n] and w [n, D].
+        Features [n, d], predicted classes int [n], w [n, D] and, [n, ...] each, what ``look`` gave.
 
     Raises:
         UserError: if the images are of another size or type.
@@ -76,14 +78,13 @@ def generated_features(
                     f"for uint8 {(len(part), *size)}: use the data configuration that the checkpoint was trained with."
                 )
             features, logits = extractor.features(images)
-            results.append((features, logits.argmax(axis=1), np.asarray(w)))
+            results.append((features, logits.argmax(axis=1), np.asarray(w), *look(images)))
             done += len(part)
             if progress:
                 progress(done, len(rows))
         return tuple(np.concatenate(arrays) for arrays in zip(*results, strict=True))
 
-    features, predicted, w = shared_rows(embed, len(labels))
-    return features, predicted, w
+    return shared_rows(embed, len(labels))
 
 
 def _parts(rows: np.ndarray) -> list[np.ndarray]:

@@ -26,7 +26,7 @@ import numpy as np
 from workloads import add_workload_arguments, workload
 
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.data import load_splits
+from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.train import batches_of_process
@@ -77,7 +77,7 @@ def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
     layout.check_batch_size(
         config.batch_size, group, config.makes_twins, config.path_length_batch if with_path_length else 0
     )
-    splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
+    splits = load_data(config.data)
     model = build_model(config, splits.train.channels, splits.train.num_classes)
     step = TrainingStep(config, model, layout.batch, layout.replicate, layout.gather, layout.scatter)
     shardings = layout.state_shardings(step.abstract_state(layout.state_shardings))

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from noisytwins_jax.data import load_splits
 from noisytwins_jax.data.digits import digits_splits
+from noisytwins_jax.data.registry import load_splits
 from noisytwins_jax.data.synthetic import synthetic_splits
 from noisytwins_jax.errors import UserError
 

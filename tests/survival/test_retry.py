@@ -4,8 +4,9 @@ import os
 import numpy as np
 import pytest
 
-from noisytwins_jax.data import load_splits, pipeline
+from noisytwins_jax.data import pipeline
 from noisytwins_jax.data.pipeline import training_batches
+from noisytwins_jax.data.registry import load_splits
 from noisytwins_jax.survival import retry as retry_module
 from noisytwins_jax.survival.retry import is_full, is_transient, retry
 from noisytwins_jax.workdir import write_atomically

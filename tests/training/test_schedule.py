@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tiny_run
 
-from noisytwins_jax.data import load_splits
 from noisytwins_jax.data.pipeline import training_batches
+from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.training.model import build_model
 from noisytwins_jax.training.programs import Programs
@@ -58,7 +58,7 @@ def test_several_steps_in_one_program_are_the_same_steps(fast_compilation):
     changes = {"r1.interval": 2, "path_length.interval": 2}
     changes |= {"augment.diffaugment": "", "ada.operations": "brightness", "ada.interval": 3, "ada.initial_p": 0.2}
     config = tiny_run.tiny_config(**changes, steps_per_dispatch=4)
-    splits = load_splits(config.data.name, resolution=config.data.resolution, **config.data.options)
+    splits = load_data(config.data)
     layout = Layout(jax.devices()[:1])
     step = TrainingStep(config, build_model(config, splits.train.channels, splits.train.num_classes))
     programs = Programs(step, layout, class_table(config, splits.train.class_counts))

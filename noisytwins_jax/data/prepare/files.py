@@ -1,0 +1,305 @@
+"""Random access to the files of a source: a folder, a tar, a zip or a compressed tar.
+
+Uncompressed tars and zips are read where they are; a compressed tar has no random access and is unpacked once.
+"""
+
+import errno
+import functools
+import lzma
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from tqdm import tqdm
+
+from noisytwins_jax.data.prepare.listing import Item
+from noisytwins_jax.errors import UserError, first_line
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_BLOCK = 512  # bytes, of a tar
+_MARKER = ".unpacked"  # holds the size of the archive once everything is unpacked; hidden, so it is never listed
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError)
+
+
+class Part(NamedTuple):
+    """A file that is a stretch of bytes of another one, such as a member of an uncompressed tar."""
+
+    path: str
+    offset: int
+    size: int
+
+
+class Member(NamedTuple):
+    """A file in a zip, by its name there."""
+
+    path: str
+    name: str
+
+
+# Where a file is: its path, or its place in an archive.
+Place = str | Part | Member
+
+
+def list_files(source: Path, unpack_in: Path) -> dict[str, Place]:
+    """All files of a folder or archive, without hidden ones and ``__MACOSX``; links to folders are followed.
+
+    Args:
+      source: a folder, a .tar, a .zip, or a compressed tar (.tar.gz, .tgz, .tar.bz2, .tar.xz).
+      unpack_in: folder in which a compressed tar is unpacked, as a folder of the archive's name; what was completely
+        unpacked there before is used again.
+
+    Returns:
+      ``{relative POSIX path: place}``, sorted by path. Only regular files of an archive count. If an archive holds
+      a path twice, the later file is the one.
+
+    Raises:
+      UserError: the source is missing, damaged or of another kind, or unpacking failed.
+    """
+    source = Path(source)
+    name = source.name.lower()
+    if source.is_dir():
+        files = _list_folder(source)
+    elif not source.is_file():
+        raise UserError(
+            f"There is no {source}; give the folder or archive (.tar, .zip, {', '.join(_COMPRESSED)}) that holds the "
+            "data set."
+        )
+    elif name.endswith(".tar"):
+        files = _list_tar(source)
+    elif name.endswith(".zip"):
+        files = _list_zip(source)
+    elif name.endswith(_COMPRESSED):
+        folder = Path(unpack_in) / source.name
+        _unpack(source, folder)
+        files = _list_folder(folder)
+    else:
+        raise UserError(
+            f"{source} is neither a folder nor an archive by its name; give a folder, a .tar, a .zip or a compressed "
+            f"tar ({', '.join(_COMPRESSED)})."
+        )
+    return dict(sorted(files.items()))
+
+
+def list_nested_tar(tar: Path) -> dict[str, Place]:
+    """The files of all tars in a tar, such as ILSVRC2012_img_train.tar; only headers are read.
+
+    Args:
+      tar: an uncompressed tar of uncompressed tars.
+
+    Returns:
+      ``{"n01440764/n01440764_10026.JPEG": place}``, sorted by path: the name of the inner tar without its ``.tar``,
+      then the path within it. Members of the outer tar that are no tars are left out.
+
+    Raises:
+      UserError: the tar is missing or damaged.
+    """
+    tar = Path(tar)
+    if not tar.is_file():
+        raise UserError(f"There is no {tar}; give a tar that holds a tar for each class.")
+    inner_tars = {name: part for name, part in _list_tar(tar).items() if name.endswith(".tar")}
+    files: dict[str, Place] = {}
+    total = sum(part.size for part in inner_tars.values())
+    with (
+        open(tar, "rb") as file,
+        tqdm(total=total, unit="B", unit_scale=True, desc=f"Listing {tar.name}", disable=None, delay=1) as bar,
+    ):
+        for inner, (_, offset, size) in inner_tars.items():
+            for name, part in _tar_parts(tar, file, offset, offset + size):
+                files[f"{inner.removesuffix('.tar')}/{name}"] = part
+            bar.update(size)
+    return dict(sorted(files.items()))
+
+
+def read_file(item: Item) -> bytes:
+    """Reads the whole file at ``item.place``; the `Reader` of everything that `list_files` lists.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    return read_place(item.place)
+
+
+def read_place(place: Place) -> bytes:
+    """Reads the whole file at a place; raises an ``OSError`` if that fails."""
+    if isinstance(place, Part):
+        opened = _open(place.path)  # held while it is read
+        data = os.pread(opened.descriptor, place.size, place.offset)
+        if len(data) != place.size:
+            raise OSError(f"{place.path} ends within a file that starts at byte {place.offset}")
+        return data
+    if isinstance(place, Member):
+        try:
+            return _open_zip(place.path, os.getpid()).read(place.name)
+        except (*_DAMAGED, KeyError, RuntimeError) as error:  # RuntimeError: it is encrypted
+            raise OSError(f"{place.name} in {place.path} cannot be read: {first_line(error)}") from error
+    return Path(place).read_bytes()
+
+
+def wanted(name: str) -> bool:
+    """Whether a file or folder is neither hidden nor what macOS adds to archives; so ``..`` is not wanted either."""
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+class _Opened:
+    """An open file, closed when it leaves the cache."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.descriptor)
+
+
+@functools.lru_cache(maxsize=4)
+def _open(path: str) -> _Opened:
+    """A file to read stretches of."""
+    return _Opened(os.open(path, os.O_RDONLY))
+
+
+@functools.lru_cache(maxsize=4)
+def _open_zip(path: str, pid: int) -> zipfile.ZipFile:
+    """A zip to read members of; of each process alone, as forked ones would share the position in the file."""
+    return zipfile.ZipFile(path)
+
+
+def _clean(name: str) -> str | None:
+    """The path of a file in an archive without ``./``; None if it, or a folder above it, is not wanted."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return "/".join(parts) if parts and all(map(wanted, parts)) else None
+
+
+def _list_folder(source: Path) -> dict[str, Place]:
+    """All wanted files below a folder, unsorted."""
+    try:
+        return dict(_walk(str(source), "", ()))
+    except OSError as error:
+        raise UserError(
+            f"The folder {source} cannot be listed ({first_line(error)}); make all of it readable."
+        ) from error
+
+
+def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Relative and full paths of all wanted files below a folder; links back to a folder above end there."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not wanted(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, real))
+            elif entry.is_file():
+                yield prefix + entry.name, entry.path
+
+
+def _list_tar(source: Path) -> dict[str, Part]:
+    """All wanted files of an uncompressed tar, unsorted."""
+    with open(source, "rb") as file:
+        return dict(_tar_parts(source, file, 0, source.stat().st_size))
+
+
+def _tar_parts(path: Path, file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, Part]]:
+    """Names and places of the wanted files of the uncompressed tar in the bytes from `start` to `end` of a file."""
+    try:
+        file.seek(start)
+        with tarfile.TarFile(fileobj=file) as tar:
+            while tar.offset <= end and (member := tar.next()) is not None:
+                tar.members.clear()  # a million of them would not be small
+                name = _clean(member.name)
+                if name and _plain(member):
+                    yield name, Part(str(path), member.offset_data, member.size)
+            # A tar ends with blocks of zeros; `next` also stops, silently, at a header that it cannot understand.
+            file.seek(tar.offset)
+            last = file.read(_BLOCK)
+        if tar.offset >= end or len(last) < _BLOCK or any(last):
+            raise tarfile.ReadError("it has no end mark")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        inside = f" holds a tar at byte {start} that" if start else ""
+        raise UserError(
+            f"{path}{inside} cannot be read as an uncompressed tar ({first_line(error)}): it is damaged or cut off, so "
+            "get it again."
+        ) from error
+
+
+def _plain(member: tarfile.TarInfo) -> bool:
+    """A regular file whose bytes lie in one piece."""
+    return member.isreg() and not member.issparse()
+
+
+def _list_zip(source: Path) -> dict[str, Place]:
+    """All wanted files of a zip, unsorted."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            members = [info.filename for info in archive.infolist() if not info.is_dir()]
+    except (*_DAMAGED, OSError, ValueError) as error:
+        raise UserError(
+            f"{source} cannot be read as a zip ({first_line(error)}): it is damaged or cut off, so get it again."
+        ) from error
+    named = [(_clean(member), Member(str(source), member)) for member in members]
+    return {name: place for name, place in named if name}
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpacks a compressed tar, unless it is unpacked there already; begins anew after an interruption."""
+    marker = folder / _MARKER
+    try:
+        size = str(archive.stat().st_size)
+        if marker.is_file():
+            if marker.read_text() == size:
+                return
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UserError(
+                f"{archive} is to be unpacked into {folder}, which holds other files; remove them, or choose another "
+                "folder to unpack in."
+            )
+        marker.write_text("unfinished")
+        _extract(archive, folder)
+        marker.write_text(size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"There is no space left to unpack {archive} into {folder}; free some, or choose a folder to unpack in "
+                "on a larger disk."
+            ) from error
+        if error.errno is not None:
+            raise UserError(
+                f"{archive} could not be unpacked into {folder} ({first_line(error)}); mend that, or choose another "
+                "folder to unpack in."
+            ) from error
+        raise _damaged(archive, error) from error  # the message of a decompressor
+    except _DAMAGED as error:
+        raise _damaged(archive, error) from error
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    """Unpacks the wanted files, and checks that the compressed data are complete."""
+    with (
+        open(archive, "rb") as file,
+        tqdm(
+            total=archive.stat().st_size, unit="B", unit_scale=True, desc=f"Unpacking {archive.name}", disable=None
+        ) as bar,
+        tarfile.open(fileobj=file, mode="r:*") as tar,
+    ):
+        while (member := tar.next()) is not None:
+            tar.members.clear()
+            if _clean(member.name) and _plain(member):
+                tar.extract(member, folder, filter="data")
+            bar.update(file.tell() - bar.n)
+        while tar.fileobj.read(2**20):  # the checksum is at the very end
+            pass
+        bar.update(file.tell() - bar.n)
+
+
+def _damaged(archive: Path, error: Exception) -> UserError:
+    """The error of a compressed tar that cannot be unpacked."""
+    return UserError(
+        f"{archive} cannot be read as a compressed tar ({first_line(error)}): it is damaged or cut off, so get it again."
+    )
