@@ -1,5 +1,6 @@
 """AnimalFace (LHI), few-shot: 20 kinds of animals, without "Natural", 64 px.
 
+Prepare:   python -m noisytwins_jax.data.prepare animal_face --source=<folder> --data_dir=data
 Command:   python -m noisytwins_jax.main --config=configs/animal_face.py[:<method>][,smoke]
 Hardware:  published on two GPUs. Groups of 32 images allow up to four devices (eight with mbstd_group_size=16).
 Result:    not run yet by this project. Published (NoisyTwins, CVPR 2023, Table 4):
@@ -62,6 +63,7 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
 
     config.data.name = "animal_face"
     config.data.resolution = row.resolution
+    config.data.preprocessing = "center-lanczos"  # as published
 
     config.generator.mapping_layers = 2
     config.discriminator.architecture = "resnet"

@@ -1,5 +1,6 @@
 """ImageNet Carnivore, few-shot: 20 kinds of carnivores, 100 images of each, 64 px.
 
+Prepare:   python -m noisytwins_jax.data.prepare imagenet_carnivore --source=ImageNet_Carnivores_20_100.zip --data_dir=data
 Command:   python -m noisytwins_jax.main --config=configs/imagenet_carnivore.py[:<method>][,smoke]
 Hardware:  published on two GPUs. Groups of 32 images allow up to four devices (eight with mbstd_group_size=16).
 Result:    not run yet by this project. Published (NoisyTwins, CVPR 2023, Table 4):
@@ -62,6 +63,7 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
 
     config.data.name = "imagenet_carnivore"
     config.data.resolution = row.resolution
+    config.data.preprocessing = "center-lanczos"  # as published
 
     config.generator.mapping_layers = 2
     config.discriminator.architecture = "resnet"

@@ -1,5 +1,6 @@
 """ImageNet-LT: 115,846 images of 1000 classes, 1280 down to 5 a class, 64 or 128 px.
 
+Prepare:   python -m noisytwins_jax.data.prepare imagenet_lt --source=ILSVRC2012_img_train.tar --lists=<folder of the lists> --data_dir=data
 Command:   python -m noisytwins_jax.main --config=configs/imagenet_lt.py[:<method>][,128][,smoke]
 Hardware:  published on two GPUs. Groups of 8 images allow up to 16 devices.
 Result:    not run yet by this project. Published, 64 px (NoisyTwins, CVPR 2023, Table 1):
@@ -60,6 +61,8 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
 
     config.data.name = "imagenet_lt"
     config.data.resolution = row.resolution
+    config.data.preprocessing = "center-lanczos"  # as published
+    config.data.tail_below, config.data.head_above = 20, 100  # images a class: few, medium and many shots
 
     config.generator.mapping_layers = 8
     config.discriminator.architecture = "resnet"

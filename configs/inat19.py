@@ -1,5 +1,6 @@
 """iNaturalist 2019: 265,213 images of 1010 species, long-tailed, 64 or 128 px.
 
+Prepare:   python -m noisytwins_jax.data.prepare inat19 --source=<folder of the download> --data_dir=data
 Command:   python -m noisytwins_jax.main --config=configs/inat19.py[:<method>][,128][,smoke]
 Hardware:  published on two GPUs. Groups of 8 images allow up to 16 devices.
 Result:    not run yet by this project. Published, 64 px (NoisyTwins, CVPR 2023, Table 1):
@@ -62,6 +63,8 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
 
     config.data.name = "inat19"
     config.data.resolution = row.resolution
+    config.data.preprocessing = "center-lanczos"  # as published
+    config.data.tail_below, config.data.head_above = 20, 100  # images a class: few, medium and many shots
 
     config.generator.mapping_layers = 2
     config.discriminator.architecture = "resnet"

@@ -22,6 +22,7 @@ COMMON = {
     "fake_labels": "uniform",
     "dtype": "bfloat16",  # ours, for TPUs; the published runs were float32 throughout
     "data.mirror": True,
+    "data.preprocessing": "center-lanczos",
     "generator.z_dim": 512,
     "generator.w_dim": 512,
     "generator.channel_base": 16384,
@@ -68,6 +69,8 @@ SIZES = {
     "animal_face": ((64,), 20, 100_000),
     "imagenet_carnivore": ((64,), 20, 70_000),
     "digits_lt": ((8,), 10, 8000),
+    "petals": ((64, 128), 20, 31_250),
+    "image_folder": ((64, 32, 128, 256), 20, 78_125),
 }
 
 # Methods: what they add to the block.
@@ -142,6 +145,8 @@ def test_every_number_is_the_published_one(dataset):
     assert set(methods_program.config_file(dataset).METHODS) == set(methods)
     expected = flatten(RunConfig()) | COMMON | dict(zip(BLOCK_FIELDS, BLOCKS[dataset], strict=True))
     expected |= {"data.name": dataset, "total_kimg": steps * 128 / 1000}
+    if dataset in ("inat19", "imagenet_lt"):
+        expected |= {"data.tail_below": 20, "data.head_above": 100}
     free = ("evaluation.", "checkpoint_interval_kimg")
     for method, fields in methods.items():
         for size in sizes:

@@ -85,10 +85,9 @@ class PreparedSource:
           OSError: the file cannot be read, or holds something else.
         """
         images = np.empty((len(indices), *self._shape), np.uint8)
-        rows = images.reshape(len(indices), -1)
         try:
-            for row, data in zip(rows, self._records.__getitems__([int(i) for i in indices]), strict=True):
-                row[:] = records.decode_image(data)
+            for image, data in zip(images, self._records.__getitems__([int(i) for i in indices]), strict=True):
+                image[:] = records.decode_image(data).reshape(self._shape)
         except (ValueError, RuntimeError, IndexError) as error:
             raise OSError(f"{self.name} cannot be read in {self._paths[0].parent} ({error})") from error
         return {"image": images, "label": self.labels[indices]}
@@ -145,7 +144,7 @@ def load_info(name: str, *, resolution: int, directory: str, cache: str = "") ->
     try:
         return json.loads((place / INFO_FILE).read_text()), place
     except FileNotFoundError:
-        others = sorted(path.parent.name for path in place.parents[1].glob(f"*/{VERSION}") if path.name == VERSION)
+        others = sorted(path.parents[1].name for path in place.parents[1].glob(f"*/{VERSION}/{INFO_FILE}"))
         there = f" (there: {', '.join(others)})" if others else ""
         raise UserError(
             f"There is no prepared data set {name} of {resolution} px in {directory}{there}; prepare it with: python -m "
@@ -168,7 +167,7 @@ def split_fingerprint(shape: Sequence[int], labels: np.ndarray, hashes: Sequence
 def _load_array(path: Path, length: int) -> np.ndarray:
     try:
         array = np.load(path)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); prepare the data again, or copy all of it.") from None
     if len(array) != length:
         raise UserError(f"{path} does not belong to these shards; prepare the data again, or copy all of it.")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from noisytwins_jax.errors import UserError, did_you_mean
 
@@ -83,6 +83,7 @@ class Preprocessing:
         if isinstance(picture, np.ndarray):
             image = Image.fromarray(picture)
         else:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries of the process may have set it
             image = Image.open(io.BytesIO(picture))
             image.load()  # all of it: a truncated file is an error here
         if self.upright:

@@ -47,15 +47,22 @@ def decode_image(data: bytes) -> np.ndarray:
 
 
 def decode(data: bytes, shape: tuple[int, int, int]) -> Record:
-    """All of a serialised example, whose image has a known shape ``[H, W, C]``."""
-    feature = _example_class().FromString(data).features.feature
-    factors = np.array(feature["factors"].float_list.value, np.float32) if "factors" in feature else None
-    return Record(
-        np.frombuffer(feature["image"].bytes_list.value[0], np.uint8).reshape(shape),
-        feature["label"].int64_list.value[0],
-        feature["id"].bytes_list.value[0].decode(),
-        factors,
-    )
+    """All of a serialised example, whose image has a known shape ``[H, W, C]``.
+
+    Raises:
+      ValueError: the bytes are no such example.
+    """
+    try:
+        feature = _example_class().FromString(data).features.feature
+        factors = np.array(feature["factors"].float_list.value, np.float32) if "factors" in feature else None
+        return Record(
+            np.frombuffer(feature["image"].bytes_list.value[0], np.uint8).reshape(shape),
+            feature["label"].int64_list.value[0],
+            feature["id"].bytes_list.value[0].decode(),
+            factors,
+        )
+    except Exception as error:  # as in `decode_image`
+        raise ValueError(f"not a record of prepared images ({error})") from error
 
 
 @functools.cache

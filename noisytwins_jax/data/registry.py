@@ -9,7 +9,7 @@ from typing import Any
 from noisytwins_jax.config import DataConfig
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.prepare.drawn import petals, petals_drawn
-from noisytwins_jax.data.prepared import load_info, prepared_splits
+from noisytwins_jax.data.prepared import VERSION, load_info, prepared_splits
 from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.data.synthetic import synthetic_splits
 from noisytwins_jax.errors import UserError
@@ -34,13 +34,7 @@ def load_data(data: DataConfig) -> DataSplits:
     """
     if data.name in _BUILDERS:
         return load_splits(data.name, resolution=data.resolution, **data.options)
-    known = [*_BUILDERS, *_PUBLIC]
-    if data.name not in known and "://" not in data.dir and not Path(data.dir, data.name).exists():
-        raise UserError(
-            f'There is no data set "{data.name}" in {data.dir}; {_suggest(data.name, known)} Your own pictures become one '
-            f"with: python -m noisytwins_jax.data.prepare image_folder --name={data.name} --source=... "
-            f"--data_dir={data.dir} --resolution={data.resolution}"
-        )
+    _check_name(data)
     if data.options:
         raise UserError(
             f'config.data.options are for {", ".join(_BUILDERS)}; "{data.name}" is as it was prepared, with the options '
@@ -82,10 +76,25 @@ def classes_and_channels(data: DataConfig) -> tuple[int, int]:
     if data.name in _BUILDERS:
         train = load_data(data).train
         return train.num_classes, train.channels
-    if data.name in _PUBLIC and not Path(data.dir, data.name).exists():
+    _check_name(data)
+    if data.name in _PUBLIC and not (_directory(data) / f"{data.resolution}px" / VERSION).exists():
         return _PUBLIC[data.name], 3
     info, _ = load_info(data.name, resolution=data.resolution, directory=data.dir, cache=data.cache)
     return len(info["class_names"]), info["channels"]
+
+
+def _check_name(data: DataConfig) -> None:
+    known = [*_BUILDERS, *_PUBLIC, "petals"]
+    if data.name not in known and "://" not in data.dir and not _directory(data).exists():
+        raise UserError(
+            f'There is no data set "{data.name}" in {data.dir}; {_suggest(data.name, known)} Your own pictures become one '
+            f"with: python -m noisytwins_jax.data.prepare image_folder --name={data.name} --source=... "
+            f"--data_dir={data.dir} --resolution={data.resolution}"
+        )
+
+
+def _directory(data: DataConfig) -> Path:
+    return Path(data.dir, data.name).expanduser()
 
 
 def _suggest(word: str, valid: list[str]) -> str:

@@ -54,6 +54,11 @@ def _mirror(address: str, info_file: str, target: Path) -> None:
     files, root = fsspec.core.url_to_fs(address)
     text = retry(lambda: files.cat_file(f"{root}/{info_file}"), f"Reading {address}/{info_file}")
     wanted = dict(_files_of(json.loads(text)))
+    whole, begun = target / info_file, target / f".{info_file}.part"
+    if text not in (_content(whole), _content(begun)):  # prepared anew: other files, though of the same sizes perhaps
+        for path in (whole, begun, *(target / name for name in wanted)):
+            path.unlink(missing_ok=True)
+    begun.write_bytes(text)
     missing = {name: size for name, size in wanted.items() if _size(target / name) != size}
     with tqdm(
         total=sum(missing.values()), unit="B", unit_scale=True, desc=f"Copying {address}", disable=not missing
@@ -63,14 +68,17 @@ def _mirror(address: str, info_file: str, target: Path) -> None:
             retry(lambda name=name, part=part: files.get_file(f"{root}/{name}", str(part)), f"Copying {address}/{name}")
             os.replace(part, target / name)
             bar.update(size)
-    (target / f".{info_file}.part").write_bytes(text)
-    os.replace(target / f".{info_file}.part", target / info_file)  # last: now it is whole
+    os.replace(begun, whole)  # last: now it is whole
 
 
 def _files_of(info: dict[str, Any]) -> list[tuple[str, int]]:
     """Every file of a data set and its size in bytes."""
     shards = [(shard["file"], shard["bytes"]) for split in info["splits"].values() for shard in split["shards"]]
     return shards + [(entry["file"], entry["bytes"]) for entry in info["files"]]
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
 
 
 def _size(path: Path) -> int:

@@ -158,6 +158,7 @@ class _WithoutOneClass:
         self.images, self.labels = source.images[keep], source.labels[keep]
         self.num_classes, self.resolution, self.channels = 10, 8, 1
         self.class_names, self.fingerprint = source.class_names, "without 9"
+        self.preprocessing = source.preprocessing
 
     def __len__(self):
         return len(self.images)

@@ -3,7 +3,7 @@
 import functools
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from noisytwins_jax.data.long_tail import long_tail_counts
 from noisytwins_jax.data.prepare.files import Part, Place, list_files, read_place
-from noisytwins_jax.data.prepare.listing import Item, Listing
+from noisytwins_jax.data.prepare.listing import Item, Listing, Reader
 from noisytwins_jax.errors import UserError, first_line
 
 _CLASSES = 10
@@ -82,15 +82,28 @@ def cifar10_lt(source: Path, unpack_in: Path, imbalance_factor: float = 0.01, se
     suffix = ".bin" if binary else ""
     train = _records([files[f"data_batch_{i}{suffix}"] for i in range(1, 6)], binary)
     test = _records([files[f"test_batch{suffix}"]], binary)
+    names = _class_names(files["batches.meta.txt" if binary else "batches.meta"], binary)
+    return cifar10_listing(train, test, names, read_record, imbalance_factor, seed)
+
+
+def cifar10_listing(
+    train: Sequence[tuple[Any, int]],
+    test: Sequence[tuple[Any, int]],
+    class_names: Sequence[str],
+    read: Reader,
+    imbalance_factor: float,
+    seed: int,
+) -> Listing:
+    """CIFAR10-LT of the places and labels of all images of CIFAR-10 in their public order; see `cifar10_lt`."""
     train_labels = np.array([label for _, label in train])
     kept = long_tailed_indices(train_labels, imbalance_factor, seed).tolist()
     return Listing(
-        class_names=_class_names(files["batches.meta.txt" if binary else "batches.meta"], binary),
+        class_names=class_names,
         splits={
             "train": [Item(f"train/{i}", train[i][1], train[i][0]) for i in kept],
             "reference": [Item(f"test/{i}", label, record) for i, (record, label) in enumerate(test)],
         },
-        read=read_record,
+        read=read,
         description=(
             "CIFAR10-LT: an exponentially long-tailed subset of the training images of CIFAR-10, "
             f"rarest over most frequent class {imbalance_factor:g}; the reference is the test set of CIFAR-10."

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from noisytwins_jax.data.prepare import finish, shards
+from noisytwins_jax.data.prepare import finish, shards, tfds_source
 from noisytwins_jax.data.prepare.cifar import cifar10_lt
 from noisytwins_jax.data.prepare.drawn import digits_lt, petals
 from noisytwins_jax.data.prepare.folders import animal_face, image_folder, imagenet_carnivore
@@ -41,11 +41,12 @@ class Preparer(NamedTuple):
     preprocessing: str = PUBLISHED
     channels: int = 3
     thresholds: tuple[int, int] = (20, 100)
+    list_tfds: Callable[..., Listing] | None = None  # for a source of TFDS
 
 
 PREPARERS = {
-    "cifar10_lt": Preparer(cifar10_lt, resolution=32, thresholds=(200, 1000)),
-    "imagenet_lt": Preparer(imagenet_lt),
+    "cifar10_lt": Preparer(cifar10_lt, resolution=32, thresholds=(200, 1000), list_tfds=tfds_source.cifar10_lt),
+    "imagenet_lt": Preparer(imagenet_lt, list_tfds=tfds_source.imagenet_lt),
     "inat19": Preparer(inat19),
     "animal_face": Preparer(animal_face),
     "imagenet_carnivore": Preparer(imagenet_carnivore),
@@ -165,7 +166,11 @@ def _list_images(
     arguments: argparse.Namespace, preparer: Preparer, format: shards.Format, unpack_in: Path
 ) -> tuple[Listing, dict[str, Any]]:
     """The listing, and the options that it was asked for with."""
-    takes = inspect.signature(preparer.list_images).parameters
+    from_tfds = tfds_source.is_tfds(arguments.source)
+    if from_tfds and preparer.list_tfds is None:
+        raise UserError(f"{arguments.dataset} is no data set of TFDS; give --source=<folder or archive> of the images.")
+    list_images = preparer.list_tfds if from_tfds else preparer.list_images
+    takes = inspect.signature(list_images).parameters
     given = {key: getattr(arguments, key) for key in LISTING_OPTIONS if getattr(arguments, key) is not None}
     if unknown := [key for key in given if key not in takes]:
         own = [f"--{key}" for key in LISTING_OPTIONS if key in takes]
@@ -174,13 +179,14 @@ def _list_images(
     if "source" in takes:
         if arguments.source is None:
             raise UserError(f"{arguments.dataset} needs --source=<folder or archive> of the images.")
-        given |= {"source": arguments.source.expanduser(), "unpack_in": unpack_in}
+        given |= {"source": str(arguments.source) if from_tfds else arguments.source.expanduser()}
+        given |= {"unpack_in": unpack_in} if "unpack_in" in takes else {}
     elif arguments.source is not None:
         raise UserError(f"{arguments.dataset} is made here and takes no --source; leave it out.")
     if "resolution" in takes:
         given["resolution"] = format.resolution
     print(f"Listing the images of {arguments.dataset}.", flush=True)
-    listing = preparer.list_images(**given)
+    listing = list_images(**given)
     for split, count in listing.published_counts.items():
         if split in listing.splits and len(listing.splits[split]) != count:
             print(f"Note: {len(listing.splits[split])} {split} images were found; {count} were published.")

@@ -38,7 +38,7 @@ def find_duplicates(shards: Sequence[Shard]) -> dict[str, str]:
         notes = _notes(shard)
         if shard.split == "reference":
             reference |= dict(zip(notes.hashes, notes.names, strict=True))
-        else:
+        elif shard.split == "train":
             train |= dict(zip(notes.names, notes.hashes, strict=True))
     return {name: reference[pixels] for name, pixels in train.items() if pixels in reference}
 
@@ -170,6 +170,8 @@ def _unique(names: Sequence[str]) -> list[str]:
     seen: set[str] = set()
     unique = []
     for label, name in enumerate(names):
-        unique.append(f"{name} ({label})" if name in seen else name)
-        seen.add(unique[-1])
+        while name in seen:
+            name = f"{name} ({label})"
+        unique.append(name)
+        seen.add(name)
     return unique

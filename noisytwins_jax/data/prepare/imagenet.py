@@ -1,15 +1,16 @@
 """ImageNet-LT: the published long-tailed subset of ILSVRC 2012."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from noisytwins_jax.data.prepare.files import Place, list_files, list_nested_tar, read_file
-from noisytwins_jax.data.prepare.listing import Listing, Problems
+from noisytwins_jax.data.prepare.listing import Item, Listing, Problems, Reader
 from noisytwins_jax.data.prepare.lists import class_folders, find_items, read_list
 from noisytwins_jax.errors import UserError
 
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+LISTS = ("ImageNet_LT_train.txt", "ImageNet_LT_val.txt")
 _HOMEPAGE = "https://liuziwei7.github.io/projects/LongTail.html"
 
 
@@ -39,7 +40,7 @@ def imagenet_lt(source: Path, unpack_in: Path, lists: Path | None = None) -> Lis
         raise UserError(f"There is no {source}; give {_TRAIN_TAR}, or a folder that holds it or its images.")
     folder = source if source.is_dir() else source.parent
     problems = Problems()
-    paths = [Path(lists or folder) / name for name in ("ImageNet_LT_train.txt", "ImageNet_LT_val.txt")]
+    paths = [Path(lists or folder) / name for name in LISTS]
     for path in paths:
         if not path.is_file():
             raise UserError(
@@ -48,13 +49,21 @@ def imagenet_lt(source: Path, unpack_in: Path, lists: Path | None = None) -> Lis
             )
     train, reference = (read_list(path, problems) for path in paths)
     find = _finder(source, folder, unpack_in)
+    splits = {
+        "train": find_items(train, find, problems, listed_in=paths[0], source=source),
+        "reference": find_items(reference, find, problems, listed_in=paths[1], source=source),
+    }
+    return imagenet_lt_listing(_class_names(train + reference, problems), splits, read_file, problems)
+
+
+def imagenet_lt_listing(
+    class_names: Sequence[str], splits: dict[str, list[Item]], read: Reader, problems: Problems
+) -> Listing:
+    """ImageNet-LT of its items; see `imagenet_lt`."""
     return Listing(
-        class_names=_class_names(train + reference, problems),
-        splits={
-            "train": find_items(train, find, problems, listed_in=paths[0], source=source),
-            "reference": find_items(reference, find, problems, listed_in=paths[1], source=source),
-        },
-        read=read_file,
+        class_names=class_names,
+        splits=splits,
+        read=read,
         description=(
             "ImageNet-LT: a long-tailed subset of the training images of ILSVRC 2012 with 1000 classes; the reference "
             "is its balanced validation list."

@@ -4,6 +4,7 @@ Shards lie in a directory of their own until all are done. Each is written under
 notes (a JSON file beside it) are there. Images are put into an order that mixes the classes, always the same one.
 """
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -98,6 +99,8 @@ def fingerprint_of_plan(listing: Listing, format: Format) -> str:
     """SHA-256 of everything that decides what is written, except where the source lies."""
     digest = hashlib.sha256(repr((format.shape, format.preprocessing.name, SHARD_BYTES)).encode())
     digest.update(repr((tuple(listing.class_names), listing.factor_names)).encode())
+    # What a reader was bound to, such as the seed of drawn images, decides what they show.
+    digest.update(repr(sorted(getattr(listing.read, "keywords", {}).items())).encode())
     for split, items in sorted(listing.splits.items()):
         digest.update(split.encode())
         for item in items:
@@ -160,35 +163,43 @@ def write_shard(shard: Shard, leave_out: Mapping[str, str] | None = None) -> int
     Args:
       shard: what to write.
       leave_out: images of it that are left out as `DUPLICATES`: the reference image by the name of the other.
+
+    Raises:
+      OSError: the shard cannot be written; nothing of it is left.
     """
     notes, problems = Notes(), Problems()
     unfinished = shard.path.with_name(f"{shard.path.name}.part")
-    writer = ArrayRecordWriter(str(unfinished), _WRITER_OPTIONS)
     written = 0
     try:
-        for count, item in enumerate(shard.items, start=1):
-            if item.name in (leave_out or {}):
-                problems.add(DUPLICATES, f"{item.name}: as {leave_out[item.name]}")
-                continue
-            record = _read(item, shard, problems)
-            if record is not None:
-                data = records.encode(record)
-                writer.write(data)
-                written += len(data)
-                notes.names.append(item.name)
-                notes.labels.append(item.label)
-                notes.hashes.append(hashlib.sha256(record.image.tobytes()).hexdigest()[:32])
-                if record.factors is not None:
-                    notes.factors.append([float(x) for x in record.factors])
-            if count % _REPORT_EVERY == 0 or count == len(shard.items):
-                _report((count - 1) % _REPORT_EVERY + 1)
-    finally:
-        writer.close()
+        writer = ArrayRecordWriter(str(unfinished), _WRITER_OPTIONS)
+        try:
+            for count, item in enumerate(shard.items, start=1):
+                if item.name in (leave_out or {}):
+                    problems.add(DUPLICATES, f"{item.name}: as {leave_out[item.name]}")
+                    continue
+                record = _read(item, shard, problems)
+                if record is not None:
+                    data = records.encode(record)
+                    writer.write(data)
+                    written += len(data)
+                    notes.names.append(item.name)
+                    notes.labels.append(item.label)
+                    notes.hashes.append(hashlib.sha256(record.image.tobytes()).hexdigest()[:32])
+                    if record.factors is not None:
+                        notes.factors.append([float(x) for x in record.factors])
+                if count % _REPORT_EVERY == 0 or count == len(shard.items):
+                    _report((count - 1) % _REPORT_EVERY + 1)
+        finally:
+            writer.close()
+    except RuntimeError as error:  # the writer has no other kind
+        unfinished.unlink(missing_ok=True)
+        raise _writing_error(error, unfinished) from None
     notes.size, notes.sha256 = _size_and_sha256(unfinished)
-    if notes.size < written:  # the writer itself is silent about a full disk
+    if notes.size < written:  # some versions of the writer are silent about a full disk
         unfinished.unlink()
-        raise OSError(28, "No space left on device", str(unfinished))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(unfinished))
     notes.wrong, notes.converted = problems.wrong, dict(problems.converted)
+    shard.notes_path.unlink(missing_ok=True)  # those of an earlier shard, which may have the same size
     os.replace(unfinished, shard.path)
     text = shard.notes_path.with_name(f"{shard.notes_path.name}.part")
     text.write_text(json.dumps(vars(notes)))
@@ -208,6 +219,12 @@ def _read(item: Item, shard: Shard, problems: Problems) -> records.Record | None
             raise
         problems.add(UNREADABLE, f"{item.name}: {first_line(error)}")
         return None
+
+
+def _writing_error(error: RuntimeError, path: Path) -> OSError:
+    """What the writer says in words, as the operating system's error."""
+    number = next((number for number in errno.errorcode if os.strerror(number) in str(error)), errno.EIO)
+    return OSError(number, first_line(error) if number == errno.EIO else os.strerror(number), str(path))
 
 
 def _size_and_sha256(path: Path) -> tuple[int, str]:

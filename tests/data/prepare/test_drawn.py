@@ -7,7 +7,7 @@ import pytest
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.long_tail import long_tail_counts
 from noisytwins_jax.data.petals import FACTORS, draw
-from noisytwins_jax.data.prepare.drawn import REFERENCE_START, digits_lt, petals
+from noisytwins_jax.data.prepare.drawn import CLASSIFIER_START, REFERENCE_START, digits_lt, petals
 from noisytwins_jax.data.prepare.listing import Drawn
 from noisytwins_jax.errors import UserError
 
@@ -19,9 +19,10 @@ def labels(items: list) -> list[int]:
 def test_petals_listing():
     listing = petals(16)
     assert listing.class_names[0] == "species 00" and listing.class_names[-1] == "species 19"
-    assert list(listing.splits) == ["train", "reference"]
+    assert list(listing.splits) == ["train", "reference", "classifier"]
     assert labels(listing.splits["train"]) == long_tail_counts(500, 20, 0.02).tolist()
     assert labels(listing.splits["reference"]) == [50] * 20
+    assert labels(listing.splits["classifier"]) == [200] * 20
     assert listing.factor_names == FACTORS
     assert len(listing.problems) == 0
     assert listing.splits["train"][501].name == "train/01/1"
@@ -31,14 +32,16 @@ def test_petals_listing():
 
 def test_petals_splits_are_disjoint():
     places = {split: {item.place for item in items} for split, items in petals(8).splits.items()}
-    assert not places["train"] & places["reference"]
+    assert len(set.union(*places.values())) == sum(map(len, places.values()))
     assert max(index for _, index in places["train"]) < REFERENCE_START
     assert min(index for _, index in places["reference"]) >= REFERENCE_START
+    assert max(index for _, index in places["reference"]) < CLASSIFIER_START
 
 
-@pytest.mark.parametrize("split", ["train", "reference"])
+@pytest.mark.parametrize("split", ["train", "reference", "classifier"])
 def test_petals_reader(split):
-    listing = petals(16, num_classes=3, largest=5, imbalance_factor=0.2, reference_per_class=2, seed=4)
+    sizes = {"largest": 5, "imbalance_factor": 0.2, "reference_per_class": 2, "classifier_per_class": 2}
+    listing = petals(16, num_classes=3, **sizes, seed=4)
     read = pickle.loads(pickle.dumps(listing.read))
     for item in pickle.loads(pickle.dumps(listing.splits[split])):
         drawn = read(item)

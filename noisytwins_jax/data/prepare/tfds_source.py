@@ -1,0 +1,141 @@
+"""Public TFDS data sets as sources: ``--source=tfds:cifar10``, ``tfds:imagenet_lt``, ``tfds:imagenet2012``.
+
+A data set that TFDS has prepared as array_record files is read without TensorFlow. To download and prepare one TFDS needs
+TensorFlow: the extra ``prepare``.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from noisytwins_jax.data.prepare.cifar import cifar10_listing
+from noisytwins_jax.data.prepare.imagenet import LISTS, imagenet_lt_listing
+from noisytwins_jax.data.prepare.listing import Item, Listing, Problems
+from noisytwins_jax.data.prepare.lists import find_items, read_list
+from noisytwins_jax.errors import UserError, first_line
+
+PREFIX = "tfds:"
+
+
+class Place(NamedTuple):
+    """Where an image is: a TFDS data set (a name or a directory), a split of it, and the position there."""
+
+    name: str
+    split: str
+    index: int
+
+
+def cifar10_lt(source: str, imbalance_factor: float = 0.01, seed: int = 0) -> Listing:
+    """CIFAR10-LT from TFDS's ``cifar10``: the same images as from the public archives, see `cifar.cifar10_lt`.
+
+    Args:
+      source: ``"tfds:cifar10"``, or ``tfds:`` and the directory of a prepared version.
+      imbalance_factor, seed: as there.
+
+    Raises:
+      UserError: the data set is not there or is another one, or an argument is out of range.
+    """
+    name = source.removeprefix(PREFIX)
+    train, test = (_entries(name, split, "id") for split in ("train", "test"))
+    # TFDS has shuffled the images; an id as train_00042 is the position in the public batches.
+    train.sort(key=lambda entry: entry[0])
+    test.sort(key=lambda entry: entry[0])
+    return cifar10_listing(
+        [(place, label) for _, place, label in train],
+        [(place, label) for _, place, label in test],
+        _class_names(name),
+        read_tfds,
+        imbalance_factor,
+        seed,
+    )
+
+
+def imagenet_lt(source: str, lists: Path | None = None) -> Listing:
+    """ImageNet-LT from TFDS's ``imagenet_lt``, or from ``imagenet2012`` and the public lists.
+
+    Args:
+      source: ``"tfds:imagenet_lt"`` or ``"tfds:imagenet2012"``, or ``tfds:`` and the directory of a prepared version.
+      lists: folder of the lists; needed for imagenet2012 alone.
+
+    Raises:
+      UserError: the data set is not there or is another one, or the lists are missing.
+    """
+    name, problems = source.removeprefix(PREFIX), Problems()
+    if lists is None and "imagenet2012" in name:
+        raise UserError(f"{source} needs --lists=<folder of {' and '.join(LISTS)}>.")
+    train = _entries(name, "train", "file_name")
+    if lists is None:
+        splits = {"train": train, "reference": _entries(name, "validation", "file_name")}
+        items = {split: [Item(file, label, place) for file, place, label in found] for split, found in splits.items()}
+    else:
+        places = {file: place for file, place, _ in train}
+        items = {}
+        for split, file in zip(("train", "reference"), LISTS, strict=True):
+            path = Path(lists) / file
+            items[split] = find_items(
+                read_list(path, problems),
+                lambda entry: places.get(entry.rsplit("/", 1)[-1]),
+                problems,
+                listed_in=path,
+                source=Path(source),
+            )
+    return imagenet_lt_listing(_class_names(name), items, read_tfds, problems)
+
+
+def read_tfds(item: Item) -> bytes:
+    """The bytes of the image file at ``item.place``, a `Place`."""
+    return _data_source(item.place.name, item.place.split)[item.place.index]["image"]
+
+
+def _entries(name: str, split: str, key: str) -> list[tuple[str, Place, int]]:
+    """Key, place and class id of every image of a split."""
+    source = _data_source(name, split)
+    entries = []
+    for index in range(len(source)):
+        record = source[index]
+        if key not in record:
+            raise UserError(
+                f"TFDS's {name} has no feature {key!r} in its split {split}; give another data set of TFDS."
+            )
+        entries.append((record[key].decode(), Place(name, split, index), int(record["label"])))
+    return entries
+
+
+def _class_names(name: str) -> Sequence[str]:
+    return _builder(name).info.features["label"].names
+
+
+@functools.lru_cache(maxsize=8)
+def _data_source(name: str, split: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    builder = _builder(name)
+    if split not in builder.info.splits:
+        raise UserError(f"TFDS's {name} has no split {split}; give another data set of TFDS.")
+    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+@functools.lru_cache(maxsize=2)
+def _builder(name: str) -> Any:
+    """A data set of TFDS as array_record files, prepared if need be."""
+    import tensorflow_datasets as tfds
+
+    try:
+        if Path(name).is_dir():
+            return tfds.builder_from_directory(name)
+        builder = tfds.builder(name, file_format="array_record")
+        builder.download_and_prepare()
+        return builder
+    except ImportError as error:
+        raise UserError(
+            f"TFDS has not prepared {name} yet, and needs TensorFlow to do it ({first_line(error)}): pip install "
+            "'noisytwins_jax[prepare]'."
+        ) from None
+    except Exception as error:  # of many types, some with a page of text
+        raise UserError(f"TFDS cannot give {name} ({first_line(error)}).") from None
+
+
+def is_tfds(source: Any) -> bool:
+    """Whether a ``--source`` names a data set of TFDS."""
+    return str(source).startswith(PREFIX)
