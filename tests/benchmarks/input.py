@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each, in turns; their median counts")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="the peer's processes, and our threads")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="the peer's processes, and our threads"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source = _prepared(Path(folder) / "data", args.resolution, args.images)

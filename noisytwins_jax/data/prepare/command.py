@@ -6,6 +6,7 @@ stopped. It ends with the classes from head to tail, in words and as a picture.
 """
 
 import argparse
+import importlib.util
 import inspect
 import os
 import shutil
@@ -123,12 +124,17 @@ def prepare(arguments: argparse.Namespace) -> str:
     if not name.isidentifier():
         raise UserError(f"--name={name} is no name of a data set: letters, digits and _, and no digit first.")
     format = shards.Format(
-        arguments.resolution or preparer.resolution,
+        preparer.resolution if arguments.resolution is None else arguments.resolution,
         arguments.channels or preparer.channels,
         Preprocessing.parse(arguments.preprocessing or preparer.preprocessing),
     )
     check_resolution(format.resolution)
     thresholds = _thresholds(arguments.thresholds) or preparer.thresholds
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        raise UserError(
+            "Preparing data needs tensorflow-datasets (but no TensorFlow); install it with: pip install "
+            "tensorflow-datasets."
+        )
     target = arguments.data_dir.expanduser().absolute() / name / f"{format.resolution}px" / VERSION
     working = target.with_name(f"{VERSION}.incomplete")
     try:
@@ -249,6 +255,7 @@ def _to_do(shard: shards.Shard, skip: bool) -> bool:
 def _stop_for(problems: Problems, working: Path, skip: bool) -> None:
     """Ends with a listing of what is wrong, unless that is to be left out."""
     if not problems.wrong:
+        (working / PROBLEMS_FILE).unlink(missing_ok=True)  # of an earlier run
         return
     (working / PROBLEMS_FILE).write_text(problems.describe(None) + "\n")
     if not skip:

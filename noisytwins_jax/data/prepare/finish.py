@@ -47,12 +47,14 @@ def collect_splits(listing: Listing, shards: Sequence[Shard], format: Format) ->
     """What the shards of every split hold together: that part of `INFO_FILE`.
 
     Raises:
-      UserError: there are classes without training images.
+      UserError: there are classes without training images, or no images in a split.
     """
     splits: dict[str, Any] = {}
     for split in listing.splits:
         notes = [(shard, _notes(shard)) for shard in shards if shard.split == split]
         labels = np.array([label for _, entry in notes for label in entry.labels], np.int32)
+        if not len(labels):
+            raise UserError(f"There is no usable {split} image at all; mend the images, or give a source without them.")
         counts = np.bincount(labels, minlength=len(listing.class_names))
         if split == "train":
             counts = count_classes(labels, len(listing.class_names))

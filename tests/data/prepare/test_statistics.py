@@ -23,12 +23,8 @@ def information(counts, thresholds=(20, 100), names=None):
 def test_totals_and_groups():
     # At the thresholds themselves a class is in the medium group.
     first, second, *_ = describe_classes(information([101, 100, 20, 19, 5])).splitlines()
-    assert first == (
-        "5 classes, 245 train, 77 reference images of 64 px (center-lanczos); imbalance factor 0.0495"
-    )
-    assert second == (
-        "1 classes have more than 100 training images, 2 from 20 to 100, 2 fewer than 20"
-    )
+    assert first == ("5 classes, 245 train, 77 reference images of 64 px (center-lanczos); imbalance factor 0.0495")
+    assert second == ("1 classes have more than 100 training images, 2 from 20 to 100, 2 fewer than 20")
 
 
 def test_classes_from_head_to_tail():
