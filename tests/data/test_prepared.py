@@ -177,7 +177,9 @@ def test_fingerprints_are_of_the_images_alone(few, tmp_path):
     prepare_petals(tmp_path, "other", "--jobs=1", seed=1)
     again, other = load(tmp_path, "again"), load(tmp_path, "other")
     np.testing.assert_array_equal(everything(again.train)["image"], everything(few.train)["image"])
-    assert again.train.fingerprint == few.train.fingerprint and again.classifier.fingerprint == few.classifier.fingerprint
+    assert (
+        again.train.fingerprint == few.train.fingerprint and again.classifier.fingerprint == few.classifier.fingerprint
+    )
     assert again.reference.fingerprint != few.reference.fingerprint
     sources = [getattr(splits, split) for splits in (few, other) for split in SPLITS]
     assert len({source.fingerprint for source in sources}) == 6
@@ -208,7 +210,10 @@ def test_without_a_reference_split_the_training_images_are_the_reference(damaged
 
 def test_the_classifier_learns_from_a_set_with_every_class(damaged):
     """The reference set is the larger one here, but has no images of two classes."""
-    edit_info(damaged, lambda info: info["splits"].update(train=info["splits"]["reference"], reference=info["splits"]["train"]))
+    edit_info(
+        damaged,
+        lambda info: info["splits"].update(train=info["splits"]["reference"], reference=info["splits"]["train"]),
+    )
     edit_info(damaged, lambda info: info["splits"].pop("classifier"))
     (damaged / "labels-train.npy").rename(damaged / "labels")
     (damaged / "factors-train.npy").rename(damaged / "factors")
@@ -284,7 +289,9 @@ def test_a_missing_or_truncated_shard(split, damaged):
     (shard,) = damaged.glob(f"few-{split}.array_record-*")
     data = shard.read_bytes()
     shard.write_bytes(data[:-1])
-    with pytest.raises(UserError, match=rf"{shard.name} is not the file that was prepared; prepare .* or copy all of it"):
+    with pytest.raises(
+        UserError, match=rf"{shard.name} is not the file that was prepared; prepare .* or copy all of it"
+    ):
         load_damaged(damaged)
     shard.unlink()
     with pytest.raises(UserError, match=f"{shard.name} is missing; prepare"):

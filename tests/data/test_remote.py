@@ -189,7 +189,9 @@ def test_a_missing_data_set_says_so(bucket, tmp_path):
         with pytest.raises(UserError) as error:
             load(BUCKET, tmp_path, name, resolution)
         message = str(error.value)
-        assert message.startswith(f"There is no prepared data set {name} of {resolution} px in {BUCKET}; prepare it with")
+        assert message.startswith(
+            f"There is no prepared data set {name} of {resolution} px in {BUCKET}; prepare it with"
+        )
         assert f"--data_dir={BUCKET} --resolution={resolution}" in message
 
 
@@ -216,7 +218,7 @@ def test_a_package_that_is_not_installed_is_named(tmp_path):
     fsspec.register_implementation(
         "far", "no_such_package.FileSystem", errtxt="Please install no_such_package to access far storage"
     )
-    with pytest.raises(UserError, match="needs a package that is not installed .*install no_such_package") as error:
+    with pytest.raises(UserError, match=r"needs a package that is not installed .*install no_such_package") as error:
         load("far://bucket/data", tmp_path)
     assert "\n" not in str(error.value)
 

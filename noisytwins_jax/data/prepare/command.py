@@ -8,6 +8,7 @@ stopped. It ends with the classes from head to tail, in words and as a picture.
 import argparse
 import importlib.util
 import inspect
+import json
 import os
 import shutil
 import sys
@@ -142,7 +143,7 @@ def prepare(arguments: argparse.Namespace) -> str:
         listing, options = _list_images(arguments, preparer, format, working / "unpacked")
         plan = shards.fingerprint_of_plan(listing, format)
         if (target / INFO_FILE).exists():
-            if (target / PLAN_FILE).read_text() == plan:
+            if _is_same(target, plan, thresholds):
                 shutil.rmtree(working)
                 return f"{target} is there already, prepared in the same way."
             if not arguments.overwrite:
@@ -166,6 +167,15 @@ def prepare(arguments: argparse.Namespace) -> str:
             ) from error
         raise UserError(f"There is no space left in {working}; free some and run the same command to go on.") from None
     return f"{describe_classes(info)}\nPrepared in {target}; the picture of its classes is {PICTURE_FILE} there."
+
+
+def _is_same(target: Path, plan: str, thresholds: tuple[int, int]) -> bool:
+    """Whether a prepared data set is just what is asked for."""
+    try:
+        info = json.loads((target / INFO_FILE).read_text())
+        return (target / PLAN_FILE).read_text() == plan and info["group_thresholds"] == list(thresholds)
+    except (OSError, ValueError, KeyError):  # incomplete or damaged
+        return False
 
 
 def _list_images(

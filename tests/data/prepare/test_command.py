@@ -204,6 +204,35 @@ def test_other_options_are_refused_or_replace(farm, tmp_path, in_process):
     assert contents(prepared(data_dir)).keys() == before.keys()
 
 
+def test_other_thresholds_are_refused_or_replace(farm, tmp_path, in_process):
+    source, original, _ = farm
+    data_dir = shutil.copytree(original, tmp_path / "data")
+    other = folder_arguments(source, data_dir, "--thresholds=5,12")
+    assert_refused(run(*other), says="was prepared otherwise")
+    assert run(*other, "--overwrite")[2] == 0
+    info = json.loads((prepared(data_dir) / INFO_FILE).read_text())
+    assert info["group_sizes"] == {"head": 1, "medium": 2, "tail": 0}
+
+
+@pytest.mark.parametrize("file", [INFO_FILE, command.PLAN_FILE])
+def test_damaged_data_set_is_not_taken_for_the_same(farm, tmp_path, in_process, file):
+    source, original, _ = farm
+    data_dir = shutil.copytree(original, tmp_path / "data")
+    (prepared(data_dir) / file).write_text("{")
+    assert_refused(run(*folder_arguments(source, data_dir)), says="was prepared otherwise")
+    assert run(*folder_arguments(source, data_dir, "--overwrite"))[2] == 0
+    assert contents(prepared(data_dir)) == contents(prepared(original))
+
+
+def test_failed_overwrite_keeps_what_is_there(farm, tmp_path, in_process):
+    _, original, _ = farm
+    data_dir = shutil.copytree(original, tmp_path / "data")
+    source = photos(tmp_path / "photos", COUNTS | {"val": {"ant": 2, "bee": 2, "cow": 2}})
+    (source / "val" / "ant" / "0000.jpg").write_bytes(b"")
+    assert_refused(run(*folder_arguments(source, data_dir, "--overwrite")), says="1 things are wrong")
+    assert contents(prepared(data_dir)) == contents(prepared(original))
+
+
 def test_other_resolution_and_channels_lie_beside(farm, tmp_path, in_process):
     source, _, _ = farm
     arguments = [a for a in folder_arguments(source, tmp_path) if a != "--resolution=8"]
@@ -236,9 +265,14 @@ def test_class_name_in_capitals_and_of_other_letters(tmp_path, in_process):
     assert len(builder.as_data_source("train")) == 5
 
 
-def test_killed_and_going_on(tmp_path, in_process):
-    source = photos(tmp_path / "photos", {"": {"ant": 600, "bee": 250, "cow": 50}}, size=(400, 300))
-    arguments = folder_arguments(source, tmp_path / "killed", "--jobs=2")
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Photographs for four shards."""
+    return photos(tmp_path_factory.mktemp("many"), {"": {"ant": 600, "bee": 250, "cow": 50}}, size=(320, 240))
+
+
+def test_killed_and_going_on(tmp_path, many, in_process):
+    arguments = folder_arguments(many, tmp_path / "killed", "--jobs=2")
     program = [sys.executable, "-m", "noisytwins_jax.data.prepare", *arguments]
     working = prepared(tmp_path / "killed").with_name("1.0.0.incomplete")
     process = subprocess.Popen(program, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -255,16 +289,16 @@ def test_killed_and_going_on(tmp_path, in_process):
     out, _, status = run(*arguments)
     assert status == 0
     assert re.search(r"^Going on: (\d) of 4 shards are there\.$", out, re.M)[1] == str(whole)
-    assert run(*folder_arguments(source, tmp_path / "whole"))[2] == 0
+    assert run(*folder_arguments(many, tmp_path / "whole"))[2] == 0
     expected = contents(prepared(tmp_path / "whole"))
     assert len([name for name in expected if "array_record" in name]) == 4
     assert contents(prepared(tmp_path / "killed")) == expected
 
 
-def test_processes_end_with_the_first_one(tmp_path):
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lists processes as Linux does")
+def test_processes_end_with_the_first_one(tmp_path, many):
     # Else they would write the very files that the next run writes.
-    source = photos(tmp_path / "photos", {"": {"ant": 900, "bee": 100}}, size=(400, 300))
-    program = [sys.executable, "-m", "noisytwins_jax.data.prepare", *folder_arguments(source, tmp_path, "--jobs=2")]
+    program = [sys.executable, "-m", "noisytwins_jax.data.prepare", *folder_arguments(many, tmp_path, "--jobs=2")]
     working = prepared(tmp_path).with_name("1.0.0.incomplete")
     process = subprocess.Popen(program, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -121,7 +121,7 @@ def test_shard_that_is_gone(tmp_path):
         lambda: finish.collect_problems(listing, planned),
         lambda: finish.find_duplicates(planned),
     ):
-        with pytest.raises(UserError, match="reference.* is gone or has changed; run the same command to go on"):
+        with pytest.raises(UserError, match=r"reference.* is gone or has changed; run the same command to go on"):
             collect()
 
 
