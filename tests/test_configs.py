@@ -266,6 +266,7 @@ TERMS = {
 # Every data set and every method once, as far as they differ: on four devices, and some of them on one.
 SOME = (
     "inat19:noisytwins,smoke",
+    "petals:noisytwins,smoke",
     "imagenet_lt:sg2,smoke",
     "animal_face:sg2,smoke",  # imagenet_carnivore's smoke forms are the same
     "cifar10_lt:utlo,smoke",

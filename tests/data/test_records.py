@@ -61,6 +61,13 @@ def test_bytes_are_those_of_the_record_alone():
     assert len({data, *map(encode, others)}) == 5
 
 
+def test_entries_are_in_the_order_of_their_names():
+    """Protocol buffers promise no order of their own, so equal records could be unequal bytes in another process."""
+    data = encode(Record(np.zeros(SHAPE, np.uint8), 2, "", FACTORS))
+    places = [data.index(bytes([0x0A, len(name)]) + name) for name in (b"factors", b"id", b"image", b"label")]
+    assert places == sorted(places)
+
+
 @pytest.mark.parametrize("factors", [None, FACTORS])
 def test_tfds_reads_them(factors):
     features = {

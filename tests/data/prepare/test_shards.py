@@ -230,13 +230,13 @@ def test_progress_is_on_stderr(tmp_path, capsys):
 def test_far_too_much_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "TOO_MANY", 3)
     planned = shards.plan_shards(listing(damaged=range(4)), SMALL, tmp_path, "set")
-    with pytest.raises(UserError, match="^More than 3 images cannot be read"):
+    with pytest.raises(UserError, match=r"^More than 3 images cannot be read; see whether --source is the right one and whole\.$"):
         shards.write_shards(planned, 1, "Test")
 
 
 def test_process_that_is_killed(tmp_path):
     planned = shards.plan_shards(listing(read=killed), SMALL, tmp_path, "set")
-    with pytest.raises(UserError, match="^A process that prepares images was killed"):
+    with pytest.raises(UserError, match=r"^A process that prepares images was killed, .* with fewer --jobs\.$"):
         shards.write_shards(planned, 1, "Test")
     assert [shards.read_notes(shard) for shard in planned] == [None, None]
 

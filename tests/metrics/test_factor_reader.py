@@ -1,0 +1,80 @@
+"""The reader of factors: trained once, kept, and used by the evaluation beside FID."""
+
+import json
+
+import numpy as np
+import pytest
+
+from noisytwins_jax.data.registry import load_splits
+from noisytwins_jax.metrics import factor_reader
+from noisytwins_jax.metrics.classifier import load_or_train_classifier
+from noisytwins_jax.metrics.evaluation import evaluate_generator
+from noisytwins_jax.metrics.factor_reader import FactorReader, load_or_train_weights
+
+OPTIONS = {"num_classes": 3, "largest": 12, "imbalance_factor": 0.5, "reference_per_class": 20}
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return load_splits("petals_drawn", resolution=16, classifier_per_class=150, **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def reader(splits, cache):
+    return FactorReader(*load_or_train_weights(splits.classifier, cache), splits.reference)
+
+
+def test_it_is_trained_once(splits, reader, cache, monkeypatch):
+    (file,) = cache.glob("factors-*.npz")
+
+    def refuse(*arguments, **options):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(factor_reader, "train_regressor", refuse)
+    weights, training = load_or_train_weights(splits.classifier, cache)
+    classes, factors = FactorReader(weights, training, splits.reference)(splits.reference.images)
+    same = reader(splits.reference.images)
+    assert (classes == same[0]).all() and (factors == same[1]).all()
+    assert training["images"] == 450 and training["steps"] == 140
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(AssertionError, match="trained again"):  # a damaged file is no weights
+        load_or_train_weights(splits.classifier, cache)
+
+
+def test_it_tells_collapse_from_diversity(splits, reader):
+    """Real images cover the factors; one image a class, again and again, does not."""
+    real = splits.reference
+    once = np.stack([real.images[real.labels == c][0] for c in range(3)])
+    repeated = np.repeat(once, 20, axis=0)
+    groups = {"all": [0, 1, 2]}
+    diverse = reader.report(real.labels, reader(real.images), groups)["metrics"]
+    collapsed = reader.report(np.repeat(np.arange(3), 20), reader(repeated), groups)["metrics"]
+    assert diverse["coverage"] > 4 * collapsed["coverage"]
+    assert diverse["entropy"] > 0.7 and collapsed["entropy"] == 0
+
+
+def test_it_stands_beside_fid(splits, reader, cache):
+    train = splits.train
+
+    def generate(labels, indices):
+        chosen = [np.flatnonzero(train.labels == c)[i % 6] for c, i in zip(labels, indices, strict=True)]
+        return train.images[chosen], np.ones((len(labels), 2), np.float32)
+
+    result = evaluate_generator(
+        generate,
+        reference=splits.reference,
+        class_groups={"head": [0], "tail": [2]},
+        extractor=load_or_train_classifier(splits.classifier, cache),
+        samples_per_class=12,
+        reader=reader,
+    )
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["metrics"]["fid"] > 0
+    assert set(result["factors"]["metrics"]["factors"]) == set(train.factor_names)
+    assert result["factors"]["protocol"]["n_fake"] == 36
+    assert result["factors"]["groups"].keys() == {"head", "tail"}
