@@ -121,16 +121,10 @@ def prepared_splits(
             "config.data.preprocessing asks: numbers of the two cannot be compared; prepare them again, or change the field."
         )
     splits = {split: PreparedSource(place, info, split) for split in info["splits"]}
-    reference = splits.get("reference", splits["train"])
-    return DataSplits(
-        train=splits["train"], reference=reference, classifier=splits.get("classifier", _for_classifier(splits))
-    )
-
-
-def _for_classifier(splits: dict[str, PreparedSource]) -> PreparedSource:
-    """Where no split is meant for it, the embedded classifier learns from the larger one that has every class."""
-    complete = [source for source in splits.values() if source.class_counts.min() > 0]
-    return max(complete, key=len)
+    train = splits["train"]
+    reference = splits.get("reference", train)
+    balanced = reference if reference.class_counts.min() > 0 else train  # reference sets are, if they have every class
+    return DataSplits(train=train, reference=reference, classifier=splits.get("classifier", balanced))
 
 
 def load_info(name: str, *, resolution: int, directory: str, cache: str = "") -> tuple[dict[str, Any], Path]:

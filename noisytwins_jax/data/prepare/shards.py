@@ -166,7 +166,7 @@ def write_shard(shard: Shard, leave_out: Mapping[str, str] | None = None) -> int
       leave_out: images of it that are left out as `DUPLICATES`: the reference image by the name of the other.
 
     Raises:
-      OSError: the shard cannot be written; nothing of it is left.
+      OSError: the shard cannot be written; what there is of it does not count.
     """
     notes, problems = Notes(), Problems()
     unfinished = shard.path.with_name(f"{shard.path.name}.part")

@@ -1,3 +1,4 @@
+import errno
 import functools
 import hashlib
 import json
@@ -34,6 +35,10 @@ def grey(item):
 
 def drawn(item):
     return Drawn(noise(item), np.array([item.place / 3, -1.0], np.float32))
+
+
+def no_space(item):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def killed(item):
@@ -197,6 +202,13 @@ def test_full_disk_leaves_nothing(tmp_path, limit_files, lacking):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_full_disk_is_no_unreadable_image(tmp_path):
+    shard = one_shard(tmp_path, read=no_space)
+    with pytest.raises(OSError, match="No space left"):
+        shards.write_shard(shard)
+    assert shards.read_notes(shard) is None
+
+
 def test_no_such_directory(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         shards.write_shard(one_shard(tmp_path / "gone"))
@@ -230,7 +242,9 @@ def test_progress_is_on_stderr(tmp_path, capsys):
 def test_far_too_much_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "TOO_MANY", 3)
     planned = shards.plan_shards(listing(damaged=range(4)), SMALL, tmp_path, "set")
-    with pytest.raises(UserError, match=r"^More than 3 images cannot be read; see whether --source is the right one and whole\.$"):
+    with pytest.raises(
+        UserError, match=r"^More than 3 images cannot be read; see whether --source is the right one and whole\.$"
+    ):
         shards.write_shards(planned, 1, "Test")
 
 

@@ -1,11 +1,13 @@
 import io
 
+import matplotlib.colors
 import numpy as np
 import pytest
 from PIL import Image
 
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.prepare.statistics import describe_classes, draw_class_counts
+from noisytwins_jax.diagnostics.figures import RUN_COLOURS
 
 
 def information(counts, thresholds=(20, 100), names=None):
@@ -63,6 +65,16 @@ def test_picture(tmp_path, num_classes, thresholds):
     image = np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
     assert image.shape[0] > 200 and image.shape[1] > 400
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 10
+
+
+def test_picture_is_from_head_to_tail(tmp_path):
+    draw_class_counts(tmp_path / "counts.png", "a set", [4, 100, 4, 20], (5, 50))
+    image = np.asarray(Image.open(tmp_path / "counts.png").convert("RGB"))
+    colours = (matplotlib.colors.to_rgb(RUN_COLOURS[i]) for i in (0, 6, 1))  # head, medium, tail
+    columns = [np.nonzero((image == np.round(np.array(c) * 255)).all(-1))[1] for c in colours]
+    assert [len(x) > 1000 for x in columns] == [True] * 3
+    head, medium, tail = map(np.median, columns)
+    assert head < medium < tail
 
 
 def test_picture_is_of_the_counts(tmp_path):
