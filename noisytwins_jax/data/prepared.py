@@ -23,6 +23,15 @@ from noisytwins_jax.data.source import DataSplits, LabelledImages
 from noisytwins_jax.errors import UserError
 
 INFO_FILE = "preparation.json"
+# Data sets that the command knows by name: their classes, for --mode=compile before they are prepared (images are RGB).
+KNOWN_CLASSES = {
+    "cifar10_lt": 10,
+    "imagenet_lt": 1000,
+    "inat19": 1010,
+    "animal_face": 20,
+    "imagenet_carnivore": 20,
+    "petals": 20,
+}
 VERSION = "1.0.0"  # of the format and of the order of images; TFDS's version of every data set
 
 
@@ -141,12 +150,19 @@ def load_info(name: str, *, resolution: int, directory: str, cache: str = "") ->
         others = sorted(path.parents[1].name for path in place.parents[1].glob(f"*/{VERSION}/{INFO_FILE}"))
         there = f" (there: {', '.join(others)})" if others else ""
         raise UserError(
-            f"There is no prepared data set {name} of {resolution} px in {directory}{there}; prepare it with: python -m "
-            f"noisytwins_jax.data.prepare {name} --source=... --data_dir={directory} --resolution={resolution} (or see "
-            "what a method does on random images: the word smoke behind the colon of --config)."
+            f"There is no prepared data set {name} of {resolution} px in {directory}{there}; "
+            f"{how_to_prepare(name, resolution, directory)}"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{place / INFO_FILE} cannot be read ({error}); prepare the data again.") from None
+
+
+def how_to_prepare(name: str, resolution: int, directory: str) -> str:
+    """The end of a message: the command that makes a data set of this name."""
+    kind = name if name in KNOWN_CLASSES else f"image_folder --name={name}"
+    source = "" if name == "petals" else " --source=..."
+    command = f"python -m noisytwins_jax.data.prepare {kind}{source} --data_dir={directory} --resolution={resolution}"
+    return f"prepare it with: {command}"
 
 
 def split_fingerprint(shape: Sequence[int], labels: np.ndarray, hashes: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from noisytwins_jax.config import DataConfig
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.prepare.drawn import petals, petals_drawn
-from noisytwins_jax.data.prepared import VERSION, load_info, prepared_splits
+from noisytwins_jax.data.prepared import KNOWN_CLASSES, VERSION, how_to_prepare, load_info, prepared_splits
 from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.data.synthetic import synthetic_splits
 from noisytwins_jax.errors import UserError
@@ -20,9 +20,6 @@ _BUILDERS: dict[str, Callable[..., DataSplits]] = {
     "petals_drawn": petals_drawn,
     "synthetic": synthetic_splits,
 }
-
-# Classes of public data sets, for --mode=compile before they are prepared; their images are RGB.
-_PUBLIC = {"cifar10_lt": 10, "imagenet_lt": 1000, "inat19": 1010, "animal_face": 20, "imagenet_carnivore": 20}
 
 
 def load_data(data: DataConfig) -> DataSplits:
@@ -77,19 +74,18 @@ def classes_and_channels(data: DataConfig) -> tuple[int, int]:
         train = load_data(data).train
         return train.num_classes, train.channels
     _check_name(data)
-    if data.name in _PUBLIC and not (_directory(data) / f"{data.resolution}px" / VERSION).exists():
-        return _PUBLIC[data.name], 3
+    if data.name in KNOWN_CLASSES and not (_directory(data) / f"{data.resolution}px" / VERSION).exists():
+        return KNOWN_CLASSES[data.name], 3
     info, _ = load_info(data.name, resolution=data.resolution, directory=data.dir, cache=data.cache)
     return len(info["class_names"]), info["channels"]
 
 
 def _check_name(data: DataConfig) -> None:
-    known = [*_BUILDERS, *_PUBLIC, "petals"]
+    known = [*_BUILDERS, *KNOWN_CLASSES]
     if data.name not in known and "://" not in data.dir and not _directory(data).exists():
         raise UserError(
-            f'There is no data set "{data.name}" in {data.dir}; {_suggest(data.name, known)} Your own pictures become one '
-            f"with: python -m noisytwins_jax.data.prepare image_folder --name={data.name} --source=... "
-            f"--data_dir={data.dir} --resolution={data.resolution}"
+            f'There is no data set "{data.name}" in {data.dir}; {_suggest(data.name, known)} If it is your own, '
+            f"{how_to_prepare(data.name, data.resolution, data.dir)}"
         )
 
 

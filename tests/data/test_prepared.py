@@ -260,7 +260,10 @@ def test_a_data_set_that_is_not_there(data_dir):
         load(data_dir, "many")
     message = str(error.value)
     assert message.startswith(f"There is no prepared data set many of 8 px in {data_dir}; prepare it with: ")
-    assert f"noisytwins_jax.data.prepare many --source=... --data_dir={data_dir} --resolution=8" in message
+    assert (
+        f"noisytwins_jax.data.prepare image_folder --name=many --source=... --data_dir={data_dir} --resolution=8"
+        in message
+    )
 
 
 def test_another_resolution_is_named(data_dir):

@@ -271,7 +271,7 @@ def _stop_for(problems: Problems, working: Path, skip: bool) -> None:
     if not skip:
         print(problems.describe(), file=sys.stderr)
         raise UserError(
-            f"{len(problems)} things are wrong with the source, listed above and in {working / PROBLEMS_FILE}; mend them "
+            f"{len(problems)} {'thing is' if len(problems) == 1 else 'things are'} wrong with the source, listed above and in {working / PROBLEMS_FILE}; mend them "
             "and run the same command, or give --on_error=skip to leave them out."
         )
 

@@ -229,7 +229,7 @@ def test_failed_overwrite_keeps_what_is_there(farm, tmp_path, in_process):
     data_dir = shutil.copytree(original, tmp_path / "data")
     source = photos(tmp_path / "photos", COUNTS | {"val": {"ant": 2, "bee": 2, "cow": 2}})
     (source / "val" / "ant" / "0000.jpg").write_bytes(b"")
-    assert_refused(run(*folder_arguments(source, data_dir, "--overwrite")), says="1 things are wrong")
+    assert_refused(run(*folder_arguments(source, data_dir, "--overwrite")), says="1 thing is wrong")
     assert contents(prepared(data_dir)) == contents(prepared(original))
 
 
@@ -336,7 +336,7 @@ def test_unreadable_image_stops_until_mended(tmp_path, in_process):
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[: len(whole) // 2])
     printed = run(*folder_arguments(source, data_dir))
-    last = assert_refused(printed, data_dir=data_dir, says="1 things are wrong with the source")
+    last = assert_refused(printed, data_dir=data_dir, says="1 thing is wrong with the source")
     assert "1 unreadable images:\n  train/bee/0003.jpg: " in printed[1]
     problems = prepared(data_dir).with_name("1.0.0.incomplete") / "problems.txt"
     assert str(problems) in last and "train/bee/0003.jpg" in problems.read_text()
@@ -374,7 +374,7 @@ def with_duplicate(folder):
 def test_duplicates_stop(tmp_path, in_process):
     source, data_dir = with_duplicate(tmp_path), tmp_path / "data"
     printed = run(*folder_arguments(source, data_dir))
-    assert_refused(printed, data_dir=data_dir, says="1 things are wrong")
+    assert_refused(printed, data_dir=data_dir, says="1 thing is wrong")
     assert "training images that are reference images too:\n  train/ant/twin.jpg: as val/cow/0001.jpg" in printed[1]
     (source / "train" / "ant" / "twin.jpg").unlink()
     assert run(*folder_arguments(source, data_dir))[2] == 0
@@ -432,7 +432,7 @@ def test_wrong_list_line(tmp_path, in_process):
     (tmp_path / "list.txt").write_text("\n".join([*sorted(names), "train/ant/0000.jpg seven"]))
     arguments = folder_arguments(source, tmp_path / "data", f"--train_list={tmp_path / 'list.txt'}")
     printed = run(*arguments)
-    assert_refused(printed, data_dir=tmp_path / "data", says="1 things are wrong")
+    assert_refused(printed, data_dir=tmp_path / "data", says="1 thing is wrong")
     assert f"{tmp_path / 'list.txt'}:48: train/ant/0000.jpg seven" in printed[1]
     out, _, status = run(*arguments, "--on_error=skip")
     assert status == 0 and "47 train images" in out
@@ -445,7 +445,7 @@ def test_class_without_images(tmp_path, in_process):
     source = photos(tmp_path / "photos")
     (source / "train" / "dog").mkdir()
     printed = run(*folder_arguments(source, tmp_path / "data"))
-    assert_refused(printed, data_dir=tmp_path / "data", says="things are wrong")
+    assert_refused(printed, data_dir=tmp_path / "data", says="thing is wrong")
     assert "classes without images" in printed[1] and "train/dog" in printed[1]
     out, _, status = run(*folder_arguments(source, tmp_path / "data", "--on_error=skip"))
     assert status == 0 and "3 classes, 47 train" in out
