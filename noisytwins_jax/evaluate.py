@@ -19,6 +19,7 @@ from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.data.source import DataSplits, ImageSource, read_images
 from noisytwins_jax.diagnostics.curves import training_curves
+from noisytwins_jax.diagnostics.factor_figure import factor_figure
 from noisytwins_jax.diagnostics.report import write_report
 from noisytwins_jax.diagnostics.sheets import head_to_tail, sample_sheet
 from noisytwins_jax.diagnostics.w_projection import w_projection_figure
@@ -162,6 +163,14 @@ def _write_report(
     np.savez(workdir / W_FILE, w=w, labels=labels)
     names, counts = splits.train.class_names, splits.train.class_counts
     kimg = step * config.images_per_step / 1000
+    known = []
+    if factors := result.get("factors"):
+        accuracy = factors["metrics"]["class_accuracy"]
+        caption = (
+            f"Known factors, read off {factors['protocol']['n_fake']} generated images; {accuracy:.1%} of them show the class "
+            "that was asked for. Grey: factors that the network reads badly off real images too."
+        )
+        known = [(caption, factor_figure(factors))]
     return write_report(
         workdir / REPORT_FILE,
         title=config.name,
@@ -175,6 +184,7 @@ def _write_report(
                 "Latent space W. Each dot is the w of one (z, class); a collapsed class is a point or a thin line.",
                 w_projection_figure(w, labels, names, class_counts=counts),
             ),
+            *known,
             ("Training. Means over each logging interval.", training_curves(read_metrics(workdir))),
         ],
     )
