@@ -270,9 +270,10 @@ def _stop_for(problems: Problems, working: Path, skip: bool) -> None:
     (working / PROBLEMS_FILE).write_text(problems.describe(None) + "\n")
     if not skip:
         print(problems.describe(), file=sys.stderr)
+        things = "1 thing is" if len(problems) == 1 else f"{len(problems)} things are"
         raise UserError(
-            f"{len(problems)} {'thing is' if len(problems) == 1 else 'things are'} wrong with the source, listed above and in {working / PROBLEMS_FILE}; mend them "
-            "and run the same command, or give --on_error=skip to leave them out."
+            f"{things} wrong with the source, listed above and in {working / PROBLEMS_FILE}; mend them and run the same "
+            "command, or give --on_error=skip to leave them out."
         )
 
 
