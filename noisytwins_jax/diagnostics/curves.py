@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noisytwins_jax.diagnostics.figures import (
+from noisytwins_jax.errors import UserError
+from noisytwins_jax.figures import (
     FAINT,
     INK,
     RULE,
@@ -19,7 +20,6 @@ from noisytwins_jax.diagnostics.figures import (
     short_names,
     style_axes,
 )
-from noisytwins_jax.errors import UserError
 
 W_RATIO = "W variance within classes / total"
 # Panels in order of reading; a logged name goes to the first panel whose pattern it matches, else to one of its own.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from noisytwins_jax.diagnostics.figures import FAINT, INK, RULE, RUN_COLOURS, new_figure, style_axes
+from noisytwins_jax.figures import FAINT, INK, RULE, RUN_COLOURS, new_figure, style_axes
 
 _PANELS = (
     ("coverage_ratio", "Coverage: share of each factor's range that a class reaches, of what true images would"),

@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from noisytwins_jax.diagnostics.figures import (
+from noisytwins_jax.diagnostics.report import protocol_differences
+from noisytwins_jax.errors import UserError
+from noisytwins_jax.figures import (
     FAINT,
     INK,
     RULE,
@@ -21,8 +23,6 @@ from noisytwins_jax.diagnostics.figures import (
     rank_colours,
     style_axes,
 )
-from noisytwins_jax.diagnostics.report import protocol_differences
-from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics.table import format_means, format_table
 
 PANELS = (

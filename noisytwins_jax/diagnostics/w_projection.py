@@ -18,9 +18,9 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from noisytwins_jax.diagnostics.figures import INK, RULE, new_figure, rank_colours, short_names, style_axes
 from noisytwins_jax.diagnostics.sheets import head_to_tail
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.figures import INK, RULE, new_figure, rank_colours, short_names, style_axes
 
 WSet = tuple[np.ndarray, np.ndarray]  # w float [n, D], labels int [n]
 MOST_CLASSES = 20

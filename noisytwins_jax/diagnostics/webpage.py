@@ -11,8 +11,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from noisytwins_jax.diagnostics.figures import figure_png
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.figures import figure_png
 
 Picture = bytes | Image.Image | Figure  # bytes: a PNG file
 

@@ -10,8 +10,8 @@ from noisytwins_jax.diagnostics.curves import (
     training_curves,
     w_ratio_figure,
 )
-from noisytwins_jax.diagnostics.figures import figure_image
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.figures import figure_image
 
 
 def titles(figure):

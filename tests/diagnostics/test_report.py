@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from noisytwins_jax.diagnostics import webpage
-from noisytwins_jax.diagnostics.figures import new_figure
 from noisytwins_jax.diagnostics.report import format_number, protocol_differences, write_comparison, write_report
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.figures import new_figure
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 
-from noisytwins_jax.diagnostics.figures import figure_image, figure_png, rank_colours
 from noisytwins_jax.diagnostics.w_projection import (
     balanced_subset,
     pca_projection,
@@ -11,6 +10,7 @@ from noisytwins_jax.diagnostics.w_projection import (
     w_projection_figure,
 )
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.figures import figure_image, figure_png, rank_colours
 
 
 def clusters(classes=3, each=20, dim=6, seed=0):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from noisytwins_jax.data.long_tail import class_groups
-from noisytwins_jax.diagnostics.figures import RUN_COLOURS, figure_png, new_figure, style_axes
+from noisytwins_jax.figures import RUN_COLOURS, figure_png, new_figure, style_axes
 
 PICTURE_FILE = "class_counts.png"
 _COLOURS = {"head": RUN_COLOURS[0], "medium": RUN_COLOURS[6], "tail": RUN_COLOURS[1]}
