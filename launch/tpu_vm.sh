@@ -145,7 +145,7 @@ install() {
     ) && git checkout --detach FETCH_HEAD && cd .. && $setup"
     return
   fi
-  run tar -czf "$archive" -C "$ROOT" --exclude=./.git --exclude=./.venv --exclude=./runs --exclude=./build --exclude=./.run \
+  run tar -czf "$archive" -C "$ROOT" --exclude=./.git --exclude=./.venv --exclude=./runs --exclude=./data --exclude=./build --exclude=./.run \
     --exclude=__pycache__ --exclude='*.egg-info' . || return
   run "${TPU[@]}" scp "$archive" "$opt_name:$HOME_DIR.tar.gz" "${WHERE[@]}" --worker=all || return
   on_workers all "mkdir -p $HOME_DIR && tar -xzf $HOME_DIR.tar.gz -C $HOME_DIR && $setup"

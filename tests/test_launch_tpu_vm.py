@@ -34,7 +34,7 @@ EXPECTED = {
     ],
     "install": [
         f"tar -czf /scratch/noisytwins_jax-tw.tar.gz -C {LAUNCH.parent} --exclude=./.git --exclude=./.venv --exclude=./runs "
-        "--exclude=./build --exclude=./.run --exclude=__pycache__ '--exclude=*.egg-info' .",
+        "--exclude=./data --exclude=./build --exclude=./.run --exclude=__pycache__ '--exclude=*.egg-info' .",
         f"gcloud compute tpus tpu-vm scp /scratch/noisytwins_jax-tw.tar.gz tw:noisytwins_jax.tar.gz {WHERE} --worker=all",
         f"{ON_ALL}'mkdir -p noisytwins_jax && tar -xzf noisytwins_jax.tar.gz -C noisytwins_jax && "
         "bash noisytwins_jax/launch/worker.sh install'",
