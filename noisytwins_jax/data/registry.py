@@ -83,8 +83,8 @@ def classes_and_channels(data: DataConfig) -> tuple[int, int]:
 def _check_name(data: DataConfig) -> None:
     known = [*_BUILDERS, *KNOWN_CLASSES]
     if data.name not in known and "://" not in data.dir and not _directory(data).exists():
-        prepared = {path.parent.name: None for path in sorted(Path(data.dir).expanduser().glob("*/*px"))}
-        known = list(dict.fromkeys([*prepared, *known]))
+        prepared = sorted({path.parent.name for path in Path(data.dir).expanduser().glob("*/*px")} - {*known})
+        known = [*prepared, *known]
         raise UserError(
             f'There is no data set "{data.name}" in {data.dir}; {_suggest(data.name, known)} If it is your own, '
             f"{how_to_prepare(data.name, data.resolution, data.dir)}"

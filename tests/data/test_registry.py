@@ -149,6 +149,12 @@ def test_an_unknown_name(function, name, nearest, tmp_path):
     assert message.endswith(f"python -m noisytwins_jax.data.prepare {command}")
 
 
+def test_a_prepared_name_may_be_the_nearest(tmp_path):
+    (tmp_path / "birds" / "32px").mkdir(parents=True)
+    message = refusal(load_data, DataConfig("birdz", 64, dir=str(tmp_path)))
+    assert 'did you mean "birds"? (Valid: birds, ' in message
+
+
 @pytest.mark.parametrize("name", ["cifar10_lt", "imagenet_lt", "inat19", "animal_face", "imagenet_carnivore", "petals"])
 def test_a_known_name_that_is_not_prepared(name, tmp_path):
     message = refusal(load_data, DataConfig(name, 32, dir=str(tmp_path)))
