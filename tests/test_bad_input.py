@@ -56,11 +56,11 @@ def nothing_is_compiled():
 
 
 def refused(function, *arguments, **options) -> str:
-    """The message of a refusal: one sentence, or two clauses, on one line."""
+    """The message of a refusal: one sentence, or two clauses, on one line; a command to run may be the end of it."""
     with pytest.raises(UserError) as error:
         function(*arguments, **options)
     message = str(error.value)
-    assert "\n" not in message and message[-1] in ".?)", message
+    assert "\n" not in message and (message[-1] in ".?)" or ": python -m " in message), message
     return message
 
 
@@ -95,7 +95,7 @@ def test_compilations_are_noticed(nothing_is_compiled):
         ({"data": synthetic(resolution=12)}, "a power of two of at least 8, but it is 12"),
         ({"data": synthetic(resolution=4)}, "a power of two of at least 8, but it is 4"),
         ({"data": DataConfig("digits_lt", 128)}, "a power of two of at least 8 and at most 64, but it is 128"),
-        ({"data": DataConfig("digits_tl", 8)}, 'no data set "digits_tl"; did you mean "digits_lt"?'),
+        ({"data": DataConfig("digits_tl", 8)}, 'no data set "digits_tl" in data; did you mean "digits_lt"?'),
         ({"data": synthetic(options={"num_image": 9})}, 'no option "num_image"; did you mean "num_images"?'),
         ({"data": synthetic(options={"num_images": 2})}, "at least one class and one image per class"),
         ({"data": DataConfig("digits_lt", 8, options={"largest": 900})}, '178 images of digit "0", but 900 are asked'),
