@@ -320,3 +320,18 @@ def test_the_digits_step_on_eight_cores_of_a_v4():
     assert step["mcycles"] == pytest.approx(sum(rate * programs[name]["mcycles"] for name, rate in rates.items()))
     assert step["images_per_s"] == pytest.approx(32 / (step["mcycles"] * 1e6 / 1050e6))
     assert 0 < step["mfu"] < 0.1 and 0 < step["communication_ms"] < step["ms"]
+
+
+def test_a_program_that_jaxlib_cannot_read_is_said(capsys):
+    """As libtpu's scatters for v6e."""
+
+    class Unreadable:
+        def compile(self):
+            return self
+
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: async-update instruction should have 1 operands but sees 4")
+
+    figures = compile_module._compile("generator", Unreadable(), 1.0, 8, chip_of("v6e:2x4"))
+    assert figures.keys() == {"error"} and "LIBTPU_INIT_ARGS=--xla_tpu_enable_offloading" in figures["error"]
+    assert "jaxlib cannot read generator" in capsys.readouterr().err
