@@ -27,7 +27,7 @@ def local_directory(address: str, info_file: str, cache: str = "") -> Path:
       cache: a directory; empty for `DEFAULT_CACHE`.
 
     Raises:
-      UserError: the address cannot be read, or there is no space.
+      UserError: the address cannot be read, a file of the data set is missing there, or there is no space.
     """
     if "://" not in address:
         return Path(address).expanduser()
@@ -37,8 +37,10 @@ def local_directory(address: str, info_file: str, cache: str = "") -> Path:
         with (target / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of this machine wait, and find everything there
             _mirror(address, info_file, target)
+    except UserError:
+        raise
     except FileNotFoundError:
-        pass  # the caller says what is missing
+        pass  # of the data set as a whole: the caller says so
     except ImportError as error:
         raise UserError(f"{address} needs a package that is not installed ({first_line(error)}).") from None
     except Exception as error:  # of many types, one for each kind of storage
@@ -65,7 +67,13 @@ def _mirror(address: str, info_file: str, target: Path) -> None:
     ) as bar:
         for name, size in missing.items():
             part = target / f".{name}.part"
-            retry(lambda name=name, part=part: files.get_file(f"{root}/{name}", str(part)), f"Copying {address}/{name}")
+            try:
+                retry(
+                    lambda name=name, part=part: files.get_file(f"{root}/{name}", str(part)),
+                    f"Copying {address}/{name}",
+                )
+            except FileNotFoundError:
+                raise UserError(f"{address}/{name} is missing; copy all of the prepared data there.") from None
             os.replace(part, target / name)
             bar.update(size)
     os.replace(begun, whole)  # last: now it is whole

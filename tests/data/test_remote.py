@@ -195,9 +195,10 @@ def test_a_missing_data_set_says_so(bucket, tmp_path):
         assert f"--data_dir={BUCKET} --resolution={resolution}" in message
 
 
-def test_a_data_set_that_is_not_whole_says_so(bucket, tmp_path):
-    bucket.rm(f"/bucket/data/{PLACE}/labels-train.npy")
-    with pytest.raises(UserError, match=f"There is no prepared data set few of 8 px in {BUCKET};"):
+def test_a_file_that_is_missing_there_is_named(bucket, tmp_path):
+    name = "labels-train.npy"
+    bucket.rm(f"/bucket/data/{PLACE}/{name}")
+    with pytest.raises(UserError, match=f"^{BUCKET}/{PLACE}/{name} is missing; copy all of the prepared data there.$"):
         load(BUCKET, tmp_path)
 
 
