@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.figures import RUN_COLOURS, figure_png, new_figure, style_axes
@@ -54,6 +55,8 @@ def draw_class_counts(path: Path, title: str, counts: Sequence[int], thresholds:
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.8)
     axes.set_xlim(0.5, len(counts) + 0.5)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("class, from the most to the least frequent")
     axes.set_ylabel("training images")
     axes.legend(frameon=False, fontsize=8)
