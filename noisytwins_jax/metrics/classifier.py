@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,8 @@ import optax
 
 from noisytwins_jax.data.source import ImageSource, read_images
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.metrics.weights_file import Params, load_weights, save_weights, weights_sha256
 from noisytwins_jax.sharding import Layout
-
-Params = dict[str, Any]
 
 _FEATURE_DIM = 64
 _INFERENCE_BATCH = 256  # a device; one size, padded: features do not depend on how many are asked for
@@ -99,7 +97,7 @@ class Extractor:
     @functools.cached_property
     def sha256(self) -> str:
         """Hexadecimal SHA-256 of names and values of the weights."""
-        return _weights_sha256(_flatten(self.params))
+        return weights_sha256(self.params)
 
     @property
     def name(self) -> str:
@@ -154,15 +152,15 @@ def load_or_train_classifier(source: ImageSource, cache_dir: str | os.PathLike[s
     key = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     path = Path(cache_dir) / f"classifier-{key[:16]}.npz"
     if path.exists():
-        extractor = _load(path, config)
-        if extractor is not None:
-            return extractor
+        found = load_weights(path, config)
+        if found is not None:
+            return Extractor(*found)
         print(f"The cached feature classifier {path} is damaged; training it again.", flush=True)
     print(f"Training the feature classifier on {len(source)} real images (once; kept in {path}).", flush=True)
     start = time.perf_counter()
     params, trained = _train(source, seed)
     extractor = Extractor(params, config | trained)
-    _save(path, extractor)
+    save_weights(path, params, extractor.description, "The feature classifier")
     accuracy = trained["held_out_accuracy"]
     measured = "" if accuracy is None else f", accuracy {accuracy:.3f} on {trained['held_out_images']} held-out images"
     print(f"Feature classifier ready in {time.perf_counter() - start:.1f} s{measured}.", flush=True)
@@ -271,52 +269,3 @@ def _split_tenth(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
         held_out.append(rows[:tenth])
         train.append(rows[tenth:])
     return np.concatenate(train), np.concatenate(held_out)
-
-
-def _flatten(params: Params) -> dict[str, np.ndarray]:
-    """{"layer/kernel": array} in sorted order."""
-    return {
-        f"{layer}/{name}": np.asarray(params[layer][name]) for layer in sorted(params) for name in sorted(params[layer])
-    }
-
-
-def _weights_sha256(flat: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(flat.items()):
-        digest.update(f"{name} {value.shape} {value.dtype.str}\n".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
-
-
-def _save(path: Path, extractor: Extractor) -> None:
-    """Weights and description as one .npz, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    record = json.dumps({"description": extractor.description, "sha256": extractor.sha256})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.savez(file, record=np.array(record), **_flatten(extractor.params))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"The feature classifier cannot be stored in {path.parent} ({error.strerror}): choose a cache folder that "
-            "you can write to."
-        ) from error
-
-
-def _load(path: Path, config: dict[str, Any]) -> Extractor | None:
-    """The cached extractor; None if the file is damaged or does not hold what its name promises."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            record = json.loads(str(file["record"]))
-            flat = {name: file[name] for name in file.files if name != "record"}
-        description = record["description"]
-        if _weights_sha256(flat) != record["sha256"] or any(description.get(k) != v for k, v in config.items()):
-            return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    params: Params = {}
-    for name, value in flat.items():
-        layer, leaf = name.split("/")
-        params.setdefault(layer, {})[leaf] = value
-    return Extractor(params, description)

@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import sys
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from noisytwins_jax.data.source import ImageSource
-from noisytwins_jax.metrics.factors import NETWORK, RECIPE, Params, Predictions, factor_report, predict, train_regressor
+from noisytwins_jax.metrics.factors import NETWORK, RECIPE, Predictions, factor_report, predict, train_regressor
+from noisytwins_jax.metrics.weights_file import Params, load_weights, save_weights
 
 _BATCH = 64
 _PASSES, _FEWEST_STEPS, _MOST_STEPS = 20, 50, 1000  # over the images, and limits of the steps that they make
@@ -81,8 +80,8 @@ def load_or_train_weights(source: ImageSource, cache_dir: Path, seed: int = 0) -
     training = {"images": len(source), "fingerprint": source.fingerprint, "steps": steps, "seed": seed}
     key = hashlib.sha256(json.dumps([training, NETWORK, RECIPE], sort_keys=True).encode()).hexdigest()
     path = Path(cache_dir) / f"factors-{key[:16]}.npz"
-    params = _load(path)
-    if params is None:
+    found = load_weights(path, training)
+    if found is None:
         print(f"Training the reader of factors on {len(source)} real images (once; kept in {path}).", flush=True)
         began = time.perf_counter()
         with tqdm(total=steps, unit="step", dynamic_ncols=True, disable=None, file=sys.stdout) as bar:
@@ -96,29 +95,7 @@ def load_or_train_weights(source: ImageSource, cache_dir: Path, seed: int = 0) -
                 batch_size=_BATCH,
                 progress=lambda done, _: bar.update(done - bar.n),
             )
-        _save(path, params)
+        save_weights(path, params, training, "The reader of factors")
         print(f"Reader of factors ready in {time.perf_counter() - began:.1f} s.", flush=True)
-    return params, training
-
-
-def _save(path: Path, params: Params) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez(
-            file, **{f"{layer}/{name}": value for layer, leaves in params.items() for name, value in leaves.items()}
-        )
-    temporary.replace(path)
-
-
-def _load(path: Path) -> Params | None:
-    """The weights; None if they are not there or damaged (zip files have checksums)."""
-    params: Params = {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for entry in file.files:
-                layer, name = entry.split("/")
-                params.setdefault(layer, {})[name] = file[entry]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return None
-    return params
+        return params, training
+    return found

@@ -43,7 +43,6 @@ perfect generator gets from the same network; its n is that of the held-out imag
 """
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -55,9 +54,8 @@ import optax
 
 from noisytwins_jax.data.source import ImageSource, check_resolution, read_images
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.metrics.weights_file import Params, weights_sha256
 from noisytwins_jax.sharding import Layout
-
-Params = dict[str, Any]
 
 _IMAGES_AT_ONCE = 1024  # in the host's memory
 _INFERENCE_BATCH = 64  # a device; one size, padded: predictions do not depend on how many are asked for
@@ -380,7 +378,7 @@ def factor_report(
         "n_held_out": len(held_out_labels),
         "class_groups": {name: [int(c) for c in ids] for name, ids in class_groups.items()},
         "network": NETWORK,
-        "regressor_sha256": _weights_sha256(params),
+        "regressor_sha256": weights_sha256(params),
         "recipe": dict(RECIPE),
         "training": dict(training),
         "held_out": quality,
@@ -479,17 +477,6 @@ def _warnings(quality: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
     if few:
         found.append(f"{few} of {len(rows)} classes have fewer than two generated images and no entropy.")
     return found
-
-
-def _weights_sha256(params: Params) -> str:
-    """Hexadecimal SHA-256 of names and values of the weights."""
-    digest = hashlib.sha256()
-    for layer in sorted(params):
-        for name, value in sorted(params[layer].items()):
-            value = np.ascontiguousarray(value)
-            digest.update(f"{layer}/{name} {value.shape} {value.dtype.str}\n".encode())
-            digest.update(value.tobytes())
-    return digest.hexdigest()
 
 
 def _check_images(images: np.ndarray, params: Params | None = None) -> None:

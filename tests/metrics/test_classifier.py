@@ -98,7 +98,7 @@ def test_cache_is_read_back_exactly(small, small_cache, monkeypatch):
 def test_training_is_deterministic_by_seed(small, small_cache):
     again, _ = classifier._train(small, 0)
     other, _ = classifier._train(small, 1)
-    sha256 = [classifier._weights_sha256(classifier._flatten(params)) for params in (again, other)]
+    sha256 = [classifier.weights_sha256(params) for params in (again, other)]
     assert sha256[0] == small_cache[1].sha256 != sha256[1]
 
 

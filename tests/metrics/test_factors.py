@@ -148,7 +148,7 @@ def test_the_report_is_json_and_says_how_it_was_made(report, params):
     assert protocol["class_groups"] == {"head": [0, 1], "tail": [2, 3]}
     assert set(protocol["held_out"]["factors"]) == set(NAMES)
     other = jax.tree.map(lambda x: x + 1, params)
-    assert protocol["regressor_sha256"] == module._weights_sha256(params) != module._weights_sha256(other)
+    assert protocol["regressor_sha256"] == module.weights_sha256(params) != module.weights_sha256(other)
     documented = set(re.findall(r'"(\w+)"', module.__doc__))
     keys = {*result, *protocol, *result["metrics"], *result["per_class"][0], *result["floor"], *protocol["held_out"]}
     assert keys <= documented
