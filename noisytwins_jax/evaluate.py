@@ -167,7 +167,7 @@ def _write_report(
     if factors := result.get("factors"):
         accuracy = factors["metrics"]["class_accuracy"]
         caption = (
-            f"Known factors, read off {factors['protocol']['n_fake']} generated images; {accuracy:.1%} of them show the class "
+            f"Known factors. Read off {factors['protocol']['n_fake']} generated images; {accuracy:.1%} of them show the class "
             "that was asked for. Grey: factors that the network reads badly off real images too."
         )
         known = [(caption, factor_figure(factors))]
