@@ -5,6 +5,7 @@ import pytest
 import scipy.linalg
 
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.metrics import frechet
 from noisytwins_jax.metrics.frechet import frechet_distance, moments, moments_from_covariance
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
@@ -30,6 +31,54 @@ def test_stored_covariance_gives_the_same(case):
     real, fake = sets(case)
     stored = moments_from_covariance(real.mean(0, dtype=np.float64), np.cov(real.astype(np.float64).T), len(real))
     np.testing.assert_allclose(frechet_distance(stored, fake), frechet_distance(real, fake), rtol=1e-6)
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Every set with n > 4 d counts as large, and is summed in blocks of seven rows."""
+    monkeypatch.setattr(frechet, "_QR_ELEMENTS", 0)
+    monkeypatch.setattr(frechet, "_BLOCK_ELEMENTS", 7 * 10)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_large_sets_match_reference_values(case, large, monkeypatch):
+    real, fake = sets(case)
+    if min(len(real), len(fake)) > 4 * real.shape[1]:
+        monkeypatch.setattr(np.linalg, "qr", lambda *a, **k: pytest.fail("took the route of small sets"))
+    np.testing.assert_allclose(frechet_distance(real, fake), GOLDEN[f"out/{case}/fid_gram_f64"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_large_sets_agree_with_small_ones(offset, monkeypatch):
+    rng = np.random.default_rng(5)
+    real, fake = rng.normal(size=(500, 12)) * np.arange(1, 13) + offset, rng.normal(size=(300, 12)) + offset
+    real[:, 3], fake[:, 3:6] = 2.0 * real[:, 2], offset  # singular both, in different directions
+    expected = frechet_distance(real, fake)
+    monkeypatch.setattr(frechet, "_QR_ELEMENTS", 0)
+    monkeypatch.setattr(frechet, "_BLOCK_ELEMENTS", 12 * 64)
+    fitted = moments(real)
+    np.testing.assert_allclose(fitted.mean, real.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(fitted.factor @ fitted.factor.T, np.cov(real.T), atol=1e-9)
+    assert fitted.factor.shape == (12, 11) and moments(fake).factor.shape == (12, 9)
+    np.testing.assert_allclose(frechet_distance(real, fake), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 5, 30, 90])
+def test_the_input_is_left_as_it_was(n, large):
+    features = np.random.default_rng(6).normal(size=(n, 10))
+    before = features.copy()
+    moments(features)
+    np.testing.assert_array_equal(features, before)
+
+
+@pytest.mark.slow
+def test_matches_the_matrix_square_root():
+    rng = np.random.default_rng(7)
+    real, fake = (rng.normal(size=(1500, 256)) @ rng.normal(size=(256, 256)) * 0.1 + rng.normal(size=256) for _ in "12")
+    first, second = np.cov(real.T), np.cov(fake.T)
+    root = scipy.linalg.sqrtm(first @ second)
+    expected = np.sum((real.mean(0) - fake.mean(0)) ** 2) + np.trace(first + second - 2 * root.real)
+    np.testing.assert_allclose(frechet_distance(real, fake), expected, rtol=1e-8)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 40])

@@ -1,0 +1,177 @@
+"""How near generated images come to single training images: nearest neighbours, AuthPct, and held-out images beside.
+
+A generator that copies its training set scores well in every metric of quality. Where a class has five training images,
+the nearest of them are what a sample has to be looked at with (as in the appendix of BigGAN, Brock et al. 2019).
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from noisytwins_jax.errors import UserError
+from noisytwins_jax.metrics.neighbours import check_features, nearest
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Memorisation:
+    """Distances are Euclidean, in feature units, float64; indices are of training images, int64.
+
+    A fake is authentic if its nearest training image is farther from it than from its own nearest other training image
+    (Alaa et al. 2022, section 3.3); within the class, both neighbours are of the fake's class.
+
+    Attributes:
+        indices: the k nearest training images of each fake, nearest first, [n_fake, k].
+        distances: to them, [n_fake, k].
+        train_distances: of each training image to its nearest other one, [n_train]; None for a single one.
+        auth_pct: percentage of authentic fakes; None for a single training image.
+        class_indices: as ``indices`` among the images of the fake's class, -1 beyond their number; None without labels.
+        class_distances: to them, NaN where there is none.
+        class_train_distances: as ``train_distances`` within the class, NaN for its only image.
+        class_auth_pct: percentage of authentic fakes within the class, of the fakes for which it is defined: those of
+            classes with two training images or more; None if there is no such fake, or without labels.
+        held_out_distances: of each held-out real image to its nearest training image, [n_held_out], or None.
+    """
+
+    indices: np.ndarray
+    distances: np.ndarray
+    train_distances: np.ndarray | None
+    auth_pct: float | None
+    class_indices: np.ndarray | None
+    class_distances: np.ndarray | None
+    class_train_distances: np.ndarray | None
+    class_auth_pct: float | None
+    held_out_distances: np.ndarray | None
+
+    def summary(self) -> dict[str, Any]:
+        """What belongs into a result file, as plain numbers; None for what is not defined.
+
+        ``{"overall": {"auth_pct", "n_train", "n_fake", "n_held_out", "fake_to_train", "held_out_to_train",
+        "share_nearer_than_held_out"}, "within_class": {"auth_pct", "n_train", "n_fake", "fake_to_train"}}``, the distances
+        as ``{"median", "quantiles": {"0.01": ...}}``. ``share_nearer_than_held_out`` is the fraction of fakes that are nearer
+        to a training image than all but one in a hundred held-out images are: about .01 for a generator that does not
+        copy, more for one that does. Without labels there is no ``within_class``.
+        """
+        fake, held_out = self.distances[:, 0], self.held_out_distances
+        counts = {"n_train": self.n_train, "n_fake": len(fake)}
+        said: dict[str, Any] = {
+            "overall": {
+                "auth_pct": self.auth_pct,
+                **counts,
+                "n_held_out": None if held_out is None else len(held_out),
+                "fake_to_train": _distribution(fake),
+                "held_out_to_train": _distribution(held_out),
+                "share_nearer_than_held_out": None
+                if held_out is None
+                else float((fake < np.quantile(held_out, 0.01)).mean()),
+            }
+        }
+        if self.class_distances is not None:
+            within = _distribution(self.class_distances[:, 0])
+            said["within_class"] = {"auth_pct": self.class_auth_pct, **counts, "fake_to_train": within}
+        return said
+
+    @property
+    def n_train(self) -> int:
+        """Training images."""
+        return 1 if self.train_distances is None else len(self.train_distances)
+
+
+def memorisation(
+    *,
+    train: np.ndarray,
+    fake: np.ndarray,
+    held_out: np.ndarray | None = None,
+    train_labels: np.ndarray | None = None,
+    fake_labels: np.ndarray | None = None,
+    k: int = 5,
+) -> Memorisation:
+    """Compares fakes, and held-out real images if there are any, with the training images.
+
+    Distances depend on the extractor, and percentages on the number of training images: compare only what was computed
+    with the same ones.
+
+    Args:
+        train: features [n_train, d] of the images that the generator was trained on, float32 or float64.
+        fake: [n_fake, d].
+        held_out: [n_held_out, d] of real images that it was not trained on.
+        train_labels: class ids [n_train], with ``fake_labels`` for the neighbours within the class.
+        fake_labels: class ids [n_fake].
+        k: nearest training images of each fake, 1 <= k <= n_train; a class may have fewer.
+
+    Raises:
+        UserError: if a set is empty, k is out of range, a value is not finite, or the dimensions differ.
+        ValueError: if the shapes are not those above, or only one set has labels.
+    """
+    sets = {"training": train, "generated": fake} | ({} if held_out is None else {"held-out": held_out})
+    sets = {name: np.asarray(x) for name, x in sets.items()}
+    for name, x in sets.items():
+        check_features(name, x)
+        if not len(x):
+            raise UserError(f"There are no {name} images: memorisation needs at least one.")
+        if x.shape[1] != sets["training"].shape[1]:
+            raise UserError(
+                f"Training and {name} features have {sets['training'].shape[1]} and {x.shape[1]} dimensions: "
+                "compute both with the same extractor."
+            )
+    train, fake = sets["training"], sets["generated"]
+    if not 1 <= k <= len(train):
+        raise UserError(
+            f"k = {k} nearest training images cannot be shown of {len(train)}: choose k from 1 to {len(train)}."
+        )
+    distances, indices = nearest(queries=fake, keys=train, k=k)
+    own = nearest(queries=train, keys=train, k=1, exclude_self=True)[0][:, 0] if len(train) > 1 else None
+    within = _within_classes(train, fake, train_labels, fake_labels, k)
+    return Memorisation(
+        indices=indices,
+        distances=distances,
+        train_distances=own,
+        auth_pct=None if own is None else _auth_pct(distances[:, 0], own[indices[:, 0]]),
+        **within,
+        held_out_distances=None if held_out is None else nearest(queries=sets["held-out"], keys=train, k=1)[0][:, 0],
+    )
+
+
+def _within_classes(
+    train: np.ndarray, fake: np.ndarray, train_labels: np.ndarray | None, fake_labels: np.ndarray | None, k: int
+) -> dict[str, Any]:
+    """The attributes of :class:`Memorisation` whose names begin with ``class_``."""
+    names = ("class_indices", "class_distances", "class_train_distances", "class_auth_pct")
+    if train_labels is None and fake_labels is None:
+        return dict.fromkeys(names)
+    if train_labels is None or fake_labels is None:
+        raise ValueError("neighbours within the class need train_labels and fake_labels.")
+    train_labels, fake_labels = np.asarray(train_labels), np.asarray(fake_labels)
+    if train_labels.shape != (len(train),) or fake_labels.shape != (len(fake),):
+        raise ValueError(
+            f"labels must be [{len(train)}] and [{len(fake)}], got {train_labels.shape} and {fake_labels.shape}."
+        )
+    indices, distances = np.full((len(fake), k), -1, np.int64), np.full((len(fake), k), np.nan)
+    own = np.full(len(train), np.nan)
+    for label in np.unique(train_labels):
+        images, fakes = np.flatnonzero(train_labels == label), np.flatnonzero(fake_labels == label)
+        some = train[images]
+        if len(images) > 1:
+            own[images] = nearest(queries=some, keys=some, k=1, exclude_self=True)[0][:, 0]
+        if len(fakes):
+            count = min(k, len(images))
+            found, places = nearest(queries=fake[fakes], keys=some, k=count)
+            distances[fakes, :count], indices[fakes, :count] = found, images[places]
+    reach = np.where(indices[:, 0] < 0, np.nan, own[indices[:, 0]])
+    defined = ~np.isnan(reach)
+    percentage = _auth_pct(distances[defined, 0], reach[defined]) if defined.any() else None
+    return dict(zip(names, (indices, distances, own, percentage), strict=True))
+
+
+def _auth_pct(distances: np.ndarray, reach: np.ndarray) -> float:
+    return 100.0 * float((distances > reach).mean())
+
+
+def _distribution(x: np.ndarray | None) -> dict[str, Any] | None:
+    """Of the values that are not NaN; None if there is none."""
+    x = np.empty(0) if x is None else x[~np.isnan(x)]
+    if not len(x):
+        return None
+    return {"median": float(np.median(x)), "quantiles": {str(q): float(np.quantile(x, q)) for q in QUANTILES}}
