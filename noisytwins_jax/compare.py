@@ -26,18 +26,18 @@ def compare(groups: Mapping[str, Sequence[Path]], out: Path) -> str:
       out: the page to write.
 
     Raises:
-      UserError: a workdir has not been evaluated.
+      UserError: a workdir has not been evaluated, or two were evaluated under different protocols; nothing is written.
     """
     runs = {method: [_read_run(workdir) for workdir in workdirs] for method, workdirs in groups.items()}
-    several = {method: seeds for method, seeds in runs.items() if len(seeds) > 1}
-    shown = {method: seeds[0] | {"records": [seed["records"] for seed in seeds]} for method, seeds in runs.items()}
-    write_comparison(out, shown, title="Comparison of runs")
     rows = {
         method if len(seeds) == 1 else seed["name"]: seed["evaluation"]
         for method, seeds in runs.items()
         for seed in seeds
     }
-    text = format_table(rows)
+    text = format_table(rows)  # first, since it refuses runs that must not be compared
+    several = {method: seeds for method, seeds in runs.items() if len(seeds) > 1}
+    shown = {method: seeds[0] | {"records": [seed["records"] for seed in seeds]} for method, seeds in runs.items()}
+    write_comparison(out, shown, title="Comparison of runs")
     if several:
         text += "\n\n" + format_means({method: [s["evaluation"] for s in seeds] for method, seeds in several.items()})
     return text

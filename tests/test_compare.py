@@ -12,11 +12,11 @@ from noisytwins_jax.errors import UserError
 NUMBERS = ("fid", "ifid", "tail_ifid", "precision", "recall", "tail_recall", "w_ratio", "class_accuracy")
 
 
-def finished_run(workdir, value: float):
+def finished_run(workdir, value: float, **protocol):
     """The three files of an evaluated run of two classes."""
     workdir.mkdir(parents=True)
     rows = [{"class": c, "name": str(c), "n_train": 9 - c, "n_real": 9, "ifid": value, "recall": 0.5} for c in (0, 1)]
-    result = {"protocol": {}, "metrics": dict.fromkeys(NUMBERS, value), "per_class": rows, "floor": {}}
+    result = {"protocol": protocol, "metrics": dict.fromkeys(NUMBERS, value), "per_class": rows, "floor": {}}
     (workdir / "evaluation.json").write_text(json.dumps(result))
     Image.new("L", (8, 8)).save(workdir / "samples.png")
     np.savez(workdir / "w.npz", w=np.random.default_rng(0).normal(size=(20, 4)), labels=np.arange(20) % 2)
@@ -39,6 +39,17 @@ def test_runs_of_one_name_stay_apart(tmp_path, capsys):
     assert compare.main([*map(str, paths), f"--out={tmp_path / 'report.html'}"]) == 0
     printed = capsys.readouterr().out
     assert str(paths[0]) in printed and str(paths[1]) in printed
+
+
+def test_runs_of_different_protocols_are_refused_and_nothing_is_written(tmp_path, capsys):
+    paths = [finished_run(tmp_path / name, 0.5, name=name, k=5) for name in ("tf1", "clean")]
+    assert compare.main([*map(str, paths), f"--out={tmp_path / 'report.html'}"]) == 2
+    printed = capsys.readouterr()
+    assert "tf1 and clean were evaluated under different protocols (name: tf1 and clean)" in printed.err
+    assert printed.err.count("\n") == 1 and not printed.out and not (tmp_path / "report.html").exists()
+    seeds = {"method": [finished_run(tmp_path / f"run-seed{k}", 0.5, k=k) for k in (3, 5)]}
+    with pytest.raises(UserError, match=r"run-seed3 and run-seed5 .*\(k: 3 and 5\)"):
+        compare.compare(seeds, tmp_path / "report.html")
 
 
 @pytest.mark.parametrize("missing", ["evaluation.json", "samples.png", "w.npz"])

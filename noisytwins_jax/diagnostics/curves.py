@@ -1,5 +1,6 @@
 """Figures of numbers: a run's training curves, several runs' W ratio, and evaluations class by class."""
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -37,11 +38,12 @@ PANELS: tuple[tuple[str, str], ...] = (
 TIME_AXES = ("kimg", "step")  # the first of these that every record has is the horizontal axis
 NOT_CURVES = {"step", "kimg", "time", "seconds", "epoch"}
 SMOOTHED_FROM = 60  # points; longer curves are drawn pale, with their moving average on top
-BARS_UP_TO = 30  # classes; beyond, lines over the rank from head to tail
+BARS_UP_TO = 30  # classes; beyond, points over the rank from head to tail
 
 W_RATIO_PANELS = (("w_ratio", "All classes"), ("w_ratio/head", "Head classes"), ("w_ratio/tail", "Tail classes"))
 CLASS_PANELS = (  # key of a per-class row, heading, key of the real-against-real level in "floor"
     ("ifid", "Intra-class FID (lower is better)", "ifid"),
+    ("ifid_clip", "Intra-class FID_CLIP (lower is better)", "ifid_clip"),
     ("recall", "Recall within the class (higher is better)", "class_recall"),
 )
 
@@ -186,7 +188,7 @@ def _number(value: Any) -> float:
 
 
 def per_class_figure(evaluations: Mapping[str, Mapping[str, Any]], title: str = "") -> Figure:
-    """Draws intra-class FID and recall of every class, head to tail, for one run or several.
+    """Draws intra-class FID, intra-class FID_CLIP and recall of every class, head to tail, for one run or several.
 
     Args:
       evaluations: run name -> what ``metrics.evaluation.evaluate_generator`` gives. Classes and their order are those
@@ -194,8 +196,9 @@ def per_class_figure(evaluations: Mapping[str, Mapping[str, Any]], title: str = 
       title: heading of the figure.
 
     Returns:
-      A figure of its own, outside pyplot: bars up to 30 classes, else lines over the rank. A dashed line marks real
-      images against real images, where the first evaluation has it.
+      A figure of its own, outside pyplot, with a panel for each of the three that was measured: bars up to 30 classes,
+      else points over the rank with their moving average. A dashed line marks real images against real images, where
+      the first evaluation has it.
 
     Raises:
       UserError: no evaluation has per-class rows with an intra-class FID or a recall.
@@ -239,12 +242,10 @@ def _short(value: float) -> str:
 
 
 def _draw_classes(axes: Axes, order: Sequence[Mapping[str, Any]], values: Mapping[str, list[float]]) -> None:
-    """Bars, grouped by class, for few classes; lines over the rank for many."""
+    """Bars, grouped by class, for few classes; points over the rank for many."""
     ranks = np.arange(len(order))
     if len(order) > BARS_UP_TO:
-        for i, (name, heights) in enumerate(values.items()):
-            _draw_curve(axes, ranks, np.array(heights), name, RUN_COLOURS[i % len(RUN_COLOURS)])
-        axes.set_xlabel("classes, head to tail")
+        _draw_many_classes(axes, order, values)
         return
     width = 0.8 / len(values)
     for i, (name, heights) in enumerate(values.items()):
@@ -253,7 +254,9 @@ def _draw_classes(axes: Axes, order: Sequence[Mapping[str, Any]], values: Mappin
         offset = (i - (len(values) - 1) / 2) * width
         bars = axes.bar(ranks + offset, heights, width * 0.92, color=colour, label=None if single else name)
         if len(values) * len(order) <= 20:
-            axes.bar_label(bars, labels=[_short(height) for height in heights], fontsize=7.5, color=FAINT, padding=2)
+            said = axes.bar_label(bars, [_short(height) for height in heights], fontsize=7.5, color=FAINT, padding=2)
+            for text in said:  # legible where the dashed line passes
+                text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5})
     names = [str(row.get("name", row["class"])) for row in order]
     slanted = len(order) > 8 and any(len(name) > 6 for name in names)
     names = short_names(names, 22 if slanted else 12)
@@ -262,3 +265,26 @@ def _draw_classes(axes: Axes, order: Sequence[Mapping[str, Any]], values: Mappin
     if slanted:
         axes.tick_params(axis="x", labelrotation=35)
     axes.set_xlabel("class, and its number of training images" if any(counts) else "class")
+
+
+def _draw_many_classes(axes: Axes, order: Sequence[Mapping[str, Any]], values: Mapping[str, list[float]]) -> None:
+    """A point a class, a line of means over neighbouring ranks, and rules between head, medium and tail."""
+    ranks, window = np.arange(len(order)), max(3, len(order) // 30)
+    for i, (name, heights) in enumerate(values.items()):
+        colour = RUN_COLOURS[i % len(RUN_COLOURS)]
+        axes.plot(ranks, heights, ".", color=colour, markersize=3, markeredgewidth=0, alpha=0.45)
+        axes.plot(ranks, moving_average(np.array(heights), window), color=colour, linewidth=1.5, label=name)
+    start = 0
+    for group, members in itertools.groupby(row.get("group") for row in order):
+        size = len(list(members))
+        if start:
+            axes.axvline(start - 0.5, color=RULE, linewidth=1, zorder=1)
+        middle, top = start + (size - 1) / 2, axes.get_xaxis_transform()
+        axes.text(middle, 0.99, group or "", transform=top, ha="center", va="top", fontsize=8, color=FAINT)
+        start += size
+    ticks = np.linspace(0, len(order) - 1, 8).round().astype(int)
+    counts = [order[rank].get("n_train") for rank in ticks]
+    known = None not in counts
+    axes.set_xticks(ticks, [f"{r + 1}\n{n}" if known else f"{r + 1}" for r, n in zip(ticks, counts, strict=True)])
+    said = "rank of the class, head to tail" + (", and its number of training images" if known else "")
+    axes.set_xlabel(f"{said}; lines: means over {window} classes")

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from noisytwins_jax.diagnostics.report import protocol_differences
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.figures import (
     FAINT,
@@ -91,7 +90,7 @@ def grid_table(runs: Sequence[GridRun]) -> str:
         points.setdefault(" ".join(words), []).append(run.evaluation)
     if all(len(seeds) == 1 for seeds in points.values()):
         return format_table({name: seeds[0] for name, seeds in points.items()})
-    return "\n".join([format_means(points), *protocol_differences({run.name: run.evaluation for run in runs})])
+    return format_means(points)
 
 
 def grid_figure(runs: Sequence[GridRun], title: str = "") -> Figure:

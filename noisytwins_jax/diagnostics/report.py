@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ import numpy as np
 
 from noisytwins_jax.diagnostics import webpage
 from noisytwins_jax.diagnostics.curves import per_class_figure, rows_head_to_tail, w_ratio_figure
+from noisytwins_jax.diagnostics.memorisation_figure import memorisation_figure
+from noisytwins_jax.diagnostics.truncation_figure import OPERATING_POINTS, truncation_figure
 from noisytwins_jax.diagnostics.w_projection import w_comparison_figure
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.metrics.table import OTHER_GROUPS, check_one_protocol, protocol_line, same_groups
 
 Evaluation = Mapping[str, Any]  # see metrics.evaluation
 Table = tuple[str, Sequence[str], Sequence[Sequence[object]]]  # caption, header, rows
@@ -23,6 +26,14 @@ HEADLINES: tuple[
     ("fid", "FID", "all classes pooled", -1),
     ("ifid", "iFID", "mean of the FIDs within each class", -1),
     ("tail_ifid", "Tail iFID", "the same, rarest classes", -1),
+    ("fid_clip", "FID_CLIP", "all classes pooled, CLIP's features", -1),
+    ("ifid_clip", "iFID_CLIP", "mean within each class, CLIP's features", -1),
+    ("tail_ifid_clip", "Tail iFID_CLIP", "the same, rarest classes", -1),
+    ("fd_dinov2", "FD_DINOv2", "all classes pooled, DINOv2's features", -1),
+    ("ifd_dinov2", "iFD_DINOv2", "mean within each class, DINOv2's features", -1),
+    ("cmmd", "CMMD", "kernel distance of CLIP's features; no normal distribution assumed", -1),
+    ("kid", "KID", "kernel distance, unbiased; ± over subsets", -1),
+    ("inception_score", "Inception Score", "images recognisable and of many kinds", 1),
     ("precision", "Precision", "share of generated images that look real", 1),
     ("recall", "Recall", "share of real images that can be generated", 1),
     ("tail_recall", "Tail recall", "within each of the rarest classes", 1),
@@ -30,64 +41,121 @@ HEADLINES: tuple[
     ("coverage", "Coverage", "share of real images with a generated neighbour", 1),
     ("class_accuracy", "Class accuracy", "share of images recognised as their class", 1),
     ("w_ratio", "W ratio", "variance of W within classes / total; 0 is collapse", 0),
+    ("auth_pct", "AuthPct", "percentage of images that are no near copies of training images", 0),
 )
-GROUP_COLUMNS = (
+DEVIATIONS = {"kid": "kid_std", "inception_score": "inception_score_std"}  # of the estimate, not over classes
+COLUMNS = (  # of groups and classes, where any of them has the number
+    ("fid", "FID, pooled"),
     ("ifid", "iFID"),
+    ("fid_clip", "FID_CLIP, pooled"),
+    ("ifid_clip", "iFID_CLIP"),
+    ("fd_dinov2", "FD_DINOv2, pooled"),
+    ("ifd_dinov2", "iFD_DINOv2"),
     ("precision", "Precision"),
     ("recall", "Recall"),
+    ("density", "Density"),
+    ("coverage", "Coverage"),
     ("class_accuracy", "Class accuracy"),
     ("w_ratio", "W ratio"),
 )
+TRUNCATION_COLUMNS = (
+    ("fid", "FID"),
+    ("fid_clip", "FID_CLIP"),
+    ("fd_dinov2", "FD_DINOv2"),
+    ("inception_score", "Inception Score"),
+    ("precision", "Precision"),
+    ("recall", "Recall"),
+    ("density", "Density"),
+    ("coverage", "Coverage"),
+    ("n_fake", "Generated images"),
+)
 PROTOCOL: tuple[tuple[str, str], ...] = (
-    ("extractor", "Features from"),
-    ("extractor_sha256", "SHA-256 of its weights"),
-    ("feature_dim", "Feature size"),
     ("n_real", "Real images"),
+    ("reference_split", "… taken from"),
+    ("preprocessing", "… prepared with"),
+    ("resolution", "Resolution"),
     ("n_fake", "Generated images"),
     ("n_fake_per_class", "… of each class"),
-    ("k", "Neighbours k"),
-    ("seed", "Seed"),
-    ("weights", "Generator weights"),
-    ("class_noise", "Class noise"),
+    ("n_fake_pooled", "… behind pooled values"),
+    ("labels", "… with labels"),
     ("truncation_psi", "Truncation ψ"),
-    ("resolution", "Resolution"),
-    ("reference_fingerprint", "SHA-256 of the real images"),
+    ("class_noise", "Class noise"),
+    ("weights", "Generator weights"),
+    ("step", "… of step"),
+    ("seed", "Seed"),
+    ("k", "Neighbours k"),
 )
-ONE_PROTOCOL = ("extractor_sha256", "reference_fingerprint", "n_real", "n_fake_per_class", "k", "seed", "weights")
 MOST_ROWS = 60  # classes in the per-class table; of more, the head and the tail are shown
 
-HOW_TO_READ: tuple[tuple[str, str], ...] = (
+HOW_TO_READ: tuple[tuple[str, str, str], ...] = (  # a number that it explains, or "" for any page; name; words
     (
+        "",
         "FID and iFID",
         "Distance between the features of generated and real images; 0 means alike. FID pools all classes. iFID takes "
         "one class at a time and averages, so it also sees a class that repeats itself or turns into another.",
     ),
     (
+        "fid_clip",
+        "FID_CLIP and iFID_CLIP",
+        "The same distances with features of CLIP, which was trained on other images and on text: they follow what "
+        "images show rather than the classes of ImageNet. Their size cannot be compared with that of FID.",
+    ),
+    (
+        "fd_dinov2",
+        "FD_DINOv2",
+        "The same distance with features of DINOv2, which was trained without labels; it follows people's judgement of "
+        "realism more closely.",
+    ),
+    (
+        "kid",
+        "KID",
+        "A distance without bias from the number of images, so it can be trusted with few of them, and can come out "
+        "slightly below 0.",
+    ),
+    (
+        "inception_score",
+        "Inception Score",
+        "High when each image is clearly of one of ImageNet's classes and all of them occur. It never looks at the real "
+        "images: compare it with theirs, not with infinity.",
+    ),
+    (
+        "",
         "Precision and recall",
         "Precision asks whether generated images look real, recall whether the real variety is reached. A collapsed "
         "generator has high precision and low recall. One is easily traded for the other: read them together.",
     ),
     (
+        "",
         "Class accuracy",
         "How often a classifier trained on real images recognises the class that was asked for. High diversity with "
         "low class accuracy is confusion of classes, not diversity.",
     ),
     (
+        "",
         "W ratio",
         "How much of the latent space W's variance lies within classes. Near 0, every class is a single point: all "
         "its images come out alike. Near 1, W hardly depends on the class.",
     ),
     (
+        "auth_pct",
+        "AuthPct",
+        "A generated image counts as authentic if its nearest training image is farther from it than from that image's "
+        "own nearest other training image. Low values mean copying; bad images score high too, so read it with FID.",
+    ),
+    (
+        "",
         "Real against real",
         "The same measurement between two halves of the real images. No generator needs to do better; the halves are "
         "smaller sets, which by itself makes their FID and iFID larger.",
     ),
     (
+        "",
         "Pictures of W",
         "Dots are samples, dark for the head and bright for the tail. Judge the spread of a class by the principal "
         "components: t-SNE draws tight and wide classes alike and only tells which are apart and which are mixed.",
     ),
     (
+        "",
         "Comparing with other work",
         "Numbers are comparable only under the same protocol: same feature extractor, same real images, same counts. "
         "Training again with another seed moves them; a single run shows no more than itself.",
@@ -105,7 +173,8 @@ def format_number(value: object) -> str:
         return str(value)
     if isinstance(value, (float, np.floating)):
         size = abs(value)
-        return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size > 1 else f"{value:.3f}"
+        small = 0 < size < 0.01  # as KID often is
+        return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size > 1 else f"{value:{'.2g' if small else '.3f'}}"
     return str(value)
 
 
@@ -118,42 +187,96 @@ def _floor_of(evaluation: Evaluation, key: str) -> Any:
     return (evaluation.get("floor") or {}).get(key)
 
 
+def _number_cell(values: Mapping[str, Any], key: str) -> str:
+    """A number, and its deviation where the metric has one."""
+    deviation = values.get(DEVIATIONS.get(key, ""))
+    return format_number(values.get(key)) + (
+        f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{format_number(deviation)}" if deviation is not None else ""
+    )
+
+
+def _measured(evaluation: Evaluation) -> str:
+    """The protocol in one line, for below numbers."""
+    if not evaluation.get("protocol"):
+        return ""
+    return f"<p><small>{webpage.escape(protocol_line(evaluation))}</small></p>"
+
+
+def _networks(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values about each network behind the numbers."""
+    networks = protocol.get("extractors")
+    if not networks:  # from before there were several
+        names = (("extractor", "Features from"), ("extractor_sha256", "… weights' SHA-256"), ("feature_dim", "… size"))
+        return [(name, format_number(protocol[key])) for key, name in names if protocol.get(key) is not None]
+    said = []
+    for key, network in networks.items():
+        preprocessing = network.get("preprocessing", (network.get("description") or {}).get("preprocessing"))
+        headline = "the headline's" if key == protocol.get("headline_extractor") else ""
+        facts = (network.get("name"), network.get("feature_dim") and f"{network['feature_dim']} features", headline)
+        said.append((f"Network: {key}", ", ".join(str(fact) for fact in facts if fact)))
+        if preprocessing:
+            said.append(("… preprocessing", str(preprocessing)))
+        if network.get("sha256"):
+            said.append(("… weights' SHA-256", network["sha256"]))
+    return said
+
+
 def _protocol(evaluation: Evaluation) -> str:
     protocol = evaluation.get("protocol") or {}
-    said = [(name, format_number(protocol[key])) for key, name in PROTOCOL if protocol.get(key) is not None]
+    if not protocol:
+        return ""
+    said = [("Protocol", protocol.get("name") or "embedded"), *_networks(protocol)]
+    said += [(name, format_number(protocol[key])) for key, name in PROTOCOL if protocol.get(key) not in (None, "")]
     if "inclusive" in protocol:
         said.append(("Neighbour test", "distance <= radius" if protocol["inclusive"] else "distance < radius"))
+    if score := protocol.get("inception_score"):
+        order = (
+            "in the order of generation" if score.get("shuffle_seed") is None else f"shuffled, {score['shuffle_seed']}"
+        )
+        said.append(
+            ("Inception Score", f"logits {score.get('logits', '?')}; splits: {score.get('splits', '?')}, {order}")
+        )
+    if kid := protocol.get("kid"):
+        said.append(("KID", f"{kid.get('subsets', '?')} subsets of {kid.get('subset_size', '?')}"))
+    if protocol.get("reference_fingerprint"):
+        said.append(("SHA-256 of the real images", protocol["reference_fingerprint"]))
     headline = protocol.get("headline")
     note = f"<p><small>Note: {webpage.escape(headline)}.</small></p>" if headline else ""
     described = protocol.get("extractor_description")
-    extractor = webpage.folded("The feature extractor", json.dumps(described, indent=2)) if described else ""
+    networks = {key: network.get("description") for key, network in (protocol.get("extractors") or {}).items()}
+    described = {key: words for key, words in networks.items() if words} or described
+    extractor = webpage.folded("The networks that measure", json.dumps(described, indent=2)) if described else ""
     return webpage.pairs(said) + note + extractor
 
 
 def _headline_table(evaluation: Evaluation) -> str:
-    metrics = evaluation.get("metrics") or {}
+    metrics, floor = evaluation.get("metrics") or {}, evaluation.get("floor") or {}
     rows = [
-        (_metric_cell(name, meaning, way), format_number(metrics[key]), format_number(_floor_of(evaluation, key)))
+        (_metric_cell(name, meaning, way), _number_cell(metrics, key), _number_cell(floor, key))
         for key, name, meaning, way in HEADLINES
         if key in metrics
     ]
     return webpage.table(("↑ higher, ↓ lower is better", "This run", "Real against real"), rows)
 
 
+def _known_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The columns (key, name) that at least one row has."""
+    return [(key, name) for key, name in columns if any(key in row for row in rows)]
+
+
 def _group_table(evaluation: Evaluation) -> str:
     metrics = evaluation.get("metrics") or {}
     groups = (evaluation.get("protocol") or {}).get("class_groups") or {}
+    values = {
+        name: {key: metrics[f"{name}_{key}"] for key, _ in COLUMNS if f"{name}_{key}" in metrics} for name in groups
+    }
+    columns = _known_columns(list(values.values()), COLUMNS)
     rows = [
-        (
-            webpage.escape(name),
-            str(len(ids)),
-            *(format_number(metrics.get(f"{name}_{key}")) for key, _ in GROUP_COLUMNS),
-        )
+        (webpage.escape(name), str(len(ids)), *(format_number(values[name].get(key)) for key, _ in columns))
         for name, ids in groups.items()
     ]
-    return webpage.table(
-        ("Group", "Classes", *(name for _, name in GROUP_COLUMNS)), rows, "Means over the classes of a group"
-    )
+    header = ("Group", "Classes", *(name for _, name in columns))
+    return webpage.table(header, rows, "Means over the classes of a group, but for what is pooled")
 
 
 def _class_table(evaluation: Evaluation) -> str:
@@ -163,7 +286,7 @@ def _class_table(evaluation: Evaluation) -> str:
         half = MOST_ROWS // 2
         shown = [*ordered[:half], *ordered[-half:]]
         caption = f"The {half} classes with most and the {half} with fewest training images, of {len(ordered)}"
-    columns = (("n_train", "Training images"), ("n_real", "Real images"), *GROUP_COLUMNS)
+    columns = _known_columns(ordered, (("n_train", "Training images"), ("n_real", "Real images"), *COLUMNS))
     rows = [
         (webpage.escape(row.get("name", row["class"])), *(format_number(row.get(key)) for key, _ in columns))
         for row in shown
@@ -176,6 +299,63 @@ def _class_chart(evaluations: Mapping[str, Evaluation]) -> str:
         return webpage.figure("Every class, head to tail", per_class_figure(evaluations))
     except UserError:  # nothing to draw
         return ""
+
+
+def _truncation(evaluation: Evaluation) -> str:
+    """The figure of the truncation sweep and its table, a row a ψ."""
+    truncation = evaluation.get("truncation") or {}
+    operating = {key: point for key, point in (truncation.get("operating_points") or {}).items() if point}
+    points = {point["psi"]: point for point in (*operating.values(), *(truncation.get("points") or ()))}
+    if not points:
+        return ""
+    try:
+        chart = webpage.figure(
+            f"Truncation. {truncation.get('kind', 'psi')}; stronger truncation trades variety for quality.",
+            truncation_figure(truncation, protocol_line(evaluation)),
+        )
+    except UserError:  # nothing to draw
+        chart = ""
+    names = {
+        psi: [name for key, name, _ in OPERATING_POINTS if key in operating and operating[key]["psi"] == psi]
+        for psi in points
+    }
+    columns = _known_columns(list(points.values()), TRUNCATION_COLUMNS)
+    rows = [
+        (
+            f"ψ = {psi:g}" + (f"<small>{webpage.escape(', '.join(names[psi]))}</small>" if names[psi] else ""),
+            *(format_number(points[psi].get(key)) for key, _ in columns),
+        )
+        for psi in sorted(points)
+    ]
+    return chart + webpage.table(("Truncation", *(name for _, name in columns)), rows)
+
+
+def _memorisation(evaluation: Evaluation) -> str:
+    """The figure of distances to training images and its numbers."""
+    memorisation = evaluation.get("memorisation") or {}
+    try:
+        chart = webpage.figure(
+            "Distance to the nearest training image. Generated images nearer than held-out real ones are copies, or "
+            "nearly so.",
+            memorisation_figure(memorisation, protocol_line(evaluation)),
+        )
+    except UserError:  # nothing to draw
+        chart = ""
+    rows = []
+    for key, name in (("overall", "All training images"), ("within_class", "Of the same class")):
+        if part := memorisation.get(key):
+            medians = ((part.get(side) or {}).get("median") for side in ("fake_to_train", "held_out_to_train"))
+            numbers = (part.get("auth_pct"), *medians, part.get("share_nearer_than_held_out"))
+            counts = (part.get("n_train"), part.get("n_fake"))
+            rows.append((name, *map(format_number, numbers), *map(format_number, counts)))
+    header = ("Nearest among", "AuthPct", "Median, generated", "Median, held-out real",
+              "Share nearer than 99% of held-out", "Training images", "Generated images")  # fmt: skip
+    return chart + webpage.table(header, rows)
+
+
+def _how_to_read(metrics: Collection[str]) -> str:
+    said = [(name, words) for key, name, words in HOW_TO_READ if not key or key in metrics]
+    return webpage.section("How to read this page", webpage.pairs(said, "words"))
 
 
 def write_report(
@@ -196,9 +376,11 @@ def write_report(
       title: heading of the page.
       config_text: the configuration, shown behind a line to click.
       evaluation: what ``metrics.evaluation.evaluate_generator`` gives; parts that are missing are left out. The
-        headline table, the protocol, the groups and the per-class table and chart are made from it.
-      figures: (caption, picture) in order of reading: sample sheet, projection of W, training curves, ... A picture is
-        a PNG file's bytes, a PIL image or a Matplotlib figure. The caption's first sentence becomes a heading.
+        headline table, the protocol, the groups, the per-class table and chart, the truncation sweep and the distances
+        to training images are made from it.
+      figures: (caption, picture) in order of reading: sample sheet, nearest training images, projection of W, training
+        curves, ... A picture is a PNG file's bytes, a PIL image or a Matplotlib figure. The caption's first sentence
+        becomes a heading.
       tables: further tables (caption, header, rows of plain values).
       notes: sentences for the reader, e.g. what was not trained to the end; shown at the top with the evaluation's own
         warnings.
@@ -223,47 +405,55 @@ def write_report(
         webpage.care([*notes, *warnings]),
         webpage.beside(
             webpage.section(
-                "Results", _headline_table(evaluation) or webpage.paragraph("This run has not been evaluated.")
+                "Results",
+                _headline_table(evaluation) or webpage.paragraph("This run has not been evaluated."),
+                _measured(evaluation),
             ),
             webpage.section("Protocol of these numbers", _protocol(evaluation) or webpage.paragraph("Not recorded.")),
         ),
         webpage.section("Pictures", *(webpage.figure(caption, picture) for caption, picture in figures)),
         webpage.section(
-            "Head to tail", _group_table(evaluation), _class_chart({"this run": evaluation}), _class_table(evaluation)
+            "Head to tail",
+            _group_table(evaluation),
+            _class_chart({"this run": evaluation}),
+            _class_table(evaluation),
+            _measured(evaluation) if evaluation.get("per_class") else "",
         ),
+        webpage.section("Quality against variety", _truncation(evaluation)),
+        webpage.section("Memorisation", _memorisation(evaluation)),
         webpage.section("More numbers", *extra),
-        webpage.section("How to read this page", webpage.pairs(HOW_TO_READ, "words")),
+        _how_to_read(evaluation.get("metrics") or {}),
         webpage.folded("Configuration", config_text),
     ]
     return webpage.write_page(path, webpage.page(title, lede, body))
 
 
-def _comparison_table(evaluations: Mapping[str, Evaluation]) -> str:
-    rows = []
-    first = next(iter(evaluations.values()))
+def _shared(evaluations: Mapping[str, Evaluation]) -> Evaluation:
+    """Protocol and floor of runs that agree on them wherever they overlap: one may lack a network that another used."""
+    protocol: dict[str, Any] = {}
+    floor: dict[str, Any] = {}
+    extractors: dict[str, Any] = {}
+    for evaluation in reversed(list(evaluations.values())):
+        protocol |= {key: value for key, value in (evaluation.get("protocol") or {}).items() if key != "step"}
+        extractors |= protocol.get("extractors") or {}
+        floor |= evaluation.get("floor") or {}
+    return {"protocol": protocol | ({"extractors": extractors} if extractors else {}), "floor": floor}
+
+
+def _comparison_table(evaluations: Mapping[str, Evaluation], floor: Mapping[str, Any]) -> str:
+    rows, grouped = [], same_groups(evaluations)
+    runs = [evaluation.get("metrics") or {} for evaluation in evaluations.values()]
     for key, name, meaning, way in HEADLINES:
-        values = [(evaluation.get("metrics") or {}).get(key) for evaluation in evaluations.values()]
-        known = [value for value in values if value is not None]
-        if not known:
+        known = [metrics[key] for metrics in runs if metrics.get(key) is not None]
+        if not known or (key.startswith("tail_") and not grouped):
             continue
         best = max(way * value for value in known)
-        marked = [value is not None and way != 0 and len(known) > 1 and way * value == best for value in values]
-        shown = [format_number(value) for value in values]
+        marked = [m.get(key) is not None and way != 0 and len(known) > 1 and way * m[key] == best for m in runs]
+        shown = [_number_cell(metrics, key) for metrics in runs]
         cells = [f'<span class="best">{x}</span>' if mark else x for x, mark in zip(shown, marked, strict=True)]
-        rows.append((_metric_cell(name, meaning, way), *cells, format_number(_floor_of(first, key))))
+        rows.append((_metric_cell(name, meaning, way), *cells, _number_cell(floor, key)))
     header = ("↑ higher, ↓ lower is better", *(webpage.escape(name) for name in evaluations), "Real against real")
     return webpage.table(header, rows, "Coloured: the best of these runs")
-
-
-def protocol_differences(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """One sentence for each part of the protocol that differs between runs, so that numbers must not be compared."""
-    sentences = []
-    for key in ONE_PROTOCOL:
-        values = {name: (evaluation.get("protocol") or {}).get(key) for name, evaluation in evaluations.items()}
-        if len(set(map(str, values.values()))) > 1:
-            said = ", ".join(f"{name}: {str(value)[:12]}" for name, value in values.items())
-            sentences.append(f"The runs were measured with different {key} ({said}); their numbers are not comparable.")
-    return sentences
 
 
 def write_comparison(
@@ -289,21 +479,23 @@ def write_comparison(
       ``path``.
 
     Raises:
-      UserError: there is no run to compare.
+      UserError: there is no run to compare, or two were evaluated under different protocols.
     """
     if not runs:
         raise UserError("There is no run to compare; name at least one.")
     evaluations = {name: run["evaluation"] for name, run in runs.items() if run.get("evaluation")}
     sheets = [webpage.figure(name, run["sheet"]) for name, run in runs.items() if run.get("sheet") is not None]
-    first = next(iter(evaluations.values()), {})
+    check_one_protocol(evaluations)
+    first, shared = next(iter(evaluations.values()), {}), _shared(evaluations)
+    metrics = {key for evaluation in evaluations.values() for key in evaluation.get("metrics") or {}}
     body = [
-        webpage.care([*notes, *protocol_differences(evaluations)]),
-        webpage.section("Results", _comparison_table(evaluations) if evaluations else ""),
+        webpage.care([*notes, *([] if same_groups(evaluations) else [OTHER_GROUPS])]),
+        webpage.section("Results", _comparison_table(evaluations, shared["floor"]), _measured(shared)),
         webpage.section("Samples", *sheets),
         webpage.section("Latent space W", _w_pictures(runs, first), _w_ratio_chart(runs)),
         webpage.section("Head to tail", _class_chart(evaluations)),
-        webpage.section("Protocol of these numbers", _protocol(first)),
-        webpage.section("How to read this page", webpage.pairs(HOW_TO_READ, "words")),
+        webpage.section("Protocol of these numbers", _protocol(shared)),
+        _how_to_read(metrics),
     ]
     return webpage.write_page(path, webpage.page(title, lede, body))
 

@@ -13,7 +13,6 @@ Measured on the 1797 digits at 8x8 (three seeds): held-out accuracy .977 to .983
 against the other: precision .95, recall .97.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -30,6 +29,7 @@ import optax
 
 from noisytwins_jax.data.source import ImageSource, read_images
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.metrics.extractor import FeatureExtractor
 from noisytwins_jax.metrics.weights_file import Params, load_weights, save_weights, weights_sha256
 from noisytwins_jax.sharding import Layout
 
@@ -80,52 +80,29 @@ def _patches(x: jax.Array, stride: int) -> jax.Array:
     return jnp.concatenate(shifted, axis=-1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Extractor:
-    """A trained :class:`Classifier` as a feature extractor.
+def classifier_extractor(params: Params, description: dict[str, Any]) -> FeatureExtractor:
+    """A trained :class:`Classifier` as a feature extractor; features are linear and unbounded, [n, 64].
 
-    Attributes:
+    Args:
         params: the weights.
         description: architecture, training data, recipe and accuracy on the held-out images (None if there are none).
-        name: short name for tables, including the first digits of ``sha256``.
-        sha256: hexadecimal SHA-256 of names and values of the weights.
     """
+    sha256 = weights_sha256(params)
+    size, channels = description["resolution"], description["channels"]
 
-    params: Params
-    description: dict[str, Any]
-
-    @functools.cached_property
-    def sha256(self) -> str:
-        """Hexadecimal SHA-256 of names and values of the weights."""
-        return weights_sha256(self.params)
-
-    @property
-    def name(self) -> str:
-        """Short name for tables."""
-        return f"classifier-{self.description['resolution']}px-{self.sha256[:8]}"
-
-    def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Penultimate features and class logits.
-
-        Args:
-            images: uint8 [n, H, W, C] of the resolution and channels that the classifier was trained on.
-
-        Returns:
-            features float32 [n, 64] (linear, unbounded), logits float32 [n, num_classes].
-
-        Raises:
-            UserError: if type, resolution or channels differ.
-        """
-        size, channels = self.description["resolution"], self.description["channels"]
+    def apply(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, channels):
             raise UserError(
                 f"The feature extractor takes uint8 images of shape [n, {size}, {size}, {channels}], got "
                 f"{images.dtype} {list(images.shape)}: evaluate with the data configuration of the checkpoint."
             )
-        return _predict(self.params, images, self.description["num_classes"])
+        return extract(params, images, description["num_classes"])
+
+    name = f"classifier-{size}px-{sha256[:8]}"
+    return FeatureExtractor(name, sha256, description, _FEATURE_DIM, params, apply)
 
 
-def load_or_train_classifier(source: ImageSource, cache_dir: str | os.PathLike[str], seed: int = 0) -> Extractor:
+def load_or_train_classifier(source: ImageSource, cache_dir: str | os.PathLike[str], seed: int = 0) -> FeatureExtractor:
     """The extractor of a data set: from the cache if it is there, else trained (seconds for 8x8 digits) and cached.
 
     Training is deterministic for one seed, machine and library version. The cache file is named after the data's
@@ -154,12 +131,12 @@ def load_or_train_classifier(source: ImageSource, cache_dir: str | os.PathLike[s
     if path.exists():
         found = load_weights(path, config)
         if found is not None:
-            return Extractor(*found)
+            return classifier_extractor(*found)
         print(f"The cached feature classifier {path} is damaged; training it again.", flush=True)
     print(f"Training the feature classifier on {len(source)} real images (once; kept in {path}).", flush=True)
     start = time.perf_counter()
     params, trained = _train(source, seed)
-    extractor = Extractor(params, config | trained)
+    extractor = classifier_extractor(params, config | trained)
     save_weights(path, params, extractor.description, "The feature classifier")
     accuracy = trained["held_out_accuracy"]
     measured = "" if accuracy is None else f", accuracy {accuracy:.3f} on {trained['held_out_images']} held-out images"

@@ -1,67 +1,205 @@
-"""Evaluation results as a plain-text table for the terminal."""
+"""Evaluations side by side: the one protocol that they must share, and the plain-text table for the terminal."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+
+from noisytwins_jax.errors import UserError
+
+Evaluation = Mapping[str, Any]  # see metrics.evaluation
 
 _COLUMNS = {
     "FID": ("fid", ".2f"),
     "iFID": ("ifid", ".2f"),
     "tail iFID": ("tail_ifid", ".2f"),
+    "FID_CLIP": ("fid_clip", ".3f"),
+    "iFID_CLIP": ("ifid_clip", ".3f"),
+    "FD_DINOv2": ("fd_dinov2", ".2f"),
+    "iFD_DINOv2": ("ifd_dinov2", ".2f"),
     "precision": ("precision", ".3f"),
     "recall": ("recall", ".3f"),
     "tail recall": ("tail_recall", ".3f"),
     "W ratio": ("w_ratio", ".3f"),
     "class accuracy": ("class_accuracy", ".3f"),
 }
-_SAME_PROTOCOL = ("extractor_sha256", "reference_fingerprint", "n_fake_per_class", "k", "inclusive", "class_groups")
+_WHERE_MEASURED = (
+    "FID_CLIP",
+    "iFID_CLIP",
+    "FD_DINOv2",
+    "iFD_DINOv2",
+)  # the columns that are left out where no run has them
+
+OTHER_GROUPS = "Head, medium and tail are different classes in these runs, so values of the groups are left out."
+
+# Entries of a protocol that change numbers, with what evaluations from before an entry existed were measured with.
+_ENTRIES: dict[str, Any] = {
+    "name": "embedded",
+    "headline_extractor": "classifier",
+    "extractor_sha256": None,
+    "reference_fingerprint": None,
+    "preprocessing": "",
+    "n_real": None,
+    "n_fake_per_class": None,
+    "n_fake_pooled": None,  # then all that were generated, see `_flat`
+    "labels": "balanced",
+    "k": None,
+    "inclusive": False,
+    "seed": None,
+    "weights": "ema",
+    "truncation_psi": 1.0,
+    "class_noise": False,
+}
+# Entries that only some numbers have; where one side has no such number, there is nothing to compare.
+_OPTIONAL_ENTRIES = ("reference_split", "inception_score", "kid")
 
 
-def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A plain-text table of several results (name -> result): one row a run, then the protocol they share.
+def _flat(evaluation: Evaluation) -> dict[str, Any]:
+    """The entries that make numbers comparable, in the order in which a difference is named; None: not recorded."""
+    protocol = {key: value for key, value in (evaluation.get("protocol") or {}).items() if value is not None}
+    defaults = _ENTRIES | {"n_fake_pooled": protocol.get("n_fake")}
+    entries = {key: protocol.get(key, default) for key, default in defaults.items()}
+    entries |= {key: protocol.get(key) for key in _OPTIONAL_ENTRIES}
+    for name, extractor in (protocol.get("extractors") or {}).items():
+        described = extractor.get("description") or {}
+        entries[f"extractors.{name}.sha256"] = extractor.get("sha256")
+        entries[f"extractors.{name}.preprocessing"] = extractor.get("preprocessing", described.get("preprocessing"))
+    return entries
 
-    A last row gives the real-against-real floor when there is one. A missing or undefined value prints as a dash, and
-    runs that were evaluated under different protocols are called out, since their numbers must not be compared.
+
+def protocol_differences(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """One sentence for each entry of the protocol in which two of the runs (name -> evaluation) differ.
+
+    An entry that both lack is the same. An entry that one lacks is a difference, unless it only belongs to numbers that
+    the other does not have: another network's weights, the splits of the inception score, the subsets of KID.
+    """
+    flat = {name: _flat(evaluation) for name, evaluation in evaluations.items()}
+    sentences = []
+    for key in dict.fromkeys(key for entries in flat.values() for key in entries):
+        known = {
+            name: entries.get(key) for name, entries in flat.items() if key in _ENTRIES or entries.get(key) is not None
+        }
+        for one, other in pairwise(known):
+            if known[one] != known[other]:
+                sentences.append(
+                    f"{one} and {other} were evaluated under different protocols ({key}: {_said(known[one])} and "
+                    f"{_said(known[other])}) and cannot stand in one table: evaluate them again in the same way "
+                    "(--mode=evaluate), or tabulate them apart."
+                )
+                break
+    return sentences
+
+
+def check_one_protocol(evaluations: Mapping[str, Evaluation]) -> None:
+    """Refuses to put numbers together that were not measured in the same way.
+
+    Args:
+      evaluations: run name -> evaluation. What they were trained on, and with which seed, may differ.
+
+    Raises:
+      UserError: two runs differ in an entry of the protocol that changes numbers; it names the first such entry.
+    """
+    if differences := protocol_differences(evaluations):
+        raise UserError(differences[0])
+
+
+def same_groups(evaluations: Mapping[str, Evaluation]) -> bool:
+    """Whether head, medium and tail are the same classes in all runs, so that the groups' numbers can be compared."""
+    groups = [(evaluation.get("protocol") or {}).get("class_groups") for evaluation in evaluations.values()]
+    return all(one == groups[0] for one in groups)
+
+
+def protocol_line(evaluation: Evaluation) -> str:
+    """How an evaluation's numbers were measured, in one line."""
+    protocol = _ENTRIES | {k: v for k, v in (evaluation.get("protocol") or {}).items() if v is not None}
+    each, pooled = protocol["n_fake_per_class"], protocol["n_fake_pooled"]
+    generated = f"{each} generated images per class"
+    if each is None:
+        generated = f"{protocol.get('n_fake', '?')} generated images, labels {protocol['labels']},"
+    parts = [
+        f"Protocol {protocol['name']}: {generated} against {_known(protocol['n_real'])} real ones"
+        + (f", {pooled} generated ones pooled" if pooled is not None else ""),
+        f"features {protocol.get('extractor', '?')}",
+        f"precision and recall pooled, k = {_known(protocol['k'])}, distance {'<=' if protocol['inclusive'] else '<'} radius",
+        *([f"truncation psi = {protocol['truncation_psi']:g}"] if protocol["truncation_psi"] != 1 else []),
+        *(["with class noise"] if protocol["class_noise"] else []),
+        "tail values are means over the tail classes",
+    ]
+    return "; ".join(parts) + "."
+
+
+def _known(value: object) -> object:
+    return "?" if value is None else value
+
+
+def format_table(results: Mapping[str, Evaluation]) -> str:
+    """A plain-text table of several results (name -> result): one row a run, then the protocol that they share.
+
+    A last row gives the real-against-real floor when there is one. A missing or undefined value prints as a dash. Tail
+    values are left out where the runs' tails are different classes.
+
+    Raises:
+      UserError: as `check_one_protocol`.
     """
     if not results:
         return "no evaluations"
-    rows = {name: result.get("metrics", {}) for name, result in results.items()}
+    check_one_protocol(results)
+    rows = {name: result.get("metrics") or {} for name, result in results.items()}
+    columns = _columns(results)
     first = next(iter(results.values()))
     if first.get("floor"):
         rows["real half vs real half"] = first["floor"]
-    cells = [["run", *_COLUMNS]]
+    cells = [["run", *columns]]
     for name, values in rows.items():
-        numbers = [values.get(key) for key, _ in _COLUMNS.values()]
-        formats = [form for _, form in _COLUMNS.values()]
-        cells.append([name, *("-" if v is None else format(v, f) for v, f in zip(numbers, formats, strict=True))])
-    lines = _align(cells)
-    protocol = first.get("protocol", {})
-    lines.append(
-        f"{protocol.get('n_fake_per_class', '?')} generated images per class against {protocol.get('n_real', '?')} "
-        f"real ones; features {protocol.get('extractor', '?')}; precision and recall pooled, k = "
-        f"{protocol.get('k', '?')}; tail values are means over the tail classes."
-    )
-    differing = [
-        key
-        for key in _SAME_PROTOCOL
-        if any(r.get("protocol", {}).get(key) != protocol.get(key) for r in results.values())
-    ]
-    if differing:
-        lines.append(f"Not comparable: the runs differ in {', '.join(differing)}.")
-    return "\n".join(lines)
+        numbers = [(values.get(key), form) for key, form in columns.values()]
+        cells.append([name, *("-" if value is None else format(value, form) for value, form in numbers)])
+    return "\n".join([*_align(cells), *_notes(results)])
 
 
-def format_means(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Mean ± population standard deviation over the seeds of each method (name -> results), as plain text."""
-    cells = [["mean ± std", *_COLUMNS]]
+def format_means(results: Mapping[str, Sequence[Evaluation]]) -> str:
+    """Mean ± population standard deviation over the seeds of each method (name -> results), as plain text.
+
+    Raises:
+      UserError: as `check_one_protocol`.
+    """
+    runs = {
+        name if len(seeds) == 1 else f"{name} (seed {i} of {len(seeds)})": seed
+        for name, seeds in results.items()
+        for i, seed in enumerate(seeds, start=1)
+    }
+    check_one_protocol(runs)
+    columns = _columns(runs)
+    cells = [["mean ± std", *columns]]
     for name, seeds in results.items():
         row = [f"{name} ({len(seeds)} seeds)"]
-        for key, form in _COLUMNS.values():
-            values = [seed["metrics"][key] for seed in seeds]
+        for key, form in columns.values():
+            values = [(seed.get("metrics") or {}).get(key) for seed in seeds]
             row.append("-" if None in values else f"{np.mean(values):{form}} ± {np.std(values):{form}}")
         cells.append(row)
-    return "\n".join(_align(cells))
+    return "\n".join([*_align(cells), *_notes(runs)])
+
+
+def _columns(results: Mapping[str, Evaluation]) -> dict[str, tuple[str, str]]:
+    """The columns that these runs can fill."""
+    grouped = same_groups(results)
+    return {
+        name: (key, form)
+        for name, (key, form) in _COLUMNS.items()
+        if (grouped or not key.startswith("tail_"))
+        and (name not in _WHERE_MEASURED or any(key in (r.get("metrics") or {}) for r in results.values()))
+    }
+
+
+def _notes(results: Mapping[str, Evaluation]) -> list[str]:
+    said = [protocol_line(next(iter(results.values())))] if results else []
+    return said + ([] if same_groups(results) else [OTHER_GROUPS])
+
+
+def _said(value: object) -> str:
+    """An entry's value in a sentence: a hash by its first digits."""
+    text = "not recorded" if value is None else str(value)
+    return text[:12] if len(text) == 64 and " " not in text else text
 
 
 def _align(cells: list[list[str]]) -> list[str]:

@@ -105,10 +105,35 @@ def test_runs_are_side_by_side_and_a_missing_class_is_a_gap():
     assert figure_image(figure).width > 600
 
 
-def test_many_classes_are_lines():
-    figure = per_class_figure({"run": evaluation(100)})
-    assert not figure.axes[0].patches
-    np.testing.assert_array_equal(figure.axes[0].get_lines()[0].get_ydata(), np.arange(100, 0, -1))
+def test_many_classes_are_points_with_means_and_rules_between_groups():
+    result = evaluation(1010)
+    for row in result["per_class"]:
+        row["group"] = "tail" if row["class"] < 500 else "head"
+    result["per_class"][7]["ifid"] = None
+    figure = per_class_figure({"run": result})
+    axes = figure.axes[0]
+    assert not axes.patches
+    points, means, rule = axes.get_lines()
+    heights = np.where(np.arange(1010, 0, -1) == 8, math.nan, np.arange(1010, 0, -1))
+    np.testing.assert_array_equal(points.get_ydata(), heights)
+    assert points.get_linestyle() == "None"
+    np.testing.assert_allclose(means.get_ydata()[16:980], heights[16:980])  # a straight line is its own mean
+    assert rule.get_xdata()[0] == 509.5 and [text.get_text() for text in axes.texts] == ["head", "tail"]
+    ticks = [label.get_text() for label in axes.get_xticklabels()]
+    assert ticks[0] == "1\n10100" and ticks[-1] == "1010\n10"
+    assert figure_image(figure).width > 600
+
+
+def test_clip_has_a_panel_of_its_own_where_it_was_measured():
+    result = evaluation(3, ifid=0.5, ifid_clip=0.25, class_recall=0.75)
+    for row in result["per_class"]:
+        row["ifid_clip"] = 2.0 * row["ifid"]
+    figure = per_class_figure({"run": result, "without": evaluation(3)})
+    assert [heading.split(" (")[0] for heading in titles(figure)] == [
+        "Intra-class FID", "Intra-class FID_CLIP", "Recall within the class"
+    ]  # fmt: skip
+    assert [bar.get_height() for bar in figure.axes[1].containers[0]] == [6, 4, 2]
+    assert [axes.get_lines()[0].get_ydata()[0] for axes in figure.axes] == [0.5, 0.25, 0.75]
 
 
 def test_order_without_counts_is_by_class_id():

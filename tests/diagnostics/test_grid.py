@@ -75,10 +75,16 @@ def test_many_curves_have_colours_of_their_own():
 def test_tables():
     one = grid_table([run(1.25, sigma=s) for s in (0, 1)])
     assert "sigma=1" in one and "1.25" in one and "±" not in one
-    runs = [run(1.0 + k, str(k), method, {"k": 5 + k}.items(), sigma=1) for method in "ab" for k in (0, 2)]
-    several = grid_table(runs)
+    several = grid_table([run(1.0 + k, str(k), method, {"k": 5}.items(), sigma=1) for method in "ab" for k in (0, 2)])
     assert "a sigma=1 (2 seeds)" in several and "2.00 ± 1.00" in several
-    assert "different k" in several
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 2)])
+def test_runs_of_different_protocols_are_refused(tmp_path, seeds):
+    runs = [run(1.0, str(seed), protocol={"k": k}.items(), sigma=k) for k in (3, 5) for seed in seeds]
+    with pytest.raises(UserError, match=r"sigma=3.* and sigma=5.* different protocols \(k: 3 and 5\)"):
+        write_grid(tmp_path / "g", runs)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files(tmp_path):

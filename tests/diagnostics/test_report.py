@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 from html.parser import HTMLParser
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from noisytwins_jax.diagnostics import webpage
-from noisytwins_jax.diagnostics.report import format_number, protocol_differences, write_comparison, write_report
+from noisytwins_jax.diagnostics.report import format_number, write_comparison, write_report
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.figures import new_figure
 
@@ -149,15 +150,113 @@ def test_comparison_marks_the_best_and_puts_runs_side_by_side(tmp_path):
     assert '<span class="best">0.400</span>' not in text  # neither end of the W ratio is best
     assert [picture.size for picture in page.pictures()][:2] == [(40, 10), (41, 10)]
     assert len(page.pictures()) == 4
-    assert "not comparable" not in page.text
 
 
-def test_comparison_says_when_protocols_differ(tmp_path):
-    runs = {"a": evaluation(k=5, seed=0), "b": evaluation(k=3, seed=0)}
-    (sentence,) = protocol_differences(runs)
-    assert "different k (a: 5, b: 3)" in sentence
-    path = write_comparison(tmp_path / "c.html", {name: {"evaluation": result} for name, result in runs.items()})
-    assert sentence in Page(path.read_text(encoding="utf-8")).text
+def test_comparison_of_different_protocols_is_refused(tmp_path):
+    runs = {"a": {"evaluation": evaluation(k=5, seed=0)}, "b": {"evaluation": evaluation(k=3, seed=0)}}
+    with pytest.raises(UserError, match=r"a and b .*different protocols \(k: 5 and 3\)"):
+        write_comparison(tmp_path / "c.html", runs)
+    assert not list(tmp_path.iterdir())
+
+
+def test_comparison_leaves_out_groups_of_different_classes(tmp_path):
+    results = {"a": evaluation(), "b": evaluation(class_groups={"head": [0, 1], "tail": []})}
+    path = write_comparison(tmp_path / "c.html", {name: {"evaluation": result} for name, result in results.items()})
+    page = Page(path.read_text("utf-8"))
+    assert "different classes" in page.text and page.row("iFID")
+    assert not [row for row in page.rows if row[0].startswith("Tail")]
+
+
+def test_comparison_shows_what_only_one_run_was_measured_with(tmp_path):
+    richer = full_evaluation()
+    plain = json.loads(json.dumps(richer))
+    del plain["protocol"]["extractors"]["clip"]
+    plain["metrics"] = {key: value for key, value in plain["metrics"].items() if "clip" not in key}
+    plain["floor"].pop("fid_clip")
+    path = write_comparison(tmp_path / "c.html", {"plain": {"evaluation": plain}, "richer": {"evaluation": richer}})
+    page = Page(path.read_text("utf-8"))
+    assert page.row("FID_CLIP") == ["FID_CLIP\N{NO-BREAK SPACE}↓", "n/a", "3.25", "0.500"]
+    assert "b" * 64 in page.text and "… of step" not in page.text
+
+
+def full_evaluation():
+    """All that an evaluation can hold."""
+    result = evaluation(
+        name="noisytwins",
+        headline_extractor="inception",
+        extractors={
+            "inception": {"name": "inception-67", "sha256": "a" * 64, "feature_dim": 2048, "description": {"a": 1}},
+            "clip": {"name": "clip-b32", "sha256": "b" * 64, "description": {"preprocessing": "torch bicubic"}},
+        },
+        preprocessing="center-lanczos",
+        reference_split="valid",
+        n_fake_per_class=500,
+        n_fake_pooled=900,
+        labels="balanced",
+        truncation_psi=1.0,
+        inception_score={"logits": "1008 with bias", "splits": 10, "shuffle_seed": 2020},
+        kid={"subsets": 100, "subset_size": 1000},
+        seed=0,
+        step=40,
+    )
+    result["metrics"] |= {
+        "fid_clip": 3.25, "ifid_clip": 9.5, "tail_ifid_clip": None, "tail_fid_clip": 6.75, "fd_dinov2": 140.0,
+        "cmmd": 0.75, "kid": 0.00213, "kid_std": 0.0004, "inception_score": 8.25, "inception_score_std": 0.125,
+        "auth_pct": 81.25,
+    }  # fmt: skip
+    result["floor"] |= {"fid_clip": 0.5, "inception_score": 9.5}
+    for row in result["per_class"]:
+        row |= {"ifid_clip": 4.5, "coverage": 0.625}
+    point = {"n_fake": 900, "fid": 20.0, "inception_score": 8.25, "precision": 0.5, "recall": 0.25}
+    strong = point | {"psi": 0.5, "fid": 30.0, "inception_score": 9.0, "precision": 0.75, "recall": 0.125}
+    result["truncation"] = {
+        "kind": "psi in W",
+        "real_inception_score": 9.25,
+        "points": [point | {"psi": 1.0}, strong],
+        "operating_points": {
+            "best_fid": point | {"psi": 1.0},
+            "real_inception_score": None,
+            "max_inception_score": strong,
+        },
+    }
+    distances = {"median": 5.5, "quantiles": {"0.01": 1.0, "0.25": 4.0, "0.5": 5.5, "0.75": 7.0, "0.99": 9.0}}
+    part = {"auth_pct": 81.25, "n_train": 11, "n_fake": 900, "fake_to_train": distances, "held_out_to_train": None}
+    result["memorisation"] = {"overall": part | {"share_nearer_than_held_out": None}, "within_class": None}
+    return result
+
+
+def test_report_shows_every_part_that_was_measured(tmp_path):
+    result = full_evaluation()
+    page = Page(write_report(tmp_path / "r.html", title="t", config_text="", evaluation=result).read_text("utf-8"))
+    rows = {row[0].split("\N{NO-BREAK SPACE}")[0]: row[1:] for row in page.rows}
+    assert rows["FID_CLIP"] == ["3.25", "0.500"] and rows["Tail iFID_CLIP"][0] == "n/a"
+    assert rows["KID"] == ["0.0021\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.0004", "n/a"]
+    assert rows["Inception Score"] == ["8.25\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.125", "9.50"]
+    assert rows["AuthPct"][0] == "81.2" and rows["CMMD"][0] == "0.750" and rows["FD_DINOv2"][0] == "140.0"
+    headlines = ["FID", "FID_CLIP", "KID", "Recall", "AuthPct"]
+    assert [name for name in rows if name in headlines] == headlines
+    assert rows["Group"] == ["Classes", "iFID", "FID_CLIP, pooled", "iFID_CLIP", "Recall"]
+    assert rows["tail"] == ["1", "7.50", "6.75", "n/a", "n/a"] and rows["head"] == ["1"] + 4 * ["n/a"]
+    assert rows["Class"] == ["Training images", "iFID", "iFID_CLIP", "Recall", "Coverage"]
+    assert rows["rare"] == ["2", "7.50", "4.50", "n/a", "0.625"]
+    assert rows["Truncation"] == ["FID", "Inception Score", "Precision", "Recall", "Generated images"]
+    assert rows["ψ = 0.5"] == ["30.0", "9.00", "0.750", "0.125", "900"] and "best FID" in page.text
+    assert rows["All training images"] == ["81.2", "5.50", "n/a", "n/a", "11", "900"]
+    assert len(page.pictures()) == 3  # classes, truncation and distances
+    for said in ("noisytwins", "a" * 64, "b" * 64, "torch bicubic", "center-lanczos", "valid", "900", "1008 with bias",
+                 "splits: 10, shuffled, 2020", "100 subsets of 1000", "distance < radius", "balanced",
+                 "inception-67, 2048 features, the headline's", "FID_CLIP and iFID_CLIP", "AuthPct"):  # fmt: skip
+        assert said in page.text
+    assert page.text.count("Protocol noisytwins: 500 generated images per class") == 2
+
+
+def test_words_explain_only_what_is_there(tmp_path):
+    page = Page(
+        write_report(tmp_path / "r.html", title="t", config_text="", evaluation=evaluation()).read_text("utf-8")
+    )
+    assert "FID and iFID" in page.text
+    for absent in ("CLIP", "DINOv2", "KID", "AuthPct", "Truncation", "Memorisation", "Inception Score"):
+        assert absent not in page.text
 
 
 def test_comparison_of_nothing(tmp_path):
@@ -177,8 +276,27 @@ def test_numbers():
         7,
         np.float32(0.5),
         np.int64(3),
+        0.00213,
+        -0.00004,
+        0.0,
         True,
         "ema",
     ]
-    shown = ["n/a", "n/a", "123.5", "12.3", "1.23", "1.000", "0.012", "7", "0.500", "3", "on", "ema"]
+    shown = [
+        "n/a",
+        "n/a",
+        "123.5",
+        "12.3",
+        "1.23",
+        "1.000",
+        "0.012",
+        "7",
+        "0.500",
+        "3",
+        "0.0021",
+        "-4e-05",
+        "0.000",
+        "on",
+        "ema",
+    ]
     assert [format_number(value) for value in values] == shown

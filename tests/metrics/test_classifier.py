@@ -3,6 +3,7 @@ import re
 
 import numpy as np
 import pytest
+from extracting import features_of
 
 from noisytwins_jax.data.source import ArraySource
 from noisytwins_jax.errors import UserError
@@ -31,7 +32,7 @@ def test_classifier_of_the_digits_is_good_and_its_features_keep_the_diversity(di
     description = digits_extractor.description
     assert description["held_out_accuracy"] >= 0.97
     assert description["held_out_images"] == 176 and description["trained_images"] == 1797 - 176
-    features, logits = digits_extractor.features(digits.reference.images)
+    features, logits = features_of(digits_extractor, digits.reference.images)
     labels = digits.reference.labels
     assert features.shape == (1797, 64) and logits.shape == (1797, 10)
     assert features.dtype == logits.dtype == np.float32
@@ -45,8 +46,8 @@ def test_classifier_of_the_digits_is_good_and_its_features_keep_the_diversity(di
 
 def test_scaling_the_features_leaves_the_logits_alone(digits_extractor, digits):
     images = digits.reference.images[:50]
-    features, logits = digits_extractor.features(images)
-    scaled = classifier._scale_features(digits_extractor.params, images, 10)
+    features, logits = features_of(digits_extractor, images)
+    scaled = classifier._scale_features(digits_extractor.variables, images, 10)
     new_features, new_logits = classifier._predict(scaled, images, 10)
     np.testing.assert_allclose(new_logits, logits, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(new_features, features / np.sqrt(features.var(axis=0).mean()), rtol=1e-4, atol=1e-4)
@@ -54,17 +55,17 @@ def test_scaling_the_features_leaves_the_logits_alone(digits_extractor, digits):
 
 def test_features_do_not_depend_on_the_batch(digits, digits_extractor):
     images = digits.reference.images[:300]
-    together = digits_extractor.features(images)
+    together = features_of(digits_extractor, images)
     for start, stop in ((0, 1), (7, 263), (256, 300), (299, 300)):
-        for part, whole in zip(digits_extractor.features(images[start:stop]), together, strict=True):
+        for part, whole in zip(features_of(digits_extractor, images[start:stop]), together, strict=True):
             np.testing.assert_allclose(part, whole[start:stop], rtol=1e-5, atol=1e-5)
-    assert digits_extractor.features(images[:0])[0].shape == (0, 64)
+    assert features_of(digits_extractor, images[:0])[0].shape == (0, 64)
 
 
 def test_wrong_images_are_refused(digits_extractor):
     for images in (np.zeros((2, 16, 16, 1), np.uint8), np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 1))):
         with pytest.raises(UserError, match=re.escape("uint8 images of shape [n, 8, 8, 1]")):
-            digits_extractor.features(images)
+            features_of(digits_extractor, images)
 
 
 def test_patches_make_a_convolution():
@@ -91,7 +92,7 @@ def test_cache_is_read_back_exactly(small, small_cache, monkeypatch):
     again = load_or_train_classifier(small, folder)
     assert again.sha256 == extractor.sha256 and again.name == extractor.name
     assert json.loads(json.dumps(extractor.description)) == again.description == extractor.description
-    for first, second in zip(extractor.features(small.images), again.features(small.images), strict=True):
+    for first, second in zip(features_of(extractor, small.images), features_of(again, small.images), strict=True):
         np.testing.assert_array_equal(first, second)
 
 
@@ -109,7 +110,7 @@ def test_damaged_cache_is_trained_again(small, small_cache, tmp_path, capsys, da
         content[len(content) // 2] ^= 1
     content = {"truncated": content[: len(content) // 3], "empty": b"", "text": b"not a zip file"}.get(damage, content)
     (tmp_path / small_cache[2].name).write_bytes(content)
-    params = small_cache[1].params
+    params = small_cache[1].variables
     report = {
         key: small_cache[1].description[key] for key in ("trained_images", "held_out_images", "held_out_accuracy")
     }
@@ -124,7 +125,7 @@ def test_cache_key_covers_data_seed_and_recipe(small, small_cache, tmp_path, mon
     _, extractor, file = small_cache
     trained = []
     report = {"trained_images": 54, "held_out_images": 6, "held_out_accuracy": 1.0}
-    monkeypatch.setattr(classifier, "_train", lambda *a: trained.append(a) or (extractor.params, report))
+    monkeypatch.setattr(classifier, "_train", lambda *a: trained.append(a) or (extractor.variables, report))
     (tmp_path / file.name).write_bytes(file.read_bytes())
     load_or_train_classifier(small, tmp_path)
     assert not trained
@@ -141,7 +142,7 @@ def test_cache_key_covers_data_seed_and_recipe(small, small_cache, tmp_path, mon
 
 def test_unwritable_cache_is_a_user_error(small, small_cache, tmp_path, monkeypatch):
     report = {"trained_images": 54, "held_out_images": 6, "held_out_accuracy": 1.0}
-    monkeypatch.setattr(classifier, "_train", lambda *a: (small_cache[1].params, report))
+    monkeypatch.setattr(classifier, "_train", lambda *a: (small_cache[1].variables, report))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose a cache folder"):
         load_or_train_classifier(small, tmp_path / "file" / "cache")

@@ -1,0 +1,7 @@
+"""Features of images on the host, for tests."""
+
+from noisytwins_jax.metrics.features import Embedder, Features
+
+
+def features_of(extractor, images, batch_size=256) -> Features:
+    return Embedder({"it": extractor}, batch_size).of_images(images)["it"]

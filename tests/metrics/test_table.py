@@ -1,0 +1,197 @@
+"""One protocol for all numbers of a table."""
+
+import pytest
+
+from noisytwins_jax.errors import UserError
+from noisytwins_jax.metrics.table import (
+    check_one_protocol,
+    format_means,
+    format_table,
+    protocol_differences,
+    protocol_line,
+    same_groups,
+)
+
+INCEPTION = {"name": "inception-6726825d", "sha256": "a" * 64, "description": {"preprocessing": "noisytwins"}}
+CLIP = {"name": "clip", "sha256": "b" * 64, "description": {"preprocessing": "openai"}}
+PROTOCOL = {
+    "name": "noisytwins",
+    "headline_extractor": "inception",
+    "extractor": "inception-6726825d",
+    "extractor_sha256": "a" * 64,
+    "extractors": {"inception": INCEPTION, "clip": CLIP},
+    "reference_fingerprint": "c" * 64,
+    "preprocessing": "center-lanczos",
+    "reference_split": "valid",
+    "n_real": 1000,
+    "n_fake": 5000,
+    "n_fake_per_class": 500,
+    "n_fake_pooled": 5000,
+    "labels": "balanced",
+    "k": 5,
+    "inclusive": False,
+    "seed": 0,
+    "weights": "ema",
+    "truncation_psi": 1.0,
+    "class_noise": False,
+    "inception_score": {"logits": "1008 with bias", "splits": 1, "shuffle_seed": None},
+    "kid": {"subsets": 100, "subset_size": 1000},
+    "class_groups": {"head": [0], "tail": [1]},
+}
+METRICS = dict.fromkeys(
+    ("fid", "ifid", "tail_ifid", "precision", "recall", "tail_recall", "w_ratio", "class_accuracy"), 0.5
+)
+# What evaluations recorded before protocols had names.
+OLD = {
+    "extractor": "digits",
+    "extractor_sha256": "d" * 64,
+    "reference_fingerprint": "c" * 64,
+    "n_real": 1000,
+    "n_fake": 600,
+    "n_fake_per_class": 60,
+    "k": 5,
+    "inclusive": False,
+    "seed": 0,
+    "weights": "ema",
+    "truncation_psi": 1.0,
+    "class_noise": False,
+}
+
+
+def run(protocol=PROTOCOL, metrics=METRICS, **changed):
+    return {"protocol": dict(protocol) | changed, "metrics": dict(metrics)}
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "shown"),
+    [
+        ("name", "tf1", "noisytwins and tf1"),
+        ("headline_extractor", "clip", "inception and clip"),
+        ("reference_fingerprint", "e" * 64, "cccccccccccc and eeeeeeeeeeee"),
+        ("preprocessing", "stretch", "center-lanczos and stretch"),
+        ("reference_split", "train", "valid and train"),
+        ("n_real", 999, "1000 and 999"),
+        ("n_fake_per_class", 400, "500 and 400"),
+        ("n_fake_pooled", 4000, "5000 and 4000"),
+        ("k", 3, "5 and 3"),
+        ("inclusive", True, "False and True"),
+        ("seed", 1, "0 and 1"),
+        ("weights", "live", "ema and live"),
+        ("truncation_psi", 0.7, "1.0 and 0.7"),
+        ("class_noise", True, "False and True"),
+        ("labels", "as in training", "balanced and as in training"),
+        ("kid", {"subsets": 10, "subset_size": 1000}, "100, 'subset_size'"),
+        ("inception_score", {"logits": "1008 without bias", "splits": 10, "shuffle_seed": 2020}, "without bias"),
+    ],
+)
+def test_an_entry_that_changes_numbers_is_named_with_both_runs(entry, value, shown):
+    runs = {"ours": run(), "same": run(), "theirs": run(**{entry: value})}
+    with pytest.raises(UserError) as refused:
+        check_one_protocol(runs)
+    sentence = str(refused.value)
+    assert sentence.startswith("same and theirs were evaluated under different protocols (" + entry + ": ")
+    assert shown in sentence and "evaluate them again" in sentence and sentence.count(". ") == 0
+    for table in (lambda: format_table(runs), lambda: format_means({name: [one] for name, one in runs.items()})):
+        with pytest.raises(UserError, match=f"different protocols .{entry}"):
+            table()
+
+
+@pytest.mark.parametrize(
+    ("extractors", "entry"),
+    [
+        ({"inception": INCEPTION | {"sha256": "f" * 64}}, "extractors.inception.sha256"),
+        ({"clip": CLIP | {"description": {"preprocessing": "noisytwins"}}}, "extractors.clip.preprocessing"),
+        ({"clip": CLIP | {"preprocessing": "noisytwins"}}, "extractors.clip.preprocessing"),
+    ],
+)
+def test_networks_that_both_have_must_be_the_same(extractors, entry):
+    runs = {"a": run(), "b": run(extractors=PROTOCOL["extractors"] | extractors)}
+    with pytest.raises(UserError, match=f"a and b .*{entry}"):
+        check_one_protocol(runs)
+
+
+def test_the_first_difference_is_the_protocols_name():
+    differences = protocol_differences({"a": run(), "b": run(OLD)})
+    assert "(name: noisytwins and embedded)" in differences[0]
+    assert any("n_fake_per_class: 500 and 60" in sentence for sentence in differences)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        run(class_groups={"head": [0, 1], "tail": []}, step=9, n_train=7, warnings=["few images"]),
+        run(extractors={"inception": INCEPTION}),  # without CLIP's numbers
+        run(
+            {key: value for key, value in PROTOCOL.items() if key not in ("kid", "inception_score", "reference_split")}
+        ),
+        run(truncation_psi=1, description="other words"),
+    ],
+)
+def test_what_does_not_change_common_numbers_may_differ(other):
+    check_one_protocol({"a": run(), "b": other, "c": run()})
+
+
+def test_evaluations_without_newer_entries_stand_beside_newer_ones_of_the_same_protocol():
+    newer = OLD | {"name": "embedded", "headline_extractor": "classifier", "labels": "balanced", "n_fake_pooled": 600}
+    newer |= {"preprocessing": "", "extractors": {"classifier": {"name": "digits", "sha256": "d" * 64}}}
+    check_one_protocol({"old": run(OLD), "older": run(OLD), "new": run(newer)})
+    check_one_protocol({"old": {"metrics": {}}, "older": {"protocol": None}})
+    for entry in ("n_real", "k", "extractor_sha256"):  # nothing says what it was
+        lacking = {key: value for key, value in OLD.items() if key != entry}
+        with pytest.raises(UserError, match=f"{entry}: not recorded and"):
+            check_one_protocol({"lacking": run(lacking), "new": run(newer)})
+
+
+def test_a_row_a_run_then_the_floor_and_the_protocol():
+    numbers = dict.fromkeys(METRICS, 0.5) | {"fid": 12.345, "tail_ifid": 7.5, "class_accuracy": 0.625}
+    first = run(OLD, numbers) | {"floor": {"fid": 0.25, "ifid": 1.0}}
+    lines = format_table({"baseline": first, "ours": run(OLD, numbers | {"recall": None})}).splitlines()
+    columns = ["FID", "iFID", "tail iFID", "precision", "recall", "tail recall", "W ratio", "class accuracy"]
+    assert [word for word in columns if word in lines[0]] == columns
+    assert lines[0].split() == " ".join(["run", *columns]).split()
+    assert (
+        lines[2].startswith("baseline")
+        and lines[3].startswith("ours")
+        and lines[4].startswith("real half vs real half")
+    )
+    assert lines[2].split()[1:] == ["12.35", "0.50", "7.50", "0.500", "0.500", "0.500", "0.500", "0.625"]
+    assert lines[3].split()[5] == "-" and lines[4].split()[5:] == ["0.25", "1.00"] + 6 * ["-"]
+    assert len({len(line) for line in lines[:5]}) == 1
+    assert "60 generated images per class against 1000 real ones" in lines[5] and "k = 5" in lines[5]
+
+
+def test_clip_columns_are_shown_where_a_run_has_them():
+    plain, clip = run(), run(metrics=METRICS | {"fid_clip": 3.25, "ifid_clip": 7.125})
+    assert "CLIP" not in format_table({"a": plain, "b": plain})
+    assert "iFD_DINOv2" in format_table({"a": plain, "b": run(metrics={"fd_dinov2": 9.0, "ifd_dinov2": 9.5})})
+    heading, _, first, second, _ = format_table({"a": plain, "b": clip}).splitlines()
+    assert heading.index("tail iFID") < heading.index("FID_CLIP") < heading.index("precision")
+    assert "iFID_CLIP" in heading and first.split().count("-") == 2 and "3.250" in second and "7.125" in second
+    assert "3.250 ± 0.000" in format_means({"b": [clip, clip], "a": [plain, plain]})
+
+
+def test_one_line_says_the_protocol():
+    line = protocol_line(run(truncation_psi=0.7, class_noise=True))
+    for said in ("Protocol noisytwins", "500 generated", "1000 real", "5000 generated ones pooled", "inception-6726825d", "k = 5",
+                 "distance < radius", "psi = 0.7", "class noise"):  # fmt: skip
+        assert said in line
+    assert "\n" not in line and "psi" not in protocol_line(run())
+    files = protocol_line(run(n_fake_per_class=None, labels="as in the files"))
+    assert "5000 generated images, labels as in the files, against 1000 real ones" in files
+    assert "Protocol embedded" in protocol_line(run(OLD)) and protocol_line({})
+    for text in (format_table({"a": run()}), format_means({"a": [run(), run()]})):
+        assert text.splitlines()[-1] == protocol_line(run())
+
+
+def test_groups_of_different_classes_are_left_out():
+    runs = {"a": run(), "b": run(class_groups={"head": [0, 1], "tail": []})}
+    assert not same_groups(runs) and same_groups({"a": run(), "b": run()})
+    text = format_table(runs)
+    assert "tail iFID" not in text and "tail recall" not in text and "different classes" in text
+    assert "iFID" in text
+
+
+def test_undefined_numbers_are_dashes():
+    text = format_means({"a": [run(), run(metrics={"fid": None})]})
+    assert text.splitlines()[2].count(" - ") + text.splitlines()[2].endswith(" -") == 8
+    assert format_table({}) == "no evaluations" and "0 seeds" not in format_means({})
