@@ -22,6 +22,10 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, w
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "sample", "compile"], "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/<dataset>-<method> by default.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "evaluate, sample: latest, best or a step.")
+_IMAGES = flags.DEFINE_string("images", None, "evaluate: a folder of images or an .npz, instead of a run's own.")
+_REFERENCE = flags.DEFINE_string(
+    "reference", None, "evaluate: what --images are compared with, instead of the data set."
+)
 _CLASSES = flags.DEFINE_list("classes", None, "sample: class ids; all by default.")
 _SAMPLES = flags.DEFINE_integer("samples_per_class", 16, "sample: images of each class.")
 _PSI = flags.DEFINE_float("psi", 1.0, "sample: truncation in W; 1 for none.")
@@ -42,7 +46,7 @@ _PROCESS_ID = flags.DEFINE_integer(
 _ONLY = dict.fromkeys(("classes", "samples_per_class", "psi", "seed"), ("sample",))
 _ONLY |= dict.fromkeys(("topology", "programs", "compare"), ("compile",))
 _ONLY |= dict.fromkeys(("coordinator", "num_processes", "process_id"), ("train", "evaluate", "sample"))
-_ONLY |= {"checkpoint": ("evaluate", "sample")}
+_ONLY |= {"checkpoint": ("evaluate", "sample"), "images": ("evaluate",), "reference": ("evaluate",)}
 
 _NO_CONFIG = "There is no configuration; give --config=configs/<dataset>.py[:<method>] before its fields."
 
@@ -57,7 +61,7 @@ def main(argv: list[str]) -> None:
             raise UserError(_NO_CONFIG)
         _check_mode(_MODE.value)
         config = parse_config(_CONFIG.value)
-        workdir = _WORKDIR.value or f"runs/{config.name}"
+        workdir = _WORKDIR.value or _default_workdir(config)
         # JAX is imported here, so that a mistyped flag or field is answered at once.
         if _MODE.value == "compile":
             from noisytwins_jax.compile import compile_run
@@ -87,6 +91,10 @@ def _run(config: RunConfig, workdir: str) -> None:
             from noisytwins_jax.train import train
 
             say(f"Report: {train(config, workdir)}")
+        elif _IMAGES.value is not None:
+            from noisytwins_jax.evaluate_images import evaluate_images
+
+            say(f"Report: {evaluate_images(config, _IMAGES.value, _REFERENCE.value, workdir)}")
         elif _MODE.value == "evaluate":
             from noisytwins_jax.evaluate import evaluate
 
@@ -114,6 +122,19 @@ def _check_mode(mode: str) -> None:
         if flags.FLAGS[name].present and mode not in modes:
             field = f"; the run's own is --config.{name}" if name in flatten(RunConfig()) else ""
             raise UserError(f"--{name} is for --mode={' or '.join(modes)}, not for {mode}{field}.")
+    if _IMAGES.value is None and _REFERENCE.value is not None:
+        raise UserError("--reference is what files are compared with; give them too: --images=<folder or .npz>.")
+    if "" in (_IMAGES.value, _REFERENCE.value):
+        raise UserError("--images and --reference each take a folder or an .npz file; one of them is empty.")
+    if _IMAGES.value is not None and flags.FLAGS["checkpoint"].present:
+        raise UserError("--checkpoint names a trained generator, but --images come from files; give one of the two.")
+
+
+def _default_workdir(config: RunConfig) -> str:
+    if _IMAGES.value is None:
+        return f"runs/{config.name}"
+    path = os.path.abspath(_IMAGES.value)
+    return f"runs/images-{os.path.basename(path if os.path.isdir(path) else os.path.splitext(path)[0])}"
 
 
 def parse_flags(argv: list[str]) -> list[str]:
