@@ -78,6 +78,8 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.path_length.weight = 0.0
     config.ema.kimg = 500.0
     config.ema.rampup = 0.05
+    config.evaluation.protocol = "noisytwins"
+    config.evaluation.extractors = "inception,clip,classifier"  # the last for class accuracy
     config.evaluation.samples_per_class = 5000
 
     config.update_from_flattened_dict(ROWS[row.method])

@@ -58,6 +58,7 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.r1.gamma = 0.2048 * (row.resolution / 64) ** 2  # StyleGAN2-ADA's rule: with the number of pixels
     config.path_length.weight = 2.0
     config.ema.kimg = 20.0
+    config.evaluation.protocol = "embedded"  # needs no weight files; better, when they are there: tf1
     config.evaluation.samples_per_class = 50
 
     config.update_from_flattened_dict(ROWS[row.method])

@@ -17,7 +17,8 @@ Result:    not run yet by this project. Published (NoisyTwins, CVPR 2023, Table 
 Not reported: FID_CLIP, precision and recall of any row; gsr, d2dce, contrastive, utlo.
 
 Protocol:  50,000 generated images, 2500 of each class, against the training images; the checkpoint with the lowest FID of
-those saved every 256 kimg (``--config.evaluation.interval_kimg=256``).
+those saved every 256 kimg (``--config.evaluation.interval_kimg=256``). iFID_CLIP: 5000 generated images of each class
+(``--mode=evaluate --config.evaluation.samples_per_class=5000``).
 
 The two transitional rows were published from the code of Transitional-cGAN with settings of its own that are not
 released; here they differ from ada and noisytwins in the method only, with that paper's schedule. No configuration of
@@ -74,6 +75,8 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.path_length.start_step = 0
     config.ema.kimg = 500.0
     config.ema.rampup = 0.05
+    config.evaluation.protocol = "noisytwins"
+    config.evaluation.extractors = "inception,clip,classifier"  # the last for class accuracy
     config.evaluation.samples_per_class = 2500
 
     config.update_from_flattened_dict(ROWS[row.method])

@@ -17,7 +17,8 @@ Not reported: d2dce, contrastive, transitional, transitional_noisytwins, utlo; a
 authors published configurations of ada and noisytwins only.
 
 Protocol:  50,000 generated images, 50 of each class, against the 20,000 validation images; the checkpoint with the lowest
-FID of those saved every 256 kimg (``--config.evaluation.interval_kimg=256``).
+FID of those saved every 256 kimg (``--config.evaluation.interval_kimg=256``). iFID_CLIP: 5000 generated images of each class
+(``--mode=evaluate --config.evaluation.samples_per_class=5000``; 5 million images: hours on an accelerator).
 
 No configuration of sg2 was published; here it is ada without augmentation. Our choices: gSR's weight and α are those of
 its BigGAN on iNat19; Transitional-cGAN's schedule and UTLO's weight and resolution are those of their authors.
@@ -73,6 +74,7 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.path_length.start_step = 60_000
     config.ema.kimg = 20.0
     config.ema.rampup = None
+    config.evaluation.protocol = "noisytwins"
     config.evaluation.samples_per_class = 50
 
     config.update_from_flattened_dict(ROWS[row.method])

@@ -16,8 +16,9 @@ Result:    not run yet by this project. Published, 64 px (NoisyTwins, CVPR 2023,
 Not reported: d2dce, contrastive, transitional, transitional_noisytwins, utlo; and every row at 128 px, for which the
 authors published configurations of ada and noisytwins only.
 
-Protocol:  50,000 generated images (50,500 here: 50 of each class) against the 3030 validation images; the checkpoint with
-the lowest FID of those saved every 256 kimg (``--config.evaluation.interval_kimg=256``).
+Protocol:  50,000 generated images, 49 or 50 of each class, against the 3030 validation images; the checkpoint with the lowest
+FID of those saved every 256 kimg (``--config.evaluation.interval_kimg=256``). iFID_CLIP: 5000 generated images of each class
+(``--mode=evaluate --config.evaluation.samples_per_class=5000``; 5 million images: hours on an accelerator).
 
 LeCam belongs to this data set, not to a method: it helped here only, and "we use LeCam for all experiments". So ada is
 the published ADA + LeCam, and ``--config.lecam.weight=0`` takes LeCam away from any row. No configuration of sg2 was
@@ -78,6 +79,7 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.lecam.decay = 0.99
     config.ema.kimg = 20.0
     config.ema.rampup = None
+    config.evaluation.protocol = "noisytwins"
     config.evaluation.samples_per_class = 50
 
     config.update_from_flattened_dict(ROWS[row.method])

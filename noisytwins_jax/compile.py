@@ -5,6 +5,7 @@ are the compiler's estimate for one core: no communication, no waiting for memor
 measured on a TPU.
 """
 
+import functools
 import json
 import os
 import sys
@@ -21,6 +22,8 @@ from noisytwins_jax.config import RunConfig, flatten
 from noisytwins_jax.data.registry import classes_and_channels
 from noisytwins_jax.errors import UserError, did_you_mean, first_line
 from noisytwins_jax.metrics.classifier import Classifier, extract
+from noisytwins_jax.metrics.extractors import without_weights
+from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
 from noisytwins_jax.sampling import sample_program
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.tpu.chips import Chip, chip_of, communication_seconds
@@ -42,8 +45,8 @@ def compile_run(
 ) -> dict[str, Any]:
     """Compiles the programs of a run, prints what they cost, and returns it.
 
-    Programs are those of training (`training.programs`), ``sampler`` and ``extractor``; the last two take a batch of the
-    run's size, split over the mesh. In the program of several steps every branch counts, as if all were always due.
+    Programs are those of training (`training.programs`), ``sampler`` and the evaluation's extractors (``classifier``,
+    ``inception``, ``clip``, ``dinov2``); these take a batch of the run's size, split over the mesh. In the program of several steps every branch counts, as if all were always due.
 
     Args:
       config: the run; its data need not be there.
@@ -108,12 +111,14 @@ def _lower(
     if config.steps_per_dispatch > 1:
         lowered[SEVERAL] = lower_several_steps(step, layout, table)
     lowered["sampler"] = _lower_sampler(config, model, step, layout)
-    lowered["extractor"], extractor_flops = _lower_extractor(config, model, layout, classes)
+    extractors = _lower_extractors(config, model, layout, classes)
+    lowered |= {kind: program for kind, (program, _) in extractors.items()}
     networks = network_flops(config, channels, classes)
     flops = program_flops(config, networks)
     a_step = sum(rate * flops[name] for name, rate in runs_per_step(config).items() if name in lowered)
     flops |= {SEVERAL: config.steps_per_dispatch * a_step}
-    flops |= {"sampler": config.batch_size * networks["generator"], "extractor": extractor_flops}
+    flops |= {"sampler": config.batch_size * networks["generator"]}
+    flops |= {kind: flops_of_one for kind, (_, flops_of_one) in extractors.items()}
     return lowered, {name: flops[name] for name in lowered}
 
 
@@ -124,13 +129,25 @@ def _lower_sampler(config: RunConfig, model: Model, step: TrainingStep, layout: 
     return program.lower(variables, rows, rows)
 
 
-def _lower_extractor(config: RunConfig, model: Model, layout: Layout, classes: int) -> tuple[jax.stages.Lowered, float]:
-    shape = (config.batch_size, *model.image_shape)
-    params = jax.eval_shape(lambda: Classifier(classes).init(jax.random.key(0), jnp.zeros((1, *model.image_shape))))
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.replicated), params)
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=layout.split)
-    flops = count_flops(lambda params, images: extract(params, images, classes), params["params"], images)
-    return extract.lower(params["params"], images, classes), flops
+def _lower_extractors(
+    config: RunConfig, model: Model, layout: Layout, classes: int
+) -> dict[str, tuple[jax.stages.Lowered, float]]:
+    """The programs of the evaluation's extractors and their FLOPs, by kind."""
+    protocol = config.evaluation.settings.protocol
+    images = jax.ShapeDtypeStruct((config.batch_size, *model.image_shape), jnp.uint8, sharding=layout.split)
+    found = {}
+    for kind, network in chosen_extractors(protocol, config.evaluation.extractors).items():
+        if kind == CLASSIFIER:
+            shape = jax.eval_shape(
+                lambda: Classifier(classes).init(jax.random.key(0), jnp.zeros((1, *model.image_shape)))
+            )
+            variables, apply = shape["params"], functools.partial(extract, num_classes=classes)
+        else:
+            extractor = without_weights(kind, network, protocol)
+            variables, apply = extractor.variables, extractor.apply
+        on_mesh = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.replicated), variables)
+        found[kind] = jax.jit(apply).lower(on_mesh, images), count_flops(apply, variables, images)
+    return found
 
 
 def _header(config: RunConfig, layout: Layout, topology: str, chip: Chip) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import ml_collections
 
 from noisytwins_jax.errors import UserError, did_you_mean
 from noisytwins_jax.fields import choice, number, objection
+from noisytwins_jax.metrics.protocols import PROTOCOLS, chosen_extractors
+from noisytwins_jax.metrics.settings import Settings
 from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES
 from noisytwins_jax.objectives.objective import Objective
 from noisytwins_jax.profiling import traced_steps
@@ -154,11 +156,51 @@ class AdaConfig:
 class EvaluationConfig:
     """How a generator is measured; see `metrics.evaluation`."""
 
-    samples_per_class: int = number(180, at_least=1)
-    neighbours: int = number(5, at_least=1)  # k of precision and recall
+    protocol: str = choice(*PROTOCOLS)  # see metrics.protocols; embedded needs no weight files
+    # With commas: inception, clip, dinov2, classifier (for class accuracy), or a network of metrics.protocols; the
+    # first is behind FID, precision and recall. Empty for the protocol's.
+    extractors: str = ""
+    weights: str = ""  # directory of converted weights; by default that of metrics.weights
+    samples_per_class: int = number(180, at_least=1)  # behind iFID and everything else of one class
+    pooled_images: int = number(50_000, at_least=2)  # behind FID and everything else of all classes: at most so many
+    neighbours: int = number(0, at_least=0)  # k of precision and recall; 0 for the protocol's
+    memorisation: bool = True  # look for the training images that are nearest to generated ones
+    truncations: str = ""  # sweep over ψ in W, as 1,0.9,0.8; empty for none
+    batch_size: int = number(64, at_least=1)  # images that a device takes at once; no number depends on it
     seed: int = number(0, at_least=0, at_most=2**32 - 1)  # JAX takes the lowest 32 bits
     # Evaluate this often while training, and keep the best; 0 for at the end only.
     interval_kimg: float = number(0.0, at_least=0)
+
+    @property
+    def settings(self) -> Settings:
+        """The protocol and its counts."""
+        return Settings(
+            protocol=PROTOCOLS[self.protocol],
+            samples_per_class=self.samples_per_class,
+            pooled_images=self.pooled_images,
+            neighbours=self.neighbours,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+
+    @property
+    def sweep(self) -> tuple[float, ...]:
+        """The truncations of the sweep.
+
+        Raises:
+          UserError: they are no numbers from 0 to 1.
+        """
+        words = [word.strip() for word in self.truncations.split(",") if word.strip()]
+        try:
+            values = tuple(float(word) for word in words)
+        except ValueError:
+            values = (-1.0,)
+        if not all(0 <= value <= 1 for value in values) or len(set(values)) < len(values):
+            raise UserError(
+                f"config.evaluation.truncations={self.truncations} is no list of different numbers from 0 to 1; give for "
+                "example 1,0.9,0.8."
+            )
+        return values
 
 
 @dataclass(frozen=True)
@@ -341,11 +383,18 @@ def _check_together(run: RunConfig) -> None:
             "in between are the medium ones."
         )
     traced_steps(run.profile.steps)  # refuses what is no range
-    if run.evaluation.samples_per_class <= run.evaluation.neighbours:
+    _check_evaluation(run.evaluation)
+
+
+def _check_evaluation(evaluation: EvaluationConfig) -> None:
+    settings = evaluation.settings
+    chosen_extractors(settings.protocol, evaluation.extractors)
+    if settings.samples_per_class <= settings.k:
         raise UserError(
-            f"config.evaluation.samples_per_class={run.evaluation.samples_per_class} is too few for "
-            f"config.evaluation.neighbours={run.evaluation.neighbours}; it must be larger."
+            f"config.evaluation.samples_per_class={settings.samples_per_class} is too few for {settings.k} neighbours; it "
+            "must be larger."
         )
+    _ = evaluation.sweep  # refuses what is no list of numbers
 
 
 def _check_utlo(run: RunConfig) -> None:

@@ -4,6 +4,9 @@ In a run of several processes all of them call these functions: they share the g
 the first one computes the numbers and writes the files.
 """
 
+import dataclasses
+import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,14 +23,18 @@ from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.data.source import DataSplits, ImageSource, read_images
 from noisytwins_jax.diagnostics.curves import training_curves
 from noisytwins_jax.diagnostics.factor_figure import factor_figure
+from noisytwins_jax.diagnostics.neighbour_sheet import neighbour_sheet
 from noisytwins_jax.diagnostics.report import write_report
 from noisytwins_jax.diagnostics.sheets import head_to_tail, sample_sheet
 from noisytwins_jax.diagnostics.w_projection import w_projection_figure
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.logs import read_metrics
-from noisytwins_jax.metrics.classifier import load_or_train_classifier
+from noisytwins_jax.metrics.classifier import classifier_extractor, load_or_train_classifier
 from noisytwins_jax.metrics.evaluation import evaluate_generator
+from noisytwins_jax.metrics.extractor import FeatureExtractor
+from noisytwins_jax.metrics.extractors import check_weights, load_extractor
 from noisytwins_jax.metrics.factor_reader import FactorReader, load_or_train_weights
+from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
 from noisytwins_jax.sampling import Sampler
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.survival.agreement import check_agreement, code_fingerprint, failing_together
@@ -37,6 +44,12 @@ from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.workdir import cache_dir, needing_space, open_workdir, write_atomically
 
 EVALUATION_FILE, REPORT_FILE, SHEET_FILE, W_FILE = "evaluation.json", "report.html", "samples.png", "w.npz"
+NEAREST_FILE = "nearest.png"
+NEAREST_CAPTION = (
+    "Nearest training images. Left: generated, none selected; right of each, the training images that are nearest in "
+    "feature space, with their distances."
+)
+SCRATCH = ".evaluation"  # in the workdir, while an evaluation is under way
 SHEET_CLASSES, SHEET_REAL, SHEET_FAKE = 30, 8, 16  # rows of the sample sheet, and images a row
 
 
@@ -54,6 +67,7 @@ def evaluate(config: RunConfig, workdir: str | Path, which: str = "latest") -> P
     Raises:
       UserError: there is no such checkpoint, or it does not fit the configuration.
     """
+    check_evaluation(config)
     with needing_space(Path(workdir)):
         splits, workdir, step, variables = restore_generator(config, workdir, which)
         say(f"Evaluating the averaged generator of step {step}.")
@@ -110,25 +124,74 @@ def build_sampler(config: RunConfig, variables: dict, splits: DataSplits, **opti
     return Sampler(model.generator, local_copy(variables), noise_mode=config.generator.noise_mode, **options)
 
 
+def check_evaluation(config: RunConfig) -> None:
+    """Looks whether what the evaluation needs is there, so that it is not missed at the end of a long run.
+
+    Raises:
+      UserError: weights are missing; how to make them is said.
+    """
+    with failing_together():
+        check_weights(_chosen(config), config.evaluation.weights)
+
+
 def evaluate_variables(config: RunConfig, variables: dict, splits: DataSplits, workdir: Path) -> dict[str, Any]:
-    """The numbers of a generator with these variables, on every process; see `metrics.evaluation`."""
-    options = config.evaluation
-    sampler = build_sampler(config, variables, splits, seed=options.seed)
+    """The numbers of a generator with these variables, on every process; see `metrics.evaluation`.
+
+    Killed, it goes on where it was when it is called with the same arguments.
+    """
+    options, cache = config.evaluation, cache_dir(workdir)
+    variables = local_copy(variables)
+    sampler = functools.partial(build_sampler, config, variables, splits, seed=options.seed)
     reader = None
     if splits.classifier.factor_names:
-        weights = on_first_process(lambda: load_or_train_weights(splits.classifier, cache_dir(workdir), options.seed))
+        weights = on_first_process(lambda: load_or_train_weights(splits.classifier, cache, options.seed))
         reader = FactorReader(*weights, splits.reference)
     return evaluate_generator(
-        sampler,
+        sampler(batch_size=options.batch_size),
         reference=splits.reference,
+        extractors=load_extractors(config, splits, cache),
         class_groups=class_groups(splits.train.class_counts, config.data.group_thresholds),
-        extractor=on_first_process(lambda: load_or_train_classifier(splits.classifier, cache_dir(workdir))),
-        samples_per_class=options.samples_per_class,
-        k=options.neighbours,
-        seed=options.seed,
+        settings=dataclasses.replace(
+            options.settings, reference_split="train" if splits.reference is splits.train else "reference"
+        ),
+        train=splits.train if options.memorisation else None,
         train_counts=splits.train.class_counts,
+        truncated={psi: sampler(psi=psi, batch_size=options.batch_size) for psi in options.sweep},
         reader=reader,
+        cache=cache,
+        scratch=workdir / SCRATCH,
+        identity=variables_sha256(variables),
     )
+
+
+def load_extractors(config: RunConfig, splits: DataSplits, cache: Path) -> dict[str, FeatureExtractor]:
+    """The extractors of a configuration by kind, the headline's first. To be called by all processes."""
+    options, extractors = config.evaluation, {}
+    for kind, network in _chosen(config).items():
+        if kind == CLASSIFIER:
+
+            def train() -> tuple[Any, dict[str, Any]]:
+                classifier = load_or_train_classifier(splits.classifier, cache)
+                return classifier.variables, classifier.description
+
+            extractors[kind] = classifier_extractor(*on_first_process(train))
+        else:
+            with failing_together():
+                extractors[kind] = load_extractor(kind, network, options.settings.protocol, options.weights)
+    return extractors
+
+
+def _chosen(config: RunConfig) -> dict[str, str]:
+    return chosen_extractors(config.evaluation.settings.protocol, config.evaluation.extractors)
+
+
+def variables_sha256(variables: dict) -> str:
+    """Hexadecimal SHA-256 of a generator's variables, names and values."""
+    digest = hashlib.sha256()
+    for path, value in jax.tree_util.tree_leaves_with_path(variables):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(np.asarray(value)).tobytes())
+    return digest.hexdigest()
 
 
 def write_results(
@@ -146,8 +209,9 @@ def write_results(
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     on_first_process(lambda: write_atomically(workdir / EVALUATION_FILE, text))
     sheet = make_sheet(config, variables, splits, workdir / SHEET_FILE)
+    nearest = make_nearest_sheet(config, variables, splits, result, workdir / NEAREST_FILE)
     w, labels = sample_w(config, variables, splits)
-    return on_first_process(lambda: _write_report(config, step, splits, workdir, result, sheet, w, labels))
+    return on_first_process(lambda: _write_report(config, step, splits, workdir, result, sheet, nearest, w, labels))
 
 
 def _write_report(
@@ -157,20 +221,13 @@ def _write_report(
     workdir: Path,
     result: dict[str, Any],
     sheet: Image.Image,
+    nearest: Image.Image | None,
     w: np.ndarray,
     labels: np.ndarray,
 ) -> Path:
     np.savez(workdir / W_FILE, w=w, labels=labels)
     names, counts = splits.train.class_names, splits.train.class_counts
     kimg = step * config.images_per_step / 1000
-    known = []
-    if factors := result.get("factors"):
-        accuracy = factors["metrics"]["class_accuracy"]
-        caption = (
-            f"Known factors. Read off {factors['protocol']['n_fake']} generated images; {accuracy:.1%} of them show the class "
-            "that was asked for. Grey: factors that the network reads badly off real images too."
-        )
-        known = [(caption, factor_figure(factors))]
     return write_report(
         workdir / REPORT_FILE,
         title=config.name,
@@ -184,10 +241,44 @@ def _write_report(
                 "Latent space W. Each dot is the w of one (z, class); a collapsed class is a point or a thin line.",
                 w_projection_figure(w, labels, names, class_counts=counts),
             ),
-            *known,
+            *([(NEAREST_CAPTION, nearest)] if nearest else []),
+            *_known_factors(result),
             ("Training. Means over each logging interval.", training_curves(read_metrics(workdir))),
         ],
     )
+
+
+def _known_factors(result: dict[str, Any]) -> list[tuple[str, Any]]:
+    factors = result.get("factors")
+    if not factors:
+        return []
+    accuracy = factors["metrics"]["class_accuracy"]
+    caption = (
+        f"Known factors. Read off {factors['protocol']['n_fake']} generated images; {accuracy:.1%} of them show the class "
+        "that was asked for. Grey: factors that the network reads badly off real images too."
+    )
+    return [(caption, factor_figure(factors))]
+
+
+def make_nearest_sheet(
+    config: RunConfig, variables: dict, splits: DataSplits, result: dict[str, Any], path: Path
+) -> Image.Image | None:
+    """Generated images beside the training images that are nearest to them, as `result` names them; also to `path`."""
+    examples = (result.get("memorisation") or {}).get("examples")
+    if not examples:
+        return None
+    sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
+    labels, indices = (np.array([example[key] for example in examples]) for key in ("class", "index"))
+    images, _ = shared_rows(lambda rows: sampler(labels[rows], indices[rows]), len(labels))
+
+    def draw() -> Image.Image:
+        rows = np.array([example["nearest"] for example in examples])
+        nearest = read_images(splits.train, rows.ravel())["image"].reshape(*rows.shape, *images.shape[1:])
+        distances = np.array([example["distances"] for example in examples])
+        train = splits.train
+        return neighbour_sheet(images, nearest, distances, labels, train.class_names, train.class_counts, path)
+
+    return on_first_process(draw)
 
 
 def make_sheet(config: RunConfig, variables: dict, splits: DataSplits, path: Path) -> Image.Image:

@@ -79,5 +79,5 @@ def smoke(
     config.path_length.start_step = config.noisytwins.start_step = config.lecam.start_step = 0
     config.transitional.update(start_kimg=0.0, end_kimg=0.016)
     config.ada.update(initial_p=0.5, interval=1)
-    config.evaluation.samples_per_class = 8
+    config.evaluation.update(protocol="embedded", extractors="", samples_per_class=8)
     return config

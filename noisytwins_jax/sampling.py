@@ -48,9 +48,20 @@ class Sampler:
 
     def __call__(self, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels ``[n]`` int and global sample indices ``[n]`` → images uint8 ``[n, H, W, C]`` and w ``[n, w_dim]``."""
-        rows = np.asarray(labels, np.int32), np.asarray(indices, np.int32)
-        images, w = self._layout.map_rows(self._program, self._variables, *rows, size=self._batch_size)
+        images, w = self.looked_at(lambda images: (images,), labels, indices)
         return images, w
+
+    def looked_at(
+        self, look: Callable[[Array], tuple[Array, ...]], labels: np.ndarray, indices: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """What ``look(images)`` gives, called with images that are still on the devices; and w ``[n, w_dim]``."""
+
+        def program(variables: dict, labels: Array, indices: Array) -> tuple[Array, ...]:
+            images, w = self._program(variables, labels, indices)
+            return *look(images), w
+
+        rows = np.asarray(labels, np.int32), np.asarray(indices, np.int32)
+        return self._layout.map_rows(program, self._variables, *rows, size=self._batch_size)
 
 
 @functools.lru_cache(maxsize=8)  # compiled once for all samplers of a generator: variables are arguments

@@ -56,8 +56,8 @@ class Run(NamedTuple):
         if report.stat().st_mtime_ns < config.stat().st_mtime_ns:  # written last of all, and first: started again since
             return None
         result, asked = json.loads(evaluation.read_text()), self.config.evaluation
-        measured = [result["protocol"].get(name) for name in ("n_fake_per_class", "k", "seed")]
-        if measured != [asked.samples_per_class, asked.neighbours, asked.seed]:  # evaluated in another way since
+        measured = [result["protocol"].get(name) for name in ("name", "n_fake_per_class", "k", "seed")]
+        if measured != [asked.protocol, asked.samples_per_class, asked.settings.k, asked.seed]:  # in another way since
             return None
         return result if result["protocol"]["step"] >= self.config.total_steps else None
 

@@ -78,6 +78,8 @@ def local_copy(tree: PyTree) -> PyTree:
 def _gather_rows(x: np.ndarray) -> np.ndarray:
     """Puts the processes' rows together. As bytes: devices do not hold every type that the host has."""
     x = np.ascontiguousarray(x)
+    if not x.size:  # rows of nothing
+        return np.zeros((jax.process_count() * len(x), *x.shape[1:]), x.dtype)
     row_bytes = x.reshape(len(x), -1).view(np.uint8)
     gathered = np.ascontiguousarray(process_allgather(row_bytes, tiled=True))
     return gathered.view(x.dtype).reshape(-1, *x.shape[1:])

@@ -16,7 +16,14 @@ from noisytwins_jax.config import RunConfig, flatten
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.pipeline import TrainingBatches, training_batches
 from noisytwins_jax.data.source import DataSplits, LabelledImages
-from noisytwins_jax.evaluate import SHEET_FILE, evaluate_variables, load_together, make_sheet, write_results
+from noisytwins_jax.evaluate import (
+    SHEET_FILE,
+    check_evaluation,
+    evaluate_variables,
+    load_together,
+    make_sheet,
+    write_results,
+)
 from noisytwins_jax.logs import MetricsWriter, Progress
 from noisytwins_jax.metrics.w_space import w_ratio_probe
 from noisytwins_jax.profiling import Stopwatch, Tracer
@@ -86,6 +93,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     # --- checks and data ---------------------------------------------------------------------------------------------
     layout = Layout(fsdp=config.mesh.fsdp)
     check_batch(config, layout)
+    check_evaluation(config)
     splits = load_together(config)
     with failing_together():
         batches = batches_of_process(config, splits)

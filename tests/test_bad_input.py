@@ -207,8 +207,8 @@ def test_numbers_out_of_range(path, value, words):
 
 def test_numbers_that_do_not_fit_together():
     config = default_config()
-    config.evaluation.samples_per_class = config.evaluation.neighbours
-    assert "samples_per_class=5 is too few for config.evaluation.neighbours=5" in refused(parse_config, config)
+    config.evaluation.samples_per_class = 5
+    assert "samples_per_class=5 is too few for 5 neighbours" in refused(parse_config, config)
     config = default_config()
     config.data.resolution, config.discriminator.channel_base = 256, 128
     assert "config.discriminator.channel_base=128 leaves no channels at 256 px" in refused(parse_config, config)

@@ -212,14 +212,14 @@ def this_machine(monkeypatch):
 
 
 def test_a_run_is_compiled_printed_and_compared(this_machine, tmp_path, capsys):
-    result = compile_run(FEW_PROGRAMS, "v3:1x1", ["average", "extractor"])
+    result = compile_run(FEW_PROGRAMS, "v3:1x1", ["average", "classifier"])
     out, err = capsys.readouterr()
     assert json.loads(out.splitlines()[-1]) == json.loads(json.dumps(result))
     assert "TPUs want --config.up_impl=conv --config.dtype=bfloat16" in out
-    assert "average: " in err and "extractor: " in err
+    assert "average: " in err and "classifier: " in err
     average = result["programs"]["average"]
     assert average["memory_mb"]["aliased"] > 0.9 * average["memory_mb"]["arguments"] > 0
-    assert average["fits"] and result["programs"]["extractor"]["model_gflop"] > 0
+    assert average["fits"] and result["programs"]["classifier"]["model_gflop"] > 0
     assert result["step"]["missing"] == ["discriminator", "generator"]
     assert result["step"]["images_per_s"] is None
 
@@ -228,7 +228,7 @@ def test_a_run_is_compiled_printed_and_compared(this_machine, tmp_path, capsys):
     compile_run(other, "v3:1x1", ["average"], str(tmp_path / "earlier.txt"))
     out, _ = capsys.readouterr()
     assert "Another config.generator.channel_max: 8 → 16." in out
-    assert "extractor: only there." in out
+    assert "classifier: only there." in out
 
 
 def test_differences_are_in_per_cent():

@@ -121,7 +121,12 @@ def finish_run(run: sweep.Run, ifid: float, step: int | None = None) -> None:
     (run.workdir / "config.json").write_text(json.dumps(flatten(run.config)))
     metrics = dict.fromkeys(NUMBERS, 0.5) | {"ifid": ifid, "tail_recall": None}
     measured = run.config.evaluation
-    protocol = {"n_fake_per_class": measured.samples_per_class, "k": measured.neighbours, "seed": measured.seed}
+    protocol = {
+        "name": measured.protocol,
+        "n_fake_per_class": measured.samples_per_class,
+        "k": measured.settings.k,
+        "seed": measured.seed,
+    }
     protocol["step"] = run.config.total_steps if step is None else step
     (run.workdir / "evaluation.json").write_text(json.dumps({"protocol": protocol, "metrics": metrics}))
     (run.workdir / "report.html").write_text("<!doctype html>")

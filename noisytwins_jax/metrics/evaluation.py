@@ -1,24 +1,33 @@
-"""One evaluation of a class-conditional generator: overall, class by class, and head/medium/tail.
+"""One evaluation of a class-conditional generator: overall, class by class, head/medium/tail, and against copying.
 
 The result is a nested dict of plain Python values (``json.dumps(result, allow_nan=False)`` works; a number that is
-not defined, such as the recall of a class with too few real images, is ``None``)::
+not defined, such as the recall of a class with too few real images, is ``None``). Distances carry the name of their
+features: none (Inception, or the classifier of the protocol ``embedded``), ``_clip``, or ``fd_dinov2``::
 
     {
-      "protocol": {"extractor", "extractor_sha256", "extractor_description", "feature_dim", "reference_fingerprint",
-                   "preprocessing",
-                   "resolution", "channels", "num_classes", "n_real", "n_fake", "n_fake_per_class", "k", "inclusive",
+      "protocol": {"name",                                       # see `protocols`
+                   "extractor", "extractor_sha256", "extractor_description", "feature_dim",     # of the headline
+                   "headline_extractor",                         # its kind: inception, clip, dinov2 or classifier
+                   "extractors": {kind: {"name", "sha256", "feature_dim", "description"}},
+                   "reference_fingerprint", "reference_split", "preprocessing", "resolution", "channels", "num_classes",
+                   "n_real", "n_fake", "n_fake_per_class", "n_fake_pooled", "labels", "k", "inclusive",
+                   "inception_score": {"logits", "splits", "shuffle_seed"}, "kid": {"subsets", "subset_size"},
                    "seed", "weights", "class_noise", "truncation_psi", "class_groups", "headline", "warnings"},
-      "metrics":  {"fid",                                        # pooled: balanced fakes against all real images
-                   "ifid", "ifid_std", "ifid_median", "ifid_classes_used",      # over classes
-                   "precision", "recall", "density", "coverage",                # pooled: the headline values
-                   "class_precision", "class_recall",                           # means of the per-class values
-                   "class_accuracy", "w_ratio",
+      "metrics":  {"fid", "fid_clip", "fd_dinov2",               # pooled: balanced fakes against all real images
+                   "kid", "kid_std", "inception_score", "inception_score_std", "cmmd",          # pooled
+                   "precision", "recall", "density", "coverage",                                # pooled
+                   "ifid", "ifid_std", "ifid_median", "ifid_classes_used",      # over classes; also ifid_clip, ifd_dinov2
+                   "class_precision", "class_recall", "class_density", "class_coverage",  # means of per-class values
+                   "class_accuracy", "w_ratio", "auth_pct",
                    # and for every group g of class_groups (head, medium, tail):
                    "<g>_ifid", "<g>_fid", "<g>_precision", "<g>_recall", "<g>_class_accuracy", "<g>_w_ratio"},
       "per_class": [{"class", "name", "group", "n_train", "n_real", "n_fake", "ifid", "degenerate", "precision",
-                     "recall", "class_accuracy", "w_ratio"}, ...],              # in order of class id
+                     "recall", "density", "coverage", "class_accuracy", "w_ratio"}, ...],       # in order of class id
       "floor":    {"n_per_half", "fid", "ifid", "ifid_std", "ifid_median", "ifid_classes_used", "precision", "recall",
-                   "class_precision", "class_recall", "<g>_ifid", "<g>_precision", "<g>_recall"},
+                   "density", "coverage", "class_precision", "class_recall", "<g>_ifid", "<g>_precision", "<g>_recall"},
+      "memorisation": {"overall": {...}, "within_class": {...},  # see `memorisation`; where training images are given
+                       "examples": [{"class", "index", "nearest", "distances"}, ...]},
+      "truncation": {"kind", "real_inception_score", "points": [{"psi", ...}], "operating_points"},   # see `truncation`
       "factors":  {...},                                         # where true factors are known: see `factors`
     }
 
@@ -27,156 +36,340 @@ mean over tail classes of the recall *within* the class. ``floor`` compares one 
 other: what a perfect generator could reach. Its halves are half as large, which by itself raises FID and iFID, so it
 is an upper bound of the floor rather than the floor itself.
 
-Protocol: intra-class FID averages over classes with the population standard deviation, as the official NoisyTwins code
+Per-class values use ``n_fake_per_class`` generated images of each class; pooled ones ``n_fake_pooled`` of these, the
+first of each class, the same number of each class or one more.
+
+Intra-class FID averages over classes with the population standard deviation, as the official NoisyTwins code
 does; classes without real images are left out and one real image counts as zero covariance. Precision and recall are
 those of Kynkäänniemi et al. 2019, density and coverage those of Naeem et al. 2020.
 """
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from noisytwins_jax.data.source import ImageSource
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.metrics.extractor import FeatureExtractor
 from noisytwins_jax.metrics.factor_reader import FactorReader
-from noisytwins_jax.metrics.features import FeatureExtractor, Generate, generated_features, reference_features
+from noisytwins_jax.metrics.features import Embedder, Fakes
 from noisytwins_jax.metrics.frechet import frechet_distance
-from noisytwins_jax.metrics.neighbours import neighbour_metrics
+from noisytwins_jax.metrics.generated import Generated, generate
+from noisytwins_jax.metrics.memorisation import memorisation
+from noisytwins_jax.metrics.parts import remove_parts
+from noisytwins_jax.metrics.protocols import CLASSIFIER
+from noisytwins_jax.metrics.real_features import real_features
+from noisytwins_jax.metrics.scores import (
+    CLASSWISE,
+    FRECHET,
+    classwise_summary,
+    mean_of,
+    pooled_scores,
+    real_floor,
+)
+from noisytwins_jax.metrics.settings import Counts, Settings
+from noisytwins_jax.metrics.truncation import truncation_point, truncation_sweep
 from noisytwins_jax.metrics.w_space import within_class_variance_ratio
 from noisytwins_jax.together import on_first_process
 
+_NEAREST, _EXAMPLES = 6, 20  # training images shown beside a generated one, and classes of which one is shown
+_VERSION = 1  # of what parts hold
+
 
 def evaluate_generator(
-    generate: Generate,
+    fakes: Fakes,
     *,
     reference: ImageSource,
+    extractors: Mapping[str, FeatureExtractor],
     class_groups: Mapping[str, Sequence[int] | np.ndarray],
-    extractor: FeatureExtractor,
-    samples_per_class: int = 180,
-    k: int = 5,
-    seed: int = 0,
-    weights: str = "ema",
+    settings: Settings,
+    train: ImageSource | None = None,
     train_counts: Sequence[int] | np.ndarray | None = None,
-    class_noise: bool = False,
-    truncation_psi: float = 1.0,
-    progress: Callable[[int, int], None] | None = None,
+    truncated: Mapping[float, Fakes] | None = None,
+    available: np.ndarray | None = None,
     reader: FactorReader | None = None,
+    cache: Path | None = None,
+    scratch: Path | None = None,
+    identity: str = "",
 ) -> dict[str, Any]:
     """Compares ``samples_per_class`` generated images of every class with all reference images.
 
     In a run of several processes all of them call it: they share the images, and the first one computes the numbers.
 
     Args:
-        generate: see ``features.generated_features``; the indices of class c are
-            c * samples_per_class + (0 .. samples_per_class - 1).
+        fakes: makes the images; the indices of class c are c * samples_per_class + (0 .. samples_per_class - 1).
         reference: the real images to compare with.
+        extractors: by kind (see `protocols`), the headline's first. The classifier, where there is one, also gives the
+            class accuracy.
         class_groups: name -> class ids, e.g. head, medium and tail; a class belongs to at most one
             group, and the values of an empty group are None.
-        extractor: gives features and class logits.
-        samples_per_class: generated images of each class, at least k + 1.
-        k: neighbours of precision, recall, density and coverage.
-        seed: the seed behind ``generate``, recorded; it also fixes the split into halves for the floor.
-        weights: which generator weights ``generate`` uses ("ema" or "live"), recorded.
-        train_counts: training images of each class [num_classes], recorded in the rows.
-        class_noise: whether ``generate`` perturbs the class embedding (NoisyTwins evaluates without), recorded.
-        truncation_psi: truncation that ``generate`` applies, recorded.
-        progress: called with (images done, images) of this process's share, now and then.
+        settings: the protocol and the counts.
+        train: the training images, for memorisation; None for none.
+        train_counts: training images of each class [num_classes], recorded in the rows; by default those of ``train``.
+        truncated: for a sweep, what makes the images at each truncation.
+        available: images of each class [num_classes], where they come from files: all are taken, class by class.
         reader: for data whose true factors are known.
+        cache: folder where features of real images are kept; None to keep none.
+        scratch: folder for what is done of this evaluation, so that it goes on after a kill; None to keep nothing.
+        identity: of what ``fakes`` makes, such as the hash of its weights; tells evaluations in ``scratch`` apart.
 
     Returns:
         The nested dict described at the top of this module.
 
     Raises:
-        UserError: if the arguments do not fit together (before anything is generated), or if the generator's w holds
-            NaN or infinity.
+        UserError: if the arguments do not fit together (before anything is generated), or if features or the generator's
+            w hold NaN or infinity.
     """
-    num_classes = int(reference.num_classes)
     groups = {name: [int(c) for c in ids] for name, ids in class_groups.items()}
-    _check_request(reference, groups, samples_per_class, k, train_counts)
-    real = reference_features(reference, extractor)
-    fake_labels = np.repeat(np.arange(num_classes, dtype=np.int32), samples_per_class)
-    looks = {} if reader is None else {"look": reader}
-    fake, predicted, w, *read = generated_features(generate, extractor, fake_labels, reference, progress, **looks)
+    if train is not None and train_counts is None:
+        train_counts = train.class_counts
+    counts = settings.counts(reference.num_classes, available)
+    _check_request(reference, groups, settings, counts, train_counts)
+    headline = next(iter(extractors))
+    measured = [kind for kind in extractors if kind == headline or kind != CLASSIFIER]
+    real = {
+        kind: real_features(reference, extractors[kind], cache, settings.batch_size, logits=kind == headline)
+        for kind in measured
+    }
+    real_arrays = {kind: seen.features for kind, seen in real.items()}
     labels = np.asarray(reference.labels)
 
+    work = None if scratch is None else scratch / _digest(identity, reference, extractors, settings, reader is not None)
+    embedder = Embedder(extractors, settings.batch_size)
+    see = functools.partial(
+        generate,
+        embedder=embedder,
+        reference=reference,
+        real=real_arrays,
+        counts=counts,
+        settings=settings,
+        measured=measured,
+    )
+    generated = see(fakes, reader=reader, folder=_under(work, "images"))
+    copies = None
+    if train is not None:
+        trained = real_features(train, extractors[headline], cache, settings.batch_size, logits=False).features
+        copies = on_first_process(
+            lambda: _memorisation(trained, train, generated, real_arrays[headline], headline, counts)
+        )
+    points = []
+    for psi, some in (truncated or {}).items():
+        at_psi = generated
+        if psi != settings.truncation_psi:
+            at_psi = see(some, folder=_under(work, f"psi{psi:g}"), classwise=False)
+        points.append(
+            on_first_process(functools.partial(truncation_point, psi, at_psi, real_arrays, headline, settings))
+        )
+
     def measure() -> dict[str, Any]:
-        ratio, ratios = within_class_variance_ratio(w, fake_labels)
-        counts = np.bincount(labels, minlength=num_classes)
-        rows = []
-        for c in range(num_classes):
-            rows.append(
-                {
-                    "class": c,
-                    "name": str(reference.class_names[c]),
-                    "group": next((name for name, ids in groups.items() if c in ids), None),
-                    "n_train": None if train_counts is None else int(train_counts[c]),
-                    "n_real": int(counts[c]),
-                    "n_fake": samples_per_class,
-                    **_compare_class(real[labels == c], fake[fake_labels == c], k),
-                    "class_accuracy": float((predicted[fake_labels == c] == c).mean()),
-                    "w_ratio": float(ratios[c]),
-                }
-            )
-
-        metrics = {"fid": frechet_distance(real, fake), **_ifid_summary(rows)}
-        metrics |= _neighbours(real, fake, k)
-        metrics |= {"class_precision": _mean(rows, "precision"), "class_recall": _mean(rows, "recall")}
-        metrics |= {"class_accuracy": _mean(rows, "class_accuracy"), "w_ratio": ratio}
-        for name, ids in groups.items():
-            in_real, in_fake = np.isin(labels, ids), np.isin(fake_labels, ids)
-            metrics[f"{name}_fid"] = frechet_distance(real[in_real], fake[in_fake]) if in_real.any() else None
-            for key in ("ifid", "precision", "recall", "class_accuracy", "w_ratio"):
-                metrics[f"{name}_{key}"] = _mean([rows[c] for c in ids], key)
-
-        protocol = {
-            "extractor": extractor.name,
-            "extractor_sha256": extractor.sha256,
-            "extractor_description": extractor.description,
-            "feature_dim": int(real.shape[1]),
-            "reference_fingerprint": reference.fingerprint,
-            "preprocessing": reference.preprocessing,
-            "resolution": int(reference.resolution),
-            "channels": int(reference.channels),
-            "num_classes": num_classes,
-            "n_real": len(labels),
-            "n_fake": len(fake_labels),
-            "n_fake_per_class": samples_per_class,
-            "k": k,
-            "inclusive": False,
-            "seed": seed,
-            "weights": weights,
-            "class_noise": class_noise,
-            "truncation_psi": truncation_psi,
-            "class_groups": groups,
-            "headline": "precision, recall, density, coverage and fid are pooled over all classes, with the same number "
-            "of generated images for each class; <group>_precision and <group>_recall are means of per-class values",
-            "warnings": _warnings(counts, real.shape[1], k),
-        }
-        floor = _real_floor(real, labels, groups, k, seed)
+        n_real = np.bincount(labels, minlength=reference.num_classes)
+        rows = _class_rows(generated, reference, groups, n_real, train_counts)
+        metrics = _metrics(rows, generated, real_arrays, labels, headline, groups, settings)
+        protocol = _protocol(reference, extractors, headline, groups, n_real, counts, settings)
+        floor = real_floor(
+            real_arrays, labels, groups, headline, settings.k, settings.protocol.inclusive, settings.seed
+        )
         result = {"protocol": protocol, "metrics": metrics, "per_class": rows, "floor": floor}
+        if copies is not None:
+            result["memorisation"] = copies
+            metrics["auth_pct"] = copies["overall"]["auth_pct"]
+        if points:
+            logits = real[headline].logits
+            result["truncation"] = truncation_sweep(points, logits, FRECHET[headline], settings.protocol)
         if reader is not None:
-            result["factors"] = reader.report(fake_labels, read, groups)
+            result["factors"] = reader.report(generated.labels, generated.read, groups)
         return _plain(result)
 
-    return on_first_process(measure)
+    result = on_first_process(measure)
+    remove_parts(work)
+    return result
+
+
+def _under(folder: Path | None, name: str) -> Path | None:
+    return None if folder is None else folder / name
+
+
+def _digest(
+    identity: str,
+    reference: ImageSource,
+    extractors: Mapping[str, FeatureExtractor],
+    settings: Settings,
+    reads_factors: bool,
+) -> str:
+    """Names everything that generated images and their scores depend on."""
+    networks = {kind: [x.sha256, x.description] for kind, x in extractors.items()}
+    facts = dataclasses.asdict(settings) | {"batch_size": None}
+    known = [_VERSION, identity, reference.fingerprint, networks, facts, reads_factors, jax.default_backend()]
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _memorisation(
+    trained: np.ndarray, train: ImageSource, generated: Generated, real: np.ndarray, headline: str, counts: Counts
+) -> dict[str, Any]:
+    """Nearest training images of the pooled generated ones; held out are the real images that were not trained on."""
+    known = {row.tobytes() for row in trained}
+    held_out = real[[row.tobytes() not in known for row in real]]
+    found = memorisation(
+        train=trained,
+        fake=generated.features[headline],
+        held_out=held_out if len(held_out) else None,
+        train_labels=train.labels,
+        fake_labels=generated.labels,
+        k=min(_NEAREST, len(trained)),
+    )
+    # One image of each class, the first, of classes from head to tail.
+    order = np.argsort(-np.asarray(train.class_counts), kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(len(order), _EXAMPLES)).round().astype(int)]
+    rows = {c: np.flatnonzero(generated.labels == c)[:1] for c in chosen}
+    examples = [
+        {
+            "class": int(c),
+            "index": int(counts.start[c]),
+            "nearest": found.indices[row[0]],
+            "distances": found.distances[row[0]],
+        }
+        for c, row in rows.items()
+        if len(row)
+    ]
+    return found.summary() | {"examples": examples}
+
+
+def _class_rows(
+    generated: Generated,
+    reference: ImageSource,
+    groups: Mapping[str, Sequence[int]],
+    n_real: np.ndarray,
+    train_counts: Sequence[int] | np.ndarray | None,
+) -> list[dict[str, Any]]:
+    _, ratios = _w_ratios(generated)
+    return [
+        {
+            "class": c,
+            "name": str(reference.class_names[c]),
+            "group": next((name for name, ids in groups.items() if c in ids), None),
+            "n_train": None if train_counts is None else int(train_counts[c]),
+            "n_real": int(n_real[c]),
+            **generated.rows[c],
+            "w_ratio": None if ratios is None else float(ratios[c]),
+        }
+        for c in range(reference.num_classes)
+    ]
+
+
+def _metrics(
+    rows: list[dict[str, Any]],
+    generated: Generated,
+    real: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    headline: str,
+    groups: Mapping[str, Sequence[int]],
+    settings: Settings,
+) -> dict[str, Any]:
+    metrics = pooled_scores(real, generated.features, generated.logits, headline, settings.k, settings.protocol)
+    metrics |= classwise_summary(rows, real)
+    metrics |= {f"class_{name}": mean_of(rows, name) for name in ("precision", "recall", "density", "coverage")}
+    metrics |= {"class_accuracy": mean_of(rows, "class_accuracy"), "w_ratio": _w_ratios(generated)[0]}
+    averaged = [*(CLASSWISE[kind] for kind in real), "precision", "recall", "class_accuracy", "w_ratio"]
+    for name, ids in groups.items():
+        in_real, in_fake = np.isin(labels, ids), np.isin(generated.labels, ids)
+        for kind, features in real.items():
+            distance = (
+                frechet_distance(features[in_real], generated.features[kind][in_fake])
+                if in_real.any() and in_fake.any()
+                else None
+            )
+            metrics[f"{name}_{FRECHET[kind]}"] = distance
+        metrics |= {f"{name}_{key}": mean_of([rows[c] for c in ids], key) for key in averaged}
+    return metrics
+
+
+def _w_ratios(generated: Generated) -> tuple[float | None, np.ndarray | None]:
+    """None where there is no W: images that come from files."""
+    return within_class_variance_ratio(generated.w, generated.labels) if generated.w.shape[1] else (None, None)
+
+
+def _protocol(
+    reference: ImageSource,
+    extractors: Mapping[str, FeatureExtractor],
+    headline: str,
+    groups: Mapping[str, Sequence[int]],
+    n_real: np.ndarray,
+    counts: Counts,
+    settings: Settings,
+) -> dict[str, Any]:
+    alike = counts.each.min() == counts.each.max()
+    protocol, first = settings.protocol, extractors[headline]
+    named = {
+        kind: {"name": x.name, "sha256": x.sha256, "feature_dim": x.feature_dim, "description": x.description}
+        for kind, x in extractors.items()
+    }
+    return {
+        "name": protocol.name,
+        "extractor": first.name,
+        "extractor_sha256": first.sha256,
+        "extractor_description": first.description,
+        "feature_dim": first.feature_dim,
+        "headline_extractor": headline,
+        "extractors": named,
+        "reference_fingerprint": reference.fingerprint,
+        "reference_split": settings.reference_split,
+        "preprocessing": reference.preprocessing,
+        "resolution": int(reference.resolution),
+        "channels": int(reference.channels),
+        "num_classes": int(reference.num_classes),
+        "n_real": int(n_real.sum()),
+        "n_fake": int(counts.each.sum()),
+        "n_fake_per_class": int(counts.each[0]) if alike else None,
+        "n_fake_pooled": int(counts.pooled.sum()),
+        "labels": "balanced" if alike else "as in the files",
+        "k": settings.k,
+        "inclusive": protocol.inclusive,
+        "inception_score": {
+            "logits": "without bias" if protocol.unbiased_logits else "with bias",
+            "splits": protocol.splits,
+            "shuffle_seed": protocol.shuffle_seed,
+        },
+        "kid": {
+            "subsets": protocol.kid_subsets,
+            "subset_size": int(min(protocol.kid_subset_size, n_real.sum(), counts.pooled.sum())),
+        },
+        "seed": settings.seed,
+        "weights": settings.weights,
+        "class_noise": settings.class_noise,
+        "truncation_psi": settings.truncation_psi,
+        "class_groups": dict(groups),
+        "headline": "precision, recall, density, coverage and fid are pooled over all classes, with the same number "
+        "of generated images for each class; <group>_precision and <group>_recall are means of per-class values",
+        "warnings": _warnings(n_real, first.feature_dim, settings.k, extractors.get(CLASSIFIER)),
+    }
 
 
 def _check_request(
     reference: ImageSource,
     groups: Mapping[str, Sequence[int]],
-    samples_per_class: int,
-    k: int,
+    settings: Settings,
+    counts: Counts,
     train_counts: Sequence[int] | np.ndarray | None,
 ) -> None:
     """Everything that can be wrong with the arguments, before anything is generated."""
-    num_classes = reference.num_classes
+    num_classes, k = reference.num_classes, settings.k
     if k < 1:
         raise UserError(f"k = {k} neighbours make no ball: choose k >= 1.")
-    if samples_per_class < k + 1:
+    if counts.each.max() < k + 1:
         raise UserError(
-            f"k = {k} neighbours need at least {k + 1} generated images per class, got {samples_per_class}."
+            f"k = {k} neighbours need at least {k + 1} generated images per class, got {counts.each.max()}."
+        )
+    if counts.pooled.min() < min(2, counts.each.min()):
+        raise UserError(
+            f"{settings.pooled_images} pooled images are fewer than two for each of {num_classes} classes: raise "
+            "config.evaluation.pooled_images."
         )
     if len(reference.labels) < 2 * (k + 1):
         raise UserError(
@@ -194,66 +387,8 @@ def _check_request(
         raise UserError(f"train_counts has {len(train_counts)} entries for {num_classes} classes.")
 
 
-def _compare_class(real: np.ndarray, fake: np.ndarray, k: int) -> dict[str, Any]:
-    """iFID, precision and recall within one class; None where there are too few images."""
-    enough = min(len(real), len(fake)) > k
-    within = _neighbours(real, fake, k) if enough else {}
-    return {
-        "ifid": frechet_distance(real, fake) if len(real) else None,
-        "degenerate": len(real) < 2,  # no image: no value; one image: zero covariance
-        "precision": within.get("precision"),
-        "recall": within.get("recall"),
-    }
-
-
-def _neighbours(real: np.ndarray, fake: np.ndarray, k: int) -> dict[str, float]:
-    with warnings.catch_warnings():  # a collapsed class shows in the values; no need to say so once for each class
-        warnings.simplefilter("ignore", UserWarning)
-        return neighbour_metrics(real=real, fake=fake, k=k)._asdict()
-
-
-def _real_floor(
-    real: np.ndarray, labels: np.ndarray, groups: Mapping[str, Sequence[int]], k: int, seed: int
-) -> dict[str, Any]:
-    """The same metrics, one random half of every class's real images against the other (classes of four or more)."""
-    rng = np.random.default_rng(seed)
-    halves, rows = ([], []), {}
-    for c in np.unique(labels):
-        order = rng.permutation(np.flatnonzero(labels == c))
-        size = len(order) // 2
-        first, second = order[:size], order[size : 2 * size]
-        halves[0].extend(first)
-        halves[1].extend(second)
-        if size >= 2:
-            rows[int(c)] = _compare_class(real[first], real[second], k)
-    first, second = real[halves[0]], real[halves[1]]
-    if len(first) <= k:  # many classes of a single image
-        return {}
-    pooled = _neighbours(first, second, k)
-    floor = {"n_per_half": len(first), "fid": frechet_distance(first, second), **_ifid_summary(list(rows.values()))}
-    floor |= {"precision": pooled["precision"], "recall": pooled["recall"]}
-    floor |= {f"class_{key}": _mean(list(rows.values()), key) for key in ("precision", "recall")}
-    for name, ids in groups.items():
-        group = [rows[c] for c in ids if c in rows]
-        floor |= {f"{name}_{key}": _mean(group, key) for key in ("ifid", "precision", "recall")}
-    return floor
-
-
-def _ifid_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean, population standard deviation and median of iFID over the classes that have one."""
-    values = [row["ifid"] for row in rows if row["ifid"] is not None]
-    mean, std, median = (float(f(values)) if values else None for f in (np.mean, np.std, np.median))
-    return {"ifid": mean, "ifid_std": std, "ifid_median": median, "ifid_classes_used": len(values)}
-
-
-def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """Mean over the rows that have a value; None if none has."""
-    values = [row[key] for row in rows if row[key] is not None]
-    return float(np.mean(values)) if values else None
-
-
-def _warnings(counts: np.ndarray, dim: int, k: int) -> list[str]:
-    """Sentences about small classes, whose numbers say less than they seem to."""
+def _warnings(counts: np.ndarray, dim: int, k: int, classifier: FeatureExtractor | None) -> list[str]:
+    """Sentences about numbers that say less than they seem to."""
     found = {
         "have no real image and no iFID": counts == 0,
         "have one real image; its covariance counts as zero in iFID": counts == 1,
@@ -261,7 +396,11 @@ def _warnings(counts: np.ndarray, dim: int, k: int) -> list[str]:
         f"have no more real images than the {dim} feature dimensions; finite-sample bias raises their iFID": counts
         <= dim,
     }
-    return [f"{int(mask.sum())} of {len(counts)} classes {what}." for what, mask in found.items() if mask.any()]
+    said = [f"{int(mask.sum())} of {len(counts)} classes {what}." for what, mask in found.items() if mask.any()]
+    accuracy = None if classifier is None else classifier.description.get("held_out_accuracy")
+    if accuracy is not None and accuracy < 0.5:
+        said.append(f"The classifier recognises {accuracy:.0%} of held-out real images: class accuracy says little.")
+    return said
 
 
 def _plain(value: Any) -> Any:

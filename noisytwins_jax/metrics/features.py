@@ -1,91 +1,108 @@
-"""Features of real and of generated images, for `evaluation` to compare.
+"""Features of images: several extractors at once, on this process's devices, from the host or from a generator."""
 
-In a run of several processes each computes its share, by the images' global numbers, and all get everything.
-"""
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
-from collections.abc import Callable
-from typing import Any, Protocol
-
+import jax
 import numpy as np
 
-from noisytwins_jax.data.source import ImageSource, read_images
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.together import shared_rows
+from noisytwins_jax.metrics.extractor import FeatureExtractor
+from noisytwins_jax.sharding import Layout
 
-Generate = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-IMAGES_AT_ONCE = 1024  # in the host's memory
+Array = jax.Array
+Look = Callable[[Array], tuple[Array, ...]]
 
 
-class FeatureExtractor(Protocol):
-    """What the evaluation asks of an extractor; ``metrics.classifier.Extractor`` is the embedded one."""
+class Features(NamedTuple):
+    """What an extractor says of n images."""
 
-    name: str
-    sha256: str
-    description: dict[str, Any]
+    features: np.ndarray  # float32 [n, d]
+    logits: np.ndarray  # float32 [n, k], k = 0 where the extractor has none
 
-    def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [n, H, W, C] -> features float32 [n, d], class logits float32 [n, num_classes]."""
+
+class Fakes(Protocol):
+    """Where generated images come from; `sampling.Sampler` is one."""
+
+    def looked_at(self, look: Look, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Generates an image for each row and looks at it before it leaves the device.
+
+        Args:
+          look: images uint8 ``[m, H, W, C]`` on this process's devices → arrays ``[m, …]``.
+          labels: int32 ``[n]``.
+          indices: int64 ``[n]``. Image i is a function of its label and its index alone, so that results do not depend
+            on how images are divided among calls, devices and processes.
+
+        Returns:
+          What ``look`` gave, and w float32 ``[n, D]``, on the host.
+        """
         ...
 
 
-def reference_features(reference: ImageSource, extractor: FeatureExtractor) -> np.ndarray:
-    """Features [n, d] of all reference images."""
-
-    def embed(rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (
-            np.concatenate([extractor.features(read_images(reference, part)["image"])[0] for part in _parts(rows)]),
-        )
-
-    return shared_rows(embed, len(reference))[0]
-
-
-def generated_features(
-    generate: Generate,
-    extractor: FeatureExtractor,
-    labels: np.ndarray,
-    reference: ImageSource,
-    progress: Callable[[int, int], None] | None = None,
-    look: Callable[[np.ndarray], tuple[np.ndarray, ...]] = lambda images: (),
-) -> tuple[np.ndarray, ...]:
-    """Generates an image for each label, and looks at it.
+class HostFakes:
+    """`Fakes` from a function on the host, such as a reader of files.
 
     Args:
-        generate: (labels int32 [m], indices int64 [m]) -> (images uint8 [m, H, W, C], w float [m, D]). Sample i must
-            depend on its label and its global index i alone, so that results do not depend on how the images are
-            divided among calls, devices and processes.
-        extractor: gives features and class logits.
-        labels: int32 [n].
-        reference: the real images, whose size the generated ones must have.
-        progress: called with (images done, images) of this process's share, after each call.
-        look: what else is to be read off the images: uint8 [m, H, W, C] -> arrays [m, ...].
-
-    Returns:
-        Features [n, d], predicted classes int [n], w [n, D] and, [n, ...] each, what ``look`` gave.
-
-    Raises:
-        UserError: if the images are of another size or type.
+      generate: (labels int32 ``[n]``, indices int64 ``[n]``) → images uint8 ``[n, H, W, C]`` and w ``[n, D]`` or None.
+      batch_size: images that each device takes at once.
     """
-    size = (reference.resolution, reference.resolution, reference.channels)
 
-    def embed(rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        results, done = [], 0
-        for part in _parts(rows):
-            images, w = generate(labels[part], part)
-            images = np.asarray(images)
-            if images.shape != (len(part), *size) or images.dtype != np.uint8:
+    def __init__(
+        self, generate: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray | None]], batch_size: int = 64
+    ) -> None:
+        self._generate, self._batch_size, self._layout = generate, batch_size, Layout(jax.local_devices())
+
+    def looked_at(self, look: Look, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        """See `Fakes`."""
+        images, w = self._generate(labels, indices)
+        seen = self._layout.map_rows(lambda _, x: look(x), None, images, size=self._batch_size)
+        return *seen, np.zeros((len(labels), 0), np.float32) if w is None else np.asarray(w)
+
+
+class Embedder:
+    """Extractors with their weights on this process's devices.
+
+    Args:
+      extractors: by name.
+      batch_size: images that each device takes at once.
+    """
+
+    def __init__(self, extractors: Mapping[str, FeatureExtractor], batch_size: int = 64) -> None:
+        self._layout, self._batch_size = Layout(jax.local_devices()), batch_size
+        self.extractors = dict(extractors)
+        self._variables = {name: self._layout.put_everywhere(x.variables) for name, x in self.extractors.items()}
+
+    def of_images(self, images: np.ndarray) -> dict[str, Features]:
+        """Features of images uint8 ``[n, H, W, C]`` on the host, by extractor."""
+        seen = self._layout.map_rows(lambda _, x: self._look(x), None, images, size=self._batch_size)
+        return self._named(seen)
+
+    def of_fakes(
+        self, fakes: Fakes, labels: np.ndarray, indices: np.ndarray, size: tuple[int, int, int], keep: bool = False
+    ) -> tuple[dict[str, Features], np.ndarray, np.ndarray | None]:
+        """Features by extractor, w ``[n, D]`` and, if they are to be kept, the images uint8 ``[n, H, W, C]``.
+
+        Raises:
+          UserError: the images are not uint8 ``[n, *size]``.
+        """
+
+        def look(images: Array) -> tuple[Array, ...]:
+            if images.shape[1:] != size or images.dtype != np.uint8:
                 raise UserError(
-                    f"The generator made {images.dtype} images of shape {images.shape}, but the reference images call "
-                    f"for uint8 {(len(part), *size)}: use the data configuration that the checkpoint was trained with."
+                    f"The generator made {images.dtype} images of shape {images.shape[1:]}, but the reference images call "
+                    f"for uint8 {size}: use the data configuration that the checkpoint was trained with."
                 )
-            features, logits = extractor.features(images)
-            results.append((features, logits.argmax(axis=1), np.asarray(w), *look(images)))
-            done += len(part)
-            if progress:
-                progress(done, len(rows))
-        return tuple(np.concatenate(arrays) for arrays in zip(*results, strict=True))
+            return (*self._look(images), *((images,) if keep else ()))
 
-    return shared_rows(embed, len(labels))
+        *seen, w = fakes.looked_at(look, labels, indices)
+        images = seen.pop() if keep else None
+        return self._named(seen), w, images
 
+    def _look(self, images: Array) -> tuple[Array, ...]:
+        return tuple(
+            x for name, extractor in self.extractors.items() for x in extractor.apply(self._variables[name], images)
+        )
 
-def _parts(rows: np.ndarray) -> list[np.ndarray]:
-    return [rows[start : start + IMAGES_AT_ONCE] for start in range(0, len(rows), IMAGES_AT_ONCE)]
+    def _named(self, seen: tuple[np.ndarray, ...] | list[np.ndarray]) -> dict[str, Features]:
+        pairs = zip(seen[::2], seen[1::2], strict=True)
+        return {name: Features(*pair) for name, pair in zip(self.extractors, pairs, strict=True)}

@@ -2,14 +2,16 @@ import json
 
 import numpy as np
 import pytest
+from extracting import features_of
 
 from noisytwins_jax.data.source import ArraySource
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics import features
+from noisytwins_jax.metrics import generated
 from noisytwins_jax.metrics.evaluation import evaluate_generator
+from noisytwins_jax.metrics.features import HostFakes
 from noisytwins_jax.metrics.frechet import frechet_distance
 from noisytwins_jax.metrics.neighbours import neighbour_metrics
-from noisytwins_jax.metrics.table import format_table
+from noisytwins_jax.metrics.settings import Settings
 
 GROUPS = {"head": np.arange(3), "medium": np.arange(3, 7), "tail": np.arange(7, 10)}
 N = 60
@@ -35,11 +37,11 @@ def confused(reference, labels, indices):
 
 @pytest.fixture(scope="module")
 def evaluate(digits, digits_extractor):
-    def run(generator, **options):
-        options = {"reference": digits.reference, "class_groups": GROUPS, "extractor": digits_extractor} | options
-        return evaluate_generator(
-            lambda labels, indices: generator(options["reference"], labels, indices), samples_per_class=N, **options
-        )
+    def run(generator, settings=None, **options):
+        options = {"reference": digits.reference, "class_groups": GROUPS} | options
+        options.setdefault("extractors", {"classifier": digits_extractor})
+        fakes = HostFakes(lambda labels, indices: generator(options["reference"], labels, indices))
+        return evaluate_generator(fakes, settings=Settings(**{"samples_per_class": N} | (settings or {})), **options)
 
     return run
 
@@ -53,8 +55,8 @@ def results(evaluate, digits):
 def test_metrics_are_those_of_the_functions_on_the_same_features(results, digits, digits_extractor):
     reference, result = digits.reference, results["real_images"]
     labels = np.repeat(np.arange(10), N)
-    fake, logits = digits_extractor.features(real_images(reference, labels, np.arange(10 * N))[0])
-    real, _ = digits_extractor.features(reference.images)
+    fake, logits = features_of(digits_extractor, real_images(reference, labels, np.arange(10 * N))[0])
+    real, _ = features_of(digits_extractor, reference.images)
     metrics = result["metrics"]
     assert metrics["fid"] == pytest.approx(frechet_distance(real, fake), rel=1e-6)
     pooled = neighbour_metrics(real=real, fake=fake, k=5)
@@ -106,25 +108,19 @@ def test_rows_and_protocol_say_what_was_compared(results, digits, digits_extract
     assert protocol["extractor_description"]["held_out_accuracy"] > 0.9
 
 
-def test_generate_gets_every_global_index_once(digits, digits_extractor, monkeypatch):
-    monkeypatch.setattr(features, "IMAGES_AT_ONCE", 250)
-    seen, reports = [], []
+def test_every_global_index_is_generated_once(evaluate, digits, monkeypatch):
+    monkeypatch.setattr(generated, "_PART", 250)
+    seen, sizes = [], []
 
-    def generate(labels, indices):
+    def generate(reference, labels, indices):
         assert labels.dtype == np.int32 and indices.dtype == np.int64 and labels.shape == indices.shape
         seen.extend(zip(labels.tolist(), indices.tolist(), strict=True))
+        sizes.append(len(labels))
         return real_images(digits.reference, labels, indices)
 
-    evaluate_generator(
-        generate,
-        reference=digits.reference,
-        class_groups=GROUPS,
-        extractor=digits_extractor,
-        samples_per_class=N,
-        progress=lambda done, total: reports.append((done, total)),
-    )
+    evaluate(generate)
     assert seen == [(i // N, i) for i in range(10 * N)]
-    assert reports == [(250, 600), (500, 600), (600, 600)]
+    assert sizes == [5 * N, 4 * N, N]
 
 
 def test_small_classes_are_named_left_out_or_flagged(evaluate, digits):
@@ -184,8 +180,9 @@ def test_bad_requests_are_refused_before_generating(evaluate, digits):
         pytest.fail("generated although the request is wrong")
 
     for options, message in (
-        ({"k": N}, f"at least {N + 1} generated images"),
-        ({"k": 0}, "k >= 1"),
+        ({"settings": {"neighbours": N}}, f"at least {N + 1} generated images"),
+        ({"settings": {"neighbours": -1}}, "k >= 1"),
+        ({"settings": {"pooled_images": 19}}, "fewer than two for each of 10 classes"),
         ({"class_groups": {"tail": [9, 10]}}, r"within 0..9, got \[10\]"),
         ({"class_groups": {"head": [0, 1], "tail": [1]}}, "more than one class group"),
         ({"train_counts": [1, 2]}, "2 entries for 10 classes"),
@@ -204,33 +201,10 @@ def test_bad_generators_are_refused(evaluate):
 
     with pytest.raises(UserError, match="diverged"):
         evaluate(diverged)
-    with pytest.raises(UserError, match=r"call for\s+uint8 \(600, 8, 8, 1\)"):
+    with pytest.raises(UserError, match=r"call for uint8 \(8, 8, 1\)"):
         evaluate(wrong_size)
 
 
 def test_results_are_json(results):
     text = json.dumps(results["collapsed"], allow_nan=False)
     assert json.loads(text) == results["collapsed"]
-
-
-def test_table_shows_the_runs_the_floor_and_the_protocol(results):
-    text = format_table({"baseline": results["collapsed"], "real": results["real_images"]})
-    lines = text.splitlines()
-    columns = ["FID", "iFID", "tail iFID", "precision", "recall", "tail recall", "W ratio", "class accuracy"]
-    assert [lines[0].index(c) for c in columns] == sorted(lines[0].index(c) for c in columns)
-    assert lines[2].startswith("baseline") and lines[3].startswith("real ") and lines[4].startswith("real half")
-    assert f"{results['collapsed']['metrics']['tail_ifid']:.2f}" in lines[2]
-    assert f"{results['real_images']['metrics']['class_accuracy']:.3f}" == lines[3].split()[-1]
-    assert lines[4].split()[-2:] == ["-", "-"]  # the floor has no W and no class accuracy
-    assert len({len(line) for line in lines[:5]}) == 1
-    assert "60 generated images per class against 1797 real ones" in lines[5] and "k = 5" in lines[5]
-    assert "Not comparable" not in text
-
-
-def test_table_calls_out_runs_that_must_not_be_compared(results):
-    other = json.loads(json.dumps(results["real_images"]))
-    other["protocol"] |= {"k": 3, "n_fake_per_class": 5}
-    text = format_table({"a": results["collapsed"], "b": other})
-    assert "Not comparable: the runs differ in n_fake_per_class, k." in text
-    assert format_table({}) == "no evaluations"
-    assert "-" in format_table({"partial": {"metrics": {"fid": None}}}).splitlines()[2]

@@ -10,6 +10,8 @@ from noisytwins_jax.metrics import factor_reader
 from noisytwins_jax.metrics.classifier import load_or_train_classifier
 from noisytwins_jax.metrics.evaluation import evaluate_generator
 from noisytwins_jax.metrics.factor_reader import FactorReader, load_or_train_weights
+from noisytwins_jax.metrics.features import HostFakes
+from noisytwins_jax.metrics.settings import Settings
 
 OPTIONS = {"num_classes": 3, "largest": 12, "imbalance_factor": 0.5, "reference_per_class": 20}
 
@@ -66,11 +68,11 @@ def test_it_stands_beside_fid(splits, reader, cache):
         return train.images[chosen], np.ones((len(labels), 2), np.float32)
 
     result = evaluate_generator(
-        generate,
+        HostFakes(generate),
         reference=splits.reference,
+        extractors={"classifier": load_or_train_classifier(splits.classifier, cache)},
         class_groups={"head": [0], "tail": [2]},
-        extractor=load_or_train_classifier(splits.classifier, cache),
-        samples_per_class=12,
+        settings=Settings(samples_per_class=12),
         reader=reader,
     )
     assert json.loads(json.dumps(result, allow_nan=False)) == result

@@ -1,0 +1,66 @@
+"""The extractors of an evaluation: those whose weights are files, and the embedded classifier."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from noisytwins_jax.metrics import clip, dinov2
+from noisytwins_jax.metrics.clip import clip_extractor
+from noisytwins_jax.metrics.clip import from_state_dict as clip_from_state_dict
+from noisytwins_jax.metrics.dinov2 import dinov2_extractor
+from noisytwins_jax.metrics.dinov2 import from_state_dict as dinov2_from_state_dict
+from noisytwins_jax.metrics.extractor import FeatureExtractor
+from noisytwins_jax.metrics.inception import SIZE, Inception, inception_extractor
+from noisytwins_jax.metrics.inception import from_state_dict as inception_from_state_dict
+from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP, INCEPTION, Protocol
+from noisytwins_jax.metrics.vit import VisionTransformer
+from noisytwins_jax.metrics.weights import find_network, load_network
+
+
+def check_weights(chosen: Mapping[str, str], directory: str = "") -> None:
+    """Looks whether the weights of extractors are there, before anything else is done.
+
+    Args:
+      chosen: kind → network, as `protocols.chosen_extractors` gives them.
+      directory: of converted weights; by default see `weights`.
+
+    Raises:
+      UserError: a file is missing; which public file it is made from, and how, is said.
+    """
+    for kind, network in chosen.items():
+        if kind != CLASSIFIER:
+            find_network(network, directory or None)
+
+
+def load_extractor(kind: str, network: str, protocol: Protocol, directory: str = "") -> FeatureExtractor:
+    """An extractor with the weights of its file and the preprocessing of the protocol.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    state, info = load_network(network, directory or None)
+    if kind == INCEPTION:
+        return _build(kind, protocol, inception_from_state_dict(state), None, info["sha256"], info["origin"])
+    from_state_dict = clip_from_state_dict if kind == CLIP else dinov2_from_state_dict
+    return _build(kind, protocol, *from_state_dict(state), info["sha256"], info["origin"])
+
+
+def without_weights(kind: str, network: str, protocol: Protocol) -> FeatureExtractor:
+    """An extractor whose variables are shapes, to be compiled and not run."""
+    if kind == INCEPTION:
+        model, config, size = Inception(), None, SIZE
+    else:
+        config = (clip.CONFIGS if kind == CLIP else dinov2.CONFIGS)[network]
+        model, size = VisionTransformer(config), config.image_size
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3))))
+    return _build(kind, protocol, variables, config, "", "")
+
+
+def _build(kind: str, protocol: Protocol, variables: Any, config: Any, sha256: str, origin: str) -> FeatureExtractor:
+    preprocessing = protocol.preprocessing[kind]
+    if kind == INCEPTION:
+        return inception_extractor(variables, sha256, preprocessing, origin, unbiased_logits=protocol.unbiased_logits)
+    extractor = clip_extractor if kind == CLIP else dinov2_extractor
+    return extractor(variables, config, sha256, preprocessing, origin)

@@ -1,0 +1,125 @@
+"""Numbers from features of real and generated images: for one class, for all pooled, and for real against real."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from noisytwins_jax.metrics.frechet import frechet_distance
+from noisytwins_jax.metrics.inception_score import inception_score
+from noisytwins_jax.metrics.kernel_distances import cmmd, kid
+from noisytwins_jax.metrics.neighbours import neighbour_metrics
+from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP, DINOV2, INCEPTION, Protocol
+
+FRECHET = {CLASSIFIER: "fid", INCEPTION: "fid", CLIP: "fid_clip", DINOV2: "fd_dinov2"}  # of all classes together
+CLASSWISE = {CLASSIFIER: "ifid", INCEPTION: "ifid", CLIP: "ifid_clip", DINOV2: "ifd_dinov2"}  # of each class
+NEIGHBOURS = ("precision", "recall", "density", "coverage")
+Arrays = Mapping[str, np.ndarray]  # kind of extractor -> features [n, d]
+
+
+def class_scores(real: Arrays, fake: Arrays, headline: str, k: int, inclusive: bool) -> dict[str, Any]:
+    """The Fréchet distances of one class, and the headline's precision, recall, density and coverage within it.
+
+    None where there are too few images; one real image counts as zero covariance and is flagged ``degenerate``.
+    """
+    count, made = len(real[headline]), len(fake[headline])
+    enough = min(count, made) > k
+    within = neighbour_scores(real[headline], fake[headline], k, inclusive) if enough else {}
+    return {
+        **{CLASSWISE[kind]: frechet_distance(real[kind], fake[kind]) if count and made else None for kind in real},
+        "degenerate": count < 2,
+        **{name: within.get(name) for name in NEIGHBOURS},
+    }
+
+
+def pooled_scores(
+    real: Arrays, fake: Arrays, logits: np.ndarray, headline: str, k: int, protocol: Protocol
+) -> dict[str, Any]:
+    """All numbers of all classes together.
+
+    Args:
+      real: features of the real images by kind of extractor.
+      fake: the same of generated images.
+      logits: the headline extractor's of the generated images ``[n, c]``; c = 0 for no Inception Score.
+      headline: the kind behind FID, KID, precision, recall, density and coverage.
+      k: neighbours.
+      protocol: of the Inception Score and KID, and whether balls are closed.
+    """
+    scores: dict[str, Any] = {FRECHET[kind]: frechet_distance(real[kind], fake[kind]) for kind in real}
+    scores["kid"], scores["kid_std"] = kid(
+        real=real[headline],
+        fake=fake[headline],
+        subsets=protocol.kid_subsets,
+        subset_size=protocol.kid_subset_size,
+    )
+    if logits.shape[1]:
+        score, deviation = inception_score(logits, splits=protocol.splits, shuffle_seed=protocol.shuffle_seed)
+        scores |= {"inception_score": score, "inception_score_std": deviation}
+    if CLIP in real:
+        scores["cmmd"] = cmmd(real=real[CLIP], fake=fake[CLIP])
+    return scores | neighbour_scores(real[headline], fake[headline], k, protocol.inclusive)
+
+
+def neighbour_scores(real: np.ndarray, fake: np.ndarray, k: int, inclusive: bool = False) -> dict[str, float]:
+    """Precision, recall, density and coverage."""
+    with warnings.catch_warnings():  # a collapsed class shows in the values; no need to say so once for each class
+        warnings.simplefilter("ignore", UserWarning)
+        return neighbour_metrics(real=real, fake=fake, k=k, inclusive=inclusive)._asdict()
+
+
+def real_floor(
+    real: Arrays,
+    labels: np.ndarray,
+    groups: Mapping[str, Sequence[int]],
+    headline: str,
+    k: int,
+    inclusive: bool,
+    seed: int,
+) -> dict[str, Any]:
+    """The same metrics, one random half of every class's real images against the other (classes of four or more)."""
+    rng = np.random.default_rng(seed)
+    halves, rows = ([], []), {}
+    for c in np.unique(labels):
+        order = rng.permutation(np.flatnonzero(labels == c))
+        size = len(order) // 2
+        first, second = order[:size], order[size : 2 * size]
+        halves[0].extend(first)
+        halves[1].extend(second)
+        if size >= 2:
+            rows[int(c)] = class_scores(_at(real, first), _at(real, second), headline, k, inclusive)
+    first, second = _at(real, halves[0]), _at(real, halves[1])
+    if len(halves[0]) <= k:  # many classes of a single image
+        return {}
+    floor = {"n_per_half": len(halves[0])}
+    floor |= {FRECHET[kind]: frechet_distance(first[kind], second[kind]) for kind in real}
+    floor |= classwise_summary(list(rows.values()), real)
+    floor |= neighbour_scores(first[headline], second[headline], k, inclusive)
+    floor |= {f"class_{name}": mean_of(rows.values(), name) for name in ("precision", "recall")}
+    for name, ids in groups.items():
+        group = [rows[c] for c in ids if c in rows]
+        classwise = [CLASSWISE[kind] for kind in real]
+        floor |= {f"{name}_{key}": mean_of(group, key) for key in (*classwise, "precision", "recall")}
+    return floor
+
+
+def classwise_summary(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean, population standard deviation and median of the classes' Fréchet distances, over those that have one."""
+    summary: dict[str, Any] = {}
+    for kind in kinds:
+        name = CLASSWISE[kind]
+        values = [row[name] for row in rows if row[name] is not None]
+        mean, std, median = (float(f(values)) if values else None for f in (np.mean, np.std, np.median))
+        summary |= {name: mean, f"{name}_std": std, f"{name}_median": median, "ifid_classes_used": len(values)}
+    return summary
+
+
+def mean_of(rows: Any, key: str) -> float | None:
+    """Mean over the rows that have a value; None if none has."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _at(arrays: Arrays, rows: Any) -> dict[str, np.ndarray]:
+    rows = np.asarray(rows, np.int64)
+    return {kind: features[rows] for kind, features in arrays.items()}
