@@ -1,10 +1,11 @@
 """Checkpoints: state, position in the data and configuration in one atomic step. The only file that knows Orbax."""
 
 import json
+import math
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -19,9 +20,10 @@ from noisytwins_jax.survival.finite import leaf_name
 from noisytwins_jax.survival.retry import is_transient, retry
 from noisytwins_jax.survival.saving import Saving
 from noisytwins_jax.together import on_first_process
+from noisytwins_jax.workdir import write_atomically
 
 PyTree = Any
-BEST_METRIC = "fid"  # lowest is best
+EVALUATIONS = "evaluations.json"  # beside the checkpoints: what they were found to be worth
 FILES = "files.json"  # in every checkpoint: size and CRC-32 of each of its files
 TIMEOUT = 600  # seconds for writing a checkpoint, and for which a process waits for others that cannot
 WAIT = 5.0  # seconds before a checkpoint that could not be written is tried again
@@ -36,8 +38,18 @@ class Restored(NamedTuple):
     config: dict[str, Any]  # flattened configuration
 
 
+class Evaluated(NamedTuple):
+    """How good a checkpoint is, and which others that can be compared with."""
+
+    distance: float | None  # lower is better; None: not finite
+    protocol: str  # distances of different protocols do not compare
+
+
 class Checkpoints:
     """The checkpoints of a workdir, written in the background: the latest two and the best one are kept.
+
+    The best has the lowest distance of those that were evaluated under the protocol of the evaluation made last.
+    Evaluations are made when the state is on disk already, so they are kept in a file of their own.
 
     Two, so that a run whose newest checkpoint was damaged on disk can go back to a whole one. To notice damage, every
     file's CRC-32 is kept beside it: the array storage below finds missing and short files, but not changed values.
@@ -54,19 +66,15 @@ class Checkpoints:
         self._writable = writable
         self._saving = Saving(self._directory, "*.orbax-checkpoint-tmp*")
         self._pending = False  # whether a checkpoint is being written
-        on_first_process(self._rename_damaged_metrics)
-        best = policies.BestN(
-            get_metric_fn=lambda m: m[BEST_METRIC], reverse=True, n=1, keep_checkpoints_without_metrics=False
-        )
+        # Every process has to know them, since all decide together which checkpoints are deleted.
+        self._evaluations = on_first_process(lambda: _read_evaluations(self._directory / EVALUATIONS))
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                best_fn=lambda m: m[BEST_METRIC],
-                best_mode="min",
                 read_only=not writable,
                 create=writable,
                 cleanup_tmp_directories=writable,
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), _KeepBest(self._best_of)]),
                 async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT, post_finalization_callback=self._write_digests),
             ),
         )
@@ -89,13 +97,41 @@ class Checkpoints:
         """Steps that have a checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def evaluated_steps(self) -> list[int]:
+        """Steps that were evaluated, oldest first; some may have no checkpoint any more."""
+        return sorted(self._evaluations)
+
+    def best_step(self) -> int | None:
+        """Of the steps that have a checkpoint, the one with the lowest distance under the protocol used last.
+
+        None where no checkpoint has a distance.
+        """
+        return self._best_of(self.steps())
+
+    def record(self, step: int, distance: float | None, protocol: str) -> None:
+        """Writes down the evaluation of a saved step; the next `save` keeps that step if it is the best.
+
+        To be called by all processes of the run that trains.
+
+        Args:
+          step: which was saved.
+          distance: lower is better; None or not finite: it was evaluated, but is never the best.
+          protocol: distances with the same one compare.
+
+        Raises:
+          OSError: the file cannot be written.
+        """
+        finite = distance is not None and math.isfinite(distance)
+        self._evaluations.pop(step, None)  # the one recorded last comes last
+        self._evaluations[step] = Evaluated(float(distance) if finite else None, protocol)
+        self._write_evaluations()
+
     def save(
         self,
         step: int,
         state: PyTree,
         data: dict[str, Any],
         config: dict[str, Any],
-        metrics: dict[str, float] | None = None,
         wait: bool = False,
     ) -> None:
         """Starts writing a checkpoint; returns before it is on disk. A step that is already saved is left as it is.
@@ -105,7 +141,6 @@ class Checkpoints:
           state: tree of arrays.
           data: position of the training data, and what else of the data is to be known later: plain values.
           config: flattened configuration.
-          metrics: of an evaluation, by name.
           wait: return when it is on disk. While storage fails for a moment it is tried again; otherwise (and if that
             is noticed in the background) a message is printed, and the next checkpoint is tried.
 
@@ -120,11 +155,12 @@ class Checkpoints:
                     args=ocp.args.Composite(
                         state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({"data": data, "config": config})
                     ),
-                    metrics=metrics,
                     force=True,
                 )
 
         self._finish_writing()  # the one before
+        if step not in self._manager.all_steps() and self._evaluations.pop(step, None):
+            self._write_evaluations()  # it was of another state, before training went back
         while True:
             self._pending = self._attempt(start)
             if not wait or (self._pending and self._finish_writing()):
@@ -149,7 +185,7 @@ class Checkpoints:
         if which == "latest":
             return self._restore_latest(steps, abstract_state)
         if which == "best":
-            step = self._manager.best_step()
+            step = self.best_step()
         else:
             step = int(which) if str(which).isdecimal() else None
         if step not in steps:
@@ -251,17 +287,18 @@ class Checkpoints:
             raise _DamagedError(first_line(error)) from error
         return Restored(step, state["state"], meta["data"], meta["config"])
 
-    def _rename_damaged_metrics(self) -> None:
-        """Evaluation numbers that are cut short would keep Orbax from opening anything."""
-        for path in self._directory.glob("*/metrics/metrics"):
-            if not path.parents[1].name.isdecimal():
-                continue  # it is being written
-            try:
-                json.loads(path.read_text())
-            except ValueError:
-                path.rename(path.with_name("damaged"))
-            except OSError:
-                pass  # another process has deleted it, or Orbax will say what is wrong
+    def _best_of(self, steps: Sequence[int]) -> int | None:
+        """See `best_step`."""
+        known = {step: x for step, x in self._evaluations.items() if step in steps and x.distance is not None}
+        if not known:
+            return None
+        *_, last = known.values()
+        return min((x.distance, step) for step, x in known.items() if x.protocol == last.protocol)[1]
+
+    def _write_evaluations(self) -> None:
+        rows = {str(step): evaluated._asdict() for step, evaluated in self._evaluations.items()}
+        text = json.dumps(rows, indent=2, allow_nan=False) + "\n"
+        on_first_process(lambda: write_atomically(self._directory / EVALUATIONS, text))
 
     def _set_aside(self, step: int, reason: Exception) -> None:
         message = f"The checkpoint of step {step} is damaged ({reason})"
@@ -288,12 +325,42 @@ class Checkpoints:
                 retry(lambda path=path: path.write_text(json.dumps(_digests(path.parent))), f"Writing {path}")
 
 
+class _KeepBest(policies.PreservationPolicy):
+    """Keeps one checkpoint, or none.
+
+    Args:
+      best_of: gives the best of some steps.
+    """
+
+    def __init__(self, best_of: Callable[[Sequence[int]], int | None]) -> None:
+        self._best_of = best_of
+
+    def should_preserve(
+        self, checkpoints: Sequence[policies.PolicyCheckpointInfo], *, context: policies.PreservationContext
+    ) -> Sequence[bool]:
+        best = self._best_of([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step == best for checkpoint in checkpoints]
+
+
 class _DamagedError(Exception):
     """A checkpoint that cannot be read; the message says why."""
 
 
+def _read_evaluations(path: Path) -> dict[int, Evaluated]:
+    """By step, in the order in which they were recorded; none where the file is missing or damaged."""
+    try:
+        rows = json.loads(retry(lambda: path.read_text(encoding="utf-8"), f"Reading {path}"))
+        known = {int(step): Evaluated(**row) for step, row in rows.items()}
+        whole = all(
+            isinstance(x.protocol, str) and (x.distance is None or math.isfinite(x.distance)) for x in known.values()
+        )
+    except (OSError, ValueError, TypeError, AttributeError):  # missing, no JSON, or not what is written above
+        return {}
+    return known if whole else {}
+
+
 def _digests(checkpoint: Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of every file of a checkpoint's items (state, meta, metrics), by relative path."""
+    """Size and CRC-32 of every file of a checkpoint's items (state, meta), by relative path."""
     digests = {}
     for path in sorted(p for p in checkpoint.glob("*/**/*") if p.is_file()):
         crc, size = 0, 0

@@ -1,4 +1,4 @@
-"""``python -m noisytwins_jax.compare WORKDIR…``: finished runs side by side, as a table and as one page."""
+"""``python -m noisytwins_jax.compare WORKDIR…``: evaluated runs and images side by side, as a table and as one page."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ from noisytwins_jax.metrics.table import format_means, format_table
 
 
 def compare(groups: Mapping[str, Sequence[Path]], out: Path) -> str:
-    """Writes the comparison page of evaluated runs to `out`; returns their table as text.
+    """Writes the comparison page of evaluated runs, or evaluated images from files, to `out`; returns their table as text.
 
     Args:
       groups: method → workdirs, one a seed. Methods with several seeds also get a row of means and deviations; the
@@ -44,13 +44,16 @@ def compare(groups: Mapping[str, Sequence[Path]], out: Path) -> str:
 
 
 def _read_run(workdir: Path) -> dict[str, Any]:
-    for name in (EVALUATION_FILE, SHEET_FILE, W_FILE):
-        if not (workdir / name).exists():
-            raise UserError(f"{workdir} has no {name}; train or evaluate it first (--mode=evaluate).")
-    with np.load(workdir / W_FILE) as saved:
-        w = (saved["w"], saved["labels"])
+    """What of a workdir is compared; images from files have an evaluation alone."""
+    if not (workdir / EVALUATION_FILE).exists():
+        raise UserError(f"{workdir} has no {EVALUATION_FILE}; train or evaluate it first (--mode=evaluate).")
     evaluation = json.loads((workdir / EVALUATION_FILE).read_text())
-    sheet = Image.open(workdir / SHEET_FILE)
+    w = sheet = None
+    if (workdir / W_FILE).exists():
+        with np.load(workdir / W_FILE) as saved:
+            w = (saved["w"], saved["labels"])
+    if (workdir / SHEET_FILE).exists():
+        sheet = Image.open(workdir / SHEET_FILE)
     records = read_metrics(workdir) if (workdir / METRICS_FILE).exists() else []
     return {"name": workdir.name, "evaluation": evaluation, "sheet": sheet, "w": w, "records": records}
 
@@ -58,7 +61,9 @@ def _read_run(workdir: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m noisytwins_jax.compare", description=__doc__)
-    parser.add_argument("workdirs", nargs="+", type=Path, help="directories of evaluated runs")
+    parser.add_argument(
+        "workdirs", nargs="+", type=Path, help="directories of evaluated runs, or of images (--mode=evaluate --images)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/report.html"), help="the page to write")
     arguments = parser.parse_args(argv)
     names = {workdir.name for workdir in arguments.workdirs}

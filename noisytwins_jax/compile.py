@@ -123,10 +123,10 @@ def _lower(
 
 
 def _lower_sampler(config: RunConfig, model: Model, step: TrainingStep, layout: Layout) -> jax.stages.Lowered:
-    program = sample_program(model.generator, 0, config.generator.noise_mode, None)
+    program = sample_program(model.generator, 0, config.generator.noise_mode)
     variables = step.abstract_state(layout.replicated).ema
     rows = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=layout.split)
-    return program.lower(variables, rows, rows)
+    return program.lower(variables, None, rows, rows)
 
 
 def _lower_extractors(

@@ -166,7 +166,9 @@ class EvaluationConfig:
     neighbours: int = number(0, at_least=0)  # k of precision and recall; 0 for the protocol's
     memorisation: bool = True  # look for the training images that are nearest to generated ones
     truncations: str = ""  # sweep over ψ in W, as 1,0.9,0.8; empty for none
-    batch_size: int = number(64, at_least=1)  # images that a device takes at once; no number depends on it
+    batch_size: int = number(
+        0, at_least=0
+    )  # images that a device takes at once, 0 for what suits; no result depends on it
     seed: int = number(0, at_least=0, at_most=2**32 - 1)  # JAX takes the lowest 32 bits
     # Evaluate this often while training, and keep the best; 0 for at the end only.
     interval_kimg: float = number(0.0, at_least=0)
@@ -180,7 +182,6 @@ class EvaluationConfig:
             pooled_images=self.pooled_images,
             neighbours=self.neighbours,
             seed=self.seed,
-            batch_size=self.batch_size,
         )
 
     @property

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,14 @@ from noisytwins_jax.diagnostics.w_projection import w_projection_figure
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.logs import read_metrics
 from noisytwins_jax.metrics.classifier import classifier_extractor, load_or_train_classifier
-from noisytwins_jax.metrics.evaluation import evaluate_generator
+from noisytwins_jax.metrics.evaluation import check_request, evaluate_generator
 from noisytwins_jax.metrics.extractor import FeatureExtractor
 from noisytwins_jax.metrics.extractors import check_weights, load_extractor
 from noisytwins_jax.metrics.factor_reader import FactorReader, load_or_train_weights
+from noisytwins_jax.metrics.parts import Scratch
 from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
+from noisytwins_jax.metrics.settings import Settings
+from noisytwins_jax.metrics.table import format_table
 from noisytwins_jax.sampling import Sampler
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.survival.agreement import check_agreement, code_fingerprint, failing_together
@@ -54,7 +57,7 @@ SHEET_CLASSES, SHEET_REAL, SHEET_FAKE = 30, 8, 16  # rows of the sample sheet, a
 
 
 def evaluate(config: RunConfig, workdir: str | Path, which: str = "latest") -> Path:
-    """Evaluates a checkpoint and writes ``evaluation.json``, ``samples.png``, ``w.npz`` and ``report.html``.
+    """Evaluates a checkpoint; writes ``evaluation.json``, ``samples.png``, ``nearest.png``, ``w.npz``, ``report.html``.
 
     Args:
       config: the configuration the run was trained with.
@@ -70,6 +73,8 @@ def evaluate(config: RunConfig, workdir: str | Path, which: str = "latest") -> P
     check_evaluation(config)
     with needing_space(Path(workdir)):
         splits, workdir, step, variables = restore_generator(config, workdir, which)
+        with failing_together():
+            check_counts(config, splits)
         say(f"Evaluating the averaged generator of step {step}.")
         return write_results(config, variables, step, splits, workdir)
 
@@ -124,44 +129,96 @@ def build_sampler(config: RunConfig, variables: dict, splits: DataSplits, **opti
     return Sampler(model.generator, local_copy(variables), noise_mode=config.generator.noise_mode, **options)
 
 
-def check_evaluation(config: RunConfig) -> None:
+def check_evaluation(config: RunConfig, on_its_data: bool = True) -> None:
     """Looks whether what the evaluation needs is there, so that it is not missed at the end of a long run.
+
+    Args:
+      config: the run.
+      on_its_data: whether it is measured on the configuration's data, of which there could be a classifier.
 
     Raises:
       UserError: weights are missing; how to make them is said.
     """
     with failing_together():
-        check_weights(_chosen(config), config.evaluation.weights)
+        try:
+            check_weights(_chosen(config), config.evaluation.weights)
+        except UserError as error:
+            without = "--config.evaluation.protocol=embedded --config.evaluation.extractors="
+            raise UserError(f"{error} (or measure without them: {without})" if on_its_data else str(error)) from None
 
 
-def evaluate_variables(config: RunConfig, variables: dict, splits: DataSplits, workdir: Path) -> dict[str, Any]:
+def check_counts(config: RunConfig, splits: DataSplits) -> None:
+    """Looks whether there are enough images for the metrics, likewise.
+
+    Raises:
+      UserError: there are too few, generated or real ones.
+    """
+    settings = settings_of(config, splits)
+    counts = settings.counts(splits.reference.num_classes)
+    check_request(splits.reference, {}, settings, counts, sweep=bool(config.evaluation.sweep))
+
+
+def evaluate_variables(
+    config: RunConfig,
+    variables: dict,
+    splits: DataSplits,
+    workdir: Path,
+    thorough: bool = True,
+    between: Callable[[], None] | None = None,
+) -> dict[str, Any]:
     """The numbers of a generator with these variables, on every process; see `metrics.evaluation`.
 
     Killed, it goes on where it was when it is called with the same arguments.
+
+    Args:
+      config: the run.
+      variables: of the generator.
+      splits: the run's data.
+      workdir: the run's.
+      thorough: also memorisation and the sweep over truncation, if the configuration asks for them.
+      between: called by all processes now and then while images are generated, when what is done is kept; it may raise.
     """
-    options, cache = config.evaluation, cache_dir(workdir)
+    options, cache, settings = config.evaluation, cache_dir(workdir), settings_of(config, splits)
     variables = local_copy(variables)
-    sampler = functools.partial(build_sampler, config, variables, splits, seed=options.seed)
+    sampler = functools.partial(
+        build_sampler, config, variables, splits, seed=options.seed, rows=settings.rows, ahead=settings.ahead
+    )
     reader = None
     if splits.classifier.factor_names:
         weights = on_first_process(lambda: load_or_train_weights(splits.classifier, cache, options.seed))
         reader = FactorReader(*weights, splits.reference)
     return evaluate_generator(
-        sampler(batch_size=options.batch_size),
+        sampler(),
         reference=splits.reference,
         extractors=load_extractors(config, splits, cache),
         class_groups=class_groups(splits.train.class_counts, config.data.group_thresholds),
-        settings=dataclasses.replace(
-            options.settings, reference_split="train" if splits.reference is splits.train else "reference"
-        ),
-        train=splits.train if options.memorisation else None,
+        settings=settings,
+        train=splits.train if options.memorisation and thorough else None,
         train_counts=splits.train.class_counts,
-        truncated={psi: sampler(psi=psi, batch_size=options.batch_size) for psi in options.sweep},
+        truncated={psi: functools.partial(sampler, psi=psi) for psi in options.sweep if thorough},
         reader=reader,
         cache=cache,
-        scratch=workdir / SCRATCH,
-        identity=variables_sha256(variables),
+        scratch=Scratch(workdir / SCRATCH),
+        identity=f"{variables_sha256(variables)} {config.generator} {config.up_impl} {config.dtype}",
+        between=between,
     )
+
+
+def settings_of(config: RunConfig, splits: DataSplits | None = None, **others: Any) -> Settings:
+    """How to measure, with as many images at once as suit the devices unless the configuration says.
+
+    Args:
+      config: the run.
+      splits: what is measured against; None where it is not the run's data.
+      others: further fields of `Settings`.
+    """
+    options = config.evaluation
+    # CPUs are fastest at Inception and CLIP a few images at a time; tiny networks want more.
+    rows = 8 if jax.default_backend() == "cpu" and options.protocol != "embedded" else 64
+    ahead = max(1, options.batch_size // (rows * jax.local_device_count())) if options.batch_size else 2
+    if splits is not None:
+        others["reference_split"] = "train" if splits.reference is splits.train else "reference"
+    return dataclasses.replace(options.settings, rows=rows, ahead=ahead, **others)
 
 
 def load_extractors(config: RunConfig, splits: DataSplits, cache: Path) -> dict[str, FeatureExtractor]:
@@ -177,7 +234,7 @@ def load_extractors(config: RunConfig, splits: DataSplits, cache: Path) -> dict[
             extractors[kind] = classifier_extractor(*on_first_process(train))
         else:
             with failing_together():
-                extractors[kind] = load_extractor(kind, network, options.settings.protocol, options.weights)
+                extractors[kind] = load_extractor(kind, network, options.protocol, options.weights)
     return extractors
 
 
@@ -208,6 +265,8 @@ def write_results(
     result["protocol"]["step"] = step
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     on_first_process(lambda: write_atomically(workdir / EVALUATION_FILE, text))
+    Scratch(workdir / SCRATCH).remove_finished()
+    say(format_table({config.name: result}))
     sheet = make_sheet(config, variables, splits, workdir / SHEET_FILE)
     nearest = make_nearest_sheet(config, variables, splits, result, workdir / NEAREST_FILE)
     w, labels = sample_w(config, variables, splits)

@@ -29,10 +29,19 @@ from noisytwins_jax.evaluate import (
     check_evaluation,
     load_extractors,
     load_together,
+    settings_of,
 )
 from noisytwins_jax.metrics.evaluation import evaluate_generator
 from noisytwins_jax.metrics.extractor import FeatureExtractor
-from noisytwins_jax.metrics.image_files import FileFakes, ImageFiles, OneClass, match_classes, read_image_files
+from noisytwins_jax.metrics.image_files import (
+    FileFakes,
+    ImageFiles,
+    Matched,
+    OneClass,
+    match_classes,
+    read_image_files,
+)
+from noisytwins_jax.metrics.parts import Scratch
 from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
 from noisytwins_jax.metrics.table import format_table
 from noisytwins_jax.survival.agreement import check_agreement, code_fingerprint, failing_together
@@ -40,6 +49,10 @@ from noisytwins_jax.together import on_first_process, say
 from noisytwins_jax.workdir import CONFIG_FILE, cache_dir, needing_space, open_workdir, write_atomically
 
 SHEET_COLUMNS, SHEET_ROWS = 16, 8
+_OTHERWISE = (
+    "--config.evaluation.protocol=tf1 --config.evaluation.extractors=inception (or another protocol of "
+    "noisytwins_jax/metrics/protocols.py than embedded)"
+)
 
 
 def evaluate_images(
@@ -47,8 +60,10 @@ def evaluate_images(
 ) -> Path:
     """Compares images of files with a data set or with other files; writes ``evaluation.json`` and ``report.html``.
 
-    Classes are matched as `image_files.match_classes` says. Killed, it goes on where it was when it is called with the
-    same arguments.
+    Classes are matched as `image_files.match_classes` says. Where a side has none, everything is compared as one class, and
+    the result has ``protocol["classes"]`` False, no rows in ``per_class`` and None for what is measured class by class.
+    The classifier of the data set is left out, with a note, where it cannot be had and is not the headline's extractor.
+    Killed, it goes on where it was when it is called with the same arguments.
 
     Args:
       config: its ``evaluation`` says how to measure; its ``data`` are the reference, unless one is given.
@@ -60,11 +75,14 @@ def evaluate_images(
       The report's path.
 
     Raises:
-      UserError: images or weights are missing or unreadable, or do not fit together; the workdir is a run's.
+      UserError: images or weights are missing or unreadable, or do not fit together; the workdir is a run's, or holds the
+        evaluation of other images, against another reference or by another protocol.
     """
     with failing_together():
-        chosen = _check_arguments(config, reference, Path(workdir))
-    check_evaluation(config)
+        chosen, notes = _check_arguments(config, reference, Path(workdir)), []
+    if reference is not None and CLASSIFIER in chosen:
+        config, notes = _without_classifier(config, "is trained on the data set, which --reference replaces")
+    check_evaluation(config, on_its_data=reference is None)
     with failing_together():
         fakes = read_image_files(images)
         real = None if reference is None else read_image_files(reference)
@@ -72,13 +90,17 @@ def evaluate_images(
     if real is None:
         real = splits.reference
     with failing_together():
-        if CLASSIFIER in chosen:
-            fakes = _as_the_classifier_takes_them(fakes, real)
+        matched = match_classes(fakes, real)
+        if reference is None and CLASSIFIER in chosen:
+            fakes, config, notes = _as_the_classifier_takes_them(fakes, real, config, chosen, matched)
     _check_alike(config, fakes, real)
+    with failing_together():
+        _check_earlier(Path(workdir) / EVALUATION_FILE, config, fakes, real)
     with needing_space(Path(workdir)):
         with failing_together():
             workdir = open_workdir(workdir, config)
-        sides = _sides(config, fakes, real, splits)
+        sides = _sides(config, fakes, real, splits, matched)
+        sides.notes.extend(notes)
         if config.evaluation.sweep:
             sides.notes.append(
                 "Files have the truncation that they were made with: config.evaluation.truncations is left out."
@@ -95,18 +117,21 @@ def evaluate_images(
             "reference": against,
             "truncation_psi": None,  # known to whoever made the files
             "class_noise": None,
+            "classes": sides.classes,
             "warnings": [*sides.notes, *result["protocol"]["warnings"]],
         }
         say(format_table({fakes.name: result}))
-        return on_first_process(lambda: _write(config, result, sides, against, workdir))
+        report = on_first_process(lambda: _write(config, result, sides, against, workdir))
+        Scratch(workdir / SCRATCH).remove_finished()
+        return report
 
 
 def _check_arguments(config: RunConfig, reference: str | os.PathLike | None, workdir: Path) -> dict[str, str]:
     chosen = chosen_extractors(config.evaluation.settings.protocol, config.evaluation.extractors)
-    if reference is not None and CLASSIFIER in chosen:
+    if reference is not None and next(iter(chosen)) == CLASSIFIER:
         raise UserError(
-            "The classifier is trained on the data set of the configuration, which --reference replaces; give "
-            "--config.evaluation.protocol=clean (or noisytwins, tf1, fidelity) without classifier among the extractors."
+            "The classifier, which this configuration measures with, is trained on the data set that --reference replaces; "
+            f"give {_OTHERWISE}."
         )
     if (workdir / CONFIG_FILE).exists():
         raise UserError(
@@ -115,14 +140,51 @@ def _check_arguments(config: RunConfig, reference: str | os.PathLike | None, wor
     return chosen
 
 
-def _as_the_classifier_takes_them(fakes: ImageFiles, real: ImageSource) -> ImageFiles:
+def _as_the_classifier_takes_them(
+    fakes: ImageFiles, real: ImageSource, config: RunConfig, chosen: dict[str, str], matched: Matched
+) -> tuple[ImageFiles, RunConfig, list[str]]:
+    """The images in the data set's colours; or the configuration without the classifier, and why."""
+    headline = next(iter(chosen)) == CLASSIFIER
     if fakes.resolution != real.resolution:
-        raise UserError(
-            f"The images of {fakes.name} are of {fakes.resolution} px and the data set of {real.resolution} px, which "
-            "is all that its classifier sees; give images or --config.data.resolution of the same size, or another "
-            "protocol (--config.evaluation.protocol=clean)."
-        )
-    return fakes.converted(real.channels)
+        if headline:
+            raise UserError(
+                f"The images of {fakes.name} are of {fakes.resolution} px and the data set of {real.resolution} px, which "
+                "is all that its classifier sees; give images or --config.data.resolution of the same size, or "
+                f"{_OTHERWISE}."
+            )
+        why = f"sees images of {real.resolution} px only, and these are of {fakes.resolution} px"
+        return fakes, *_without_classifier(config, why)
+    if matched.labels is None and not headline:
+        return fakes, *_without_classifier(config, "has no classes to look for")
+    return fakes.converted(real.channels), config, []
+
+
+def _without_classifier(config: RunConfig, why: str) -> tuple[RunConfig, list[str]]:
+    names = [name.strip() for name in config.evaluation.extractors.split(",")]
+    kept = ",".join(name for name in names if name != CLASSIFIER)
+    evaluation = dataclasses.replace(config.evaluation, extractors=kept)
+    note = f"There is no class accuracy: the classifier {why}."
+    return dataclasses.replace(config, evaluation=evaluation), [note]
+
+
+def _check_earlier(path: Path, config: RunConfig, fakes: ImageFiles, real: ImageSource) -> None:
+    """Looks whether the evaluation that is there already is of the same, before it is replaced."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8")).get("protocol") or {}
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"{path} is there and not readable; remove it, or give another --workdir.") from None
+    now, before = config.evaluation.protocol, earlier.get("name")
+    other = None
+    if earlier.get("images_fingerprint") != fakes.fingerprint:
+        other = f"of other images or classes (called {earlier.get('images')})"
+    elif earlier.get("reference_fingerprint") != real.fingerprint:
+        other = f"against another reference (called {earlier.get('reference')})"
+    elif before != now:
+        other = f"by the protocol {before}, not {now}"
+    if other is not None:
+        raise UserError(f"{path} holds an evaluation {other}, which would be lost; give another --workdir.")
 
 
 def _check_alike(config: RunConfig, fakes: ImageFiles, real: ImageSource) -> None:
@@ -150,8 +212,10 @@ class _Sides:
     classes: bool  # whether there are any
 
 
-def _sides(config: RunConfig, fakes: ImageFiles, real: ImageSource, splits: DataSplits | None) -> _Sides:
-    labels, note = match_classes(fakes, real.class_names)
+def _sides(
+    config: RunConfig, fakes: ImageFiles, real: ImageSource, splits: DataSplits | None, matched: Matched
+) -> _Sides:
+    labels, note = matched
     notes = [note] if note else []
     train = None if splits is None else splits.train
     split = "files" if splits is None else "train" if splits.reference is splits.train else "reference"
@@ -168,26 +232,44 @@ def _sides(config: RunConfig, fakes: ImageFiles, real: ImageSource, splits: Data
 def _measure(
     config: RunConfig, sides: _Sides, extractors: dict[str, FeatureExtractor], workdir: Path
 ) -> dict[str, Any]:
-    options, fakes = config.evaluation, sides.fakes
-    if not sides.classes and next(iter(extractors)) != CLASSIFIER:  # it would only be there for the class accuracy
-        extractors = {kind: x for kind, x in extractors.items() if kind != CLASSIFIER}
+    fakes, settings = sides.fakes, settings_of(config, reference_split=sides.split, weights="files")
     result = evaluate_generator(
-        FileFakes(fakes, sides.labels, options.batch_size),
+        FileFakes(fakes, sides.labels, settings.rows, settings.ahead),
         reference=sides.reference,
         extractors=extractors,
         class_groups=sides.groups,
-        settings=dataclasses.replace(options.settings, reference_split=sides.split, weights="files"),
-        train=sides.train if options.memorisation else None,
+        settings=settings,
+        train=sides.train if config.evaluation.memorisation else None,
         train_counts=None if sides.train is None else sides.train.class_counts,
         available=np.bincount(sides.labels, minlength=sides.reference.num_classes),
         cache=cache_dir(workdir),
-        scratch=workdir / SCRATCH,
+        scratch=Scratch(workdir / SCRATCH),
         identity=f"{fakes.fingerprint} {hashlib.sha256(sides.labels.tobytes()).hexdigest()}",
     )
-    if not sides.classes:  # nobody asked for the classifier's first class
-        for values in (result["metrics"], *result["per_class"]):
-            values["class_accuracy"] = None
+    if not sides.classes:
+        _leave_classes_out(result)
     return result
+
+
+def _leave_classes_out(result: dict[str, Any]) -> None:
+    """Removes what the only class would say class by class, such as an iFID that is the FID."""
+    for values in (result["metrics"], result["floor"]):
+        values |= {key: None for key in values if key.startswith(("ifid", "ifd_", "class_"))}
+    result["per_class"] = []
+    result.get("memorisation", {}).pop("within_class", None)
+    protocol = result["protocol"]
+    said = [sentence for sentence in protocol["warnings"] if " of 1 classes " not in sentence]
+    if protocol["n_real"] <= protocol["feature_dim"]:
+        said.append(
+            f"There are no more real images than the {protocol['feature_dim']} feature dimensions; finite-sample bias raises "
+            "distances."
+        )
+    protocol |= {
+        "n_fake_per_class": None,
+        "labels": "none",
+        "headline": "all numbers are of all images together, without classes",
+        "warnings": said,
+    }
 
 
 def _write(config: RunConfig, result: dict[str, Any], sides: _Sides, against: str, workdir: Path) -> Path:

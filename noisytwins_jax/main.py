@@ -2,7 +2,8 @@
 
 ``--mode=train`` (the default), ``evaluate``, ``sample`` or ``compile`` says what to do. A run of several processes is the
 same command in each of them, with ``--coordinator``.
-Every field of the configuration can be overridden: ``--config.noisytwins.weight=0.01``. See `config` for the fields.
+Every field of the configuration can be overridden: ``--config.noisytwins.weight=0.01``. The fields are listed in
+noisytwins_jax/config.py (those of an evaluation in its EvaluationConfig).
 """
 
 import os
@@ -20,11 +21,26 @@ from noisytwins_jax.tpu.topology import expect_no_tpu, has_tpu
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with :<method> where it has several.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "sample", "compile"], "What to do.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/<dataset>-<method> by default.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Directory of the run, or of the evaluation of --images; by default runs/<dataset>-<method>, or runs/images-<name> of "
+    "the folder or file.",
+)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "evaluate, sample: latest, best or a step.")
-_IMAGES = flags.DEFINE_string("images", None, "evaluate: a folder of images or an .npz, instead of a run's own.")
+_IMAGES = flags.DEFINE_string(
+    "images",
+    None,
+    "evaluate: images of any program instead of a run's own. A folder of images, or with a folder of images for each class "
+    "(called as in the data set, or by class id); or an .npz with uint8 arrays images [n, H, W, C], labels [n] (class ids) "
+    "and class_names, or arr_0 and arr_1, or x [n, C, H, W] and y. How to measure: --config.evaluation.*, see "
+    "EvaluationConfig in noisytwins_jax/config.py.",
+)
 _REFERENCE = flags.DEFINE_string(
-    "reference", None, "evaluate: what --images are compared with, instead of the data set."
+    "reference",
+    None,
+    "evaluate: what --images are compared with, instead of the data set: a folder or .npz as for --images. It takes another "
+    "protocol than embedded: --config.evaluation.protocol=tf1.",
 )
 _CLASSES = flags.DEFINE_list("classes", None, "sample: class ids; all by default.")
 _SAMPLES = flags.DEFINE_integer("samples_per_class", 16, "sample: images of each class.")

@@ -35,7 +35,8 @@ def sample(
       seed: of the latents. Image j of a class has the same latents whatever the other classes.
 
     Returns:
-      The picture's path; beside it an ``.npz`` with ``images`` uint8 ``[n, H, W, C]`` and ``labels`` ``[n]``.
+      The picture's path; beside it an ``.npz`` with ``images`` uint8 ``[n, H, W, C]``, ``labels`` ``[n]`` and the
+      ``class_names`` of all classes.
 
     Raises:
       UserError: no such checkpoint or class, or an argument out of range.
@@ -66,7 +67,8 @@ def sample(
         stem = f"step{step}-psi{psi:g}-seed{seed}"
         picture = directory / f"{stem}.png"
         with needing_space(workdir):
-            np.savez(directory / f"{stem}.npz", images=images, labels=labels)
+            names = np.array(splits.train.class_names, str)  # what the ids mean
+            np.savez(directory / f"{stem}.npz", images=images, labels=labels, class_names=names)
             image_grid(images, columns=per_class).save(picture)
         return picture
 

@@ -30,7 +30,8 @@ class Sampler:
       seed: of latents and per-pixel noise.
       noise_mode: per-pixel noise: ``"random"`` (by index), ``"const"`` or ``"none"``.
       psi: truncation in W; ``None`` or 1 for none.
-      batch_size: images that each device makes in a call of the program.
+      rows: images that each device makes in a call of the program. Another number changes the last bits.
+      ahead: calls under way at once.
     """
 
     def __init__(
@@ -40,11 +41,14 @@ class Sampler:
         seed: int = 0,
         noise_mode: str = "random",
         psi: float | None = None,
-        batch_size: int = 64,
+        rows: int = 64,
+        ahead: int = 1,
     ):
-        self._layout, self._batch_size = Layout(jax.local_devices()), batch_size
+        self._layout, self._rows, self._ahead = Layout(jax.local_devices()), rows, ahead
         self._variables = self._layout.put_everywhere(variables)
-        self._program = sample_program(generator, seed, noise_mode, psi)
+        self._program = sample_program(generator, seed, noise_mode)
+        self._psi = None if psi in (None, 1) else np.float32(psi)
+        self.image_size = None  # the network's
 
     def __call__(self, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels ``[n]`` int and global sample indices ``[n]`` → images uint8 ``[n, H, W, C]`` and w ``[n, w_dim]``."""
@@ -57,20 +61,20 @@ class Sampler:
         """What ``look(images)`` gives, called with images that are still on the devices; and w ``[n, w_dim]``."""
 
         def program(variables: dict, labels: Array, indices: Array) -> tuple[Array, ...]:
-            images, w = self._program(variables, labels, indices)
+            images, w = self._program(variables, self._psi, labels, indices)
             return *look(images), w
 
         rows = np.asarray(labels, np.int32), np.asarray(indices, np.int32)
-        return self._layout.map_rows(program, self._variables, *rows, size=self._batch_size)
+        return self._layout.map_rows(program, self._variables, *rows, size=self._rows, ahead=self._ahead)
 
 
 @functools.lru_cache(maxsize=8)  # compiled once for all samplers of a generator: variables are arguments
 def sample_program(
-    generator: Generator, seed: int, noise_mode: str, psi: float | None
-) -> Callable[[dict, Array, Array], tuple[Array, Array]]:
-    """The program of a `Sampler`: (variables, labels int32 ``[n]``, indices int32 ``[n]``) → images and w."""
+    generator: Generator, seed: int, noise_mode: str
+) -> Callable[[dict, Array | None, Array, Array], tuple[Array, Array]]:
+    """The program of a `Sampler`: (variables, ψ or None, labels int32 ``[n]``, indices int32 ``[n]``) → images and w."""
 
-    def one(variables: dict, label: Array, key: Array) -> tuple[Array, Array]:
+    def one(variables: dict, psi: Array | None, label: Array, key: Array) -> tuple[Array, Array]:
         z_key, noise_key = jax.random.split(key)
         z = jax.random.normal(z_key, (1, generator.z_dim))
         w, ws = generator.apply(variables, z, label[None], method="styles")
@@ -80,7 +84,7 @@ def sample_program(
         return quantize(image[0]), w[0]
 
     @jax.jit
-    def program(variables: dict, labels: Array, indices: Array) -> tuple[Array, Array]:
-        return jax.vmap(one, in_axes=(None, 0, 0))(variables, labels, sample_keys(seed, indices))
+    def program(variables: dict, psi: Array | None, labels: Array, indices: Array) -> tuple[Array, Array]:
+        return jax.vmap(one, in_axes=(None, None, 0, 0))(variables, psi, labels, sample_keys(seed, indices))
 
     return program

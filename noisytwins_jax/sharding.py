@@ -1,5 +1,6 @@
 """How a run's arrays lie over devices, and how its processes come together: the one place for the mesh of a run."""
 
+import collections
 import math
 import socket
 import threading
@@ -101,7 +102,7 @@ class Layout:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
     def map_rows(
-        self, program: Callable[..., tuple[Array, ...]], variables: PyTree, *rows: np.ndarray, size: int
+        self, program: Callable[..., tuple[Array, ...]], variables: PyTree, *rows: np.ndarray, size: int, ahead: int = 1
     ) -> tuple[np.ndarray, ...]:
         """Outside, on a mesh of this process's devices alone: a compiled function of many rows, in batches of one shape.
 
@@ -111,16 +112,26 @@ class Layout:
           rows: arrays ``[n, …]``; the last batch is padded with zeros.
           size: rows of a batch on each device. Being each device's own, it is the same program on any number of them,
             and the results are the same to the last bit.
+          ahead: batches under way at once: from 2, devices do not wait for the host.
 
         Returns:
           Arrays ``[n, …]`` on the host.
         """
-        batch, results = size * self.num_devices, []
+        batch, under_way, results = size * self.num_devices, collections.deque(), []
+
+        def collect() -> None:
+            outputs, count = under_way.popleft()
+            results.append([np.asarray(y)[:count] for y in outputs])
+
         for start in range(0, max(1, len(rows[0])), batch):
             some = [x[start : start + batch] for x in rows]
             count = len(some[0])
             padded = [np.pad(x, [(0, batch - count)] + [(0, 0)] * (x.ndim - 1)) for x in some]
-            results.append([np.asarray(y)[:count] for y in program(variables, *jax.device_put(padded, self.split))])
+            under_way.append((program(variables, *jax.device_put(padded, self.split)), count))
+            if len(under_way) == ahead:
+                collect()
+        while under_way:
+            collect()
         return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
 
     def put_everywhere(self, tree: PyTree) -> PyTree:

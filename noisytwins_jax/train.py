@@ -1,12 +1,14 @@
 """The training loop. One screenful a stage: data, networks, state, programs, loop."""
 
 import contextlib
+import hashlib
+import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from noisytwins_jax.data.pipeline import TrainingBatches, training_batches
 from noisytwins_jax.data.source import DataSplits, LabelledImages
 from noisytwins_jax.evaluate import (
     SHEET_FILE,
+    check_counts,
     check_evaluation,
     evaluate_variables,
     load_together,
@@ -25,6 +28,8 @@ from noisytwins_jax.evaluate import (
     write_results,
 )
 from noisytwins_jax.logs import MetricsWriter, Progress
+from noisytwins_jax.metrics.scores import FRECHET
+from noisytwins_jax.metrics.table import headline_line
 from noisytwins_jax.metrics.w_space import w_ratio_probe
 from noisytwins_jax.profiling import Stopwatch, Tracer
 from noisytwins_jax.sharding import Layout
@@ -41,6 +46,9 @@ from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep, class_table
 from noisytwins_jax.workdir import needing_space, open_workdir, write_config
 
+# Entries of a protocol that make distances incomparable where they differ.
+_COMPARED = ("name", "headline_extractor", "extractor_sha256", "reference_fingerprint", "n_fake_pooled", "seed")
+
 
 class TrainedRun(NamedTuple):
     """A run at its end."""
@@ -49,7 +57,7 @@ class TrainedRun(NamedTuple):
     step: int
     splits: DataSplits
     workdir: Path
-    evaluation: dict[str, Any] | None  # of this state, if the loop made one
+    evaluation: dict[str, Any] | None  # of this state, if the loop made one; it is a thorough one
 
 
 class Run(NamedTuple):
@@ -96,6 +104,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     check_evaluation(config)
     splits = load_together(config)
     with failing_together():
+        check_counts(config, splits)
         batches = batches_of_process(config, splits)
 
     # --- networks and state ------------------------------------------------------------------------------------------
@@ -115,7 +124,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
         run = Run(config, layout, splits, workdir, step, batches, checkpoints, writer, w_ratio)
         state, start = restore_or_init(run)
         say(describe(run, start))
-        evaluation = None
+        programs = evaluation = None
 
         # --- loop ----------------------------------------------------------------------------------------------------
         if start < config.total_steps:
@@ -123,6 +132,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
             began = time.perf_counter()
             programs = Programs(step, layout, class_table(config, splits.train.class_counts))
             say(f"Compiled in {time.perf_counter() - began:.0f} s.")
+        if programs is not None or owes_evaluation(run, start):
             state, evaluation = run_to_end(run, programs, state, start)
     return TrainedRun(state, max(start, config.total_steps), splits, workdir, evaluation)
 
@@ -161,7 +171,9 @@ def restore_or_init(run: Run) -> tuple[TrainState, int]:
     return state, start
 
 
-def run_to_end(run: Run, programs: Programs, state: TrainState, start: int) -> tuple[TrainState, dict[str, Any] | None]:
+def run_to_end(
+    run: Run, programs: Programs | None, state: TrainState, start: int
+) -> tuple[TrainState, dict[str, Any] | None]:
     """As `run_loop`; if training diverges, goes back and skips what it diverged on as often as the configuration says."""
     faults, rewinds, rewound_to = run.config.faults, 0, None
     while True:
@@ -196,8 +208,19 @@ class Diverged(Exception):
         self.step, self.loss, self.tensors = step, loss, tensors
 
 
-def run_loop(run: Run, programs: Programs, state: TrainState, start: int) -> tuple[TrainState, dict[str, Any] | None]:
+def run_loop(
+    run: Run, programs: Programs | None, state: TrainState, start: int
+) -> tuple[TrainState, dict[str, Any] | None]:
     """Steps from `start` to the end, logging, saving and evaluating on the way.
+
+    A state is on disk before it is evaluated, which may take an hour: a kill then costs nothing. An evaluation that a
+    stop prevents or cuts short is made up when the run goes on.
+
+    Args:
+      run: what to work with.
+      programs: the compiled steps; None where there are none to do.
+      state: of step `start`.
+      start: steps done.
 
     Returns:
       The state at the end, and its evaluation if one was due there.
@@ -223,12 +246,26 @@ def run_loop(run: Run, programs: Programs, state: TrainState, start: int) -> tup
         writer.write_scalars(0, {**run.w_ratio(state.ema), "kimg": 0.0})
     pending, logged_step, done, before = [], start, start, start
     evaluation = None
+
+    def end() -> NoReturn:
+        progress.close()
+        say(f"Stopped by {stop.name} at step {done}; saved. Run the same command again to go on.", sys.stderr)
+        raise SystemExit(stop.exit_status)
+
+    def heed_stop() -> None:
+        """For the pauses of an evaluation, whose state is saved."""
+        watchdog.beat(done, "evaluating", patience=6)
+        if stop.agreed():
+            end()
+
     with (
         StopSignal(watch_preemption=on_google_cloud()) as stop,
         Watchdog(config.faults.watchdog_minutes) as watchdog,
         contextlib.closing(Tracer(config.profile.steps, workdir, enabled=first_process)) as tracer,
         contextlib.closing(progress),
     ):
+        if owes_evaluation(run, start):
+            evaluation = evaluate_saved(run, state, start, heed_stop, progress)
         stopwatch = Stopwatch()
         batches = watched(run.batches, stopwatch, lambda doing: watchdog.beat(before, doing))
         while done < config.total_steps:
@@ -258,27 +295,71 @@ def run_loop(run: Run, programs: Programs, state: TrainState, start: int) -> tup
                 progress.update(kimg, G=logged["loss/generator"], D=logged["loss/discriminator"])
                 check_finite(numbers, state, thorough=save)
             stopwatch.pause()
-            evaluation = best_metrics = None
-            if due["evaluate"]:
-                watchdog.beat(done, "evaluating", patience=6)
-                evaluation = evaluate_variables(config, state.ema, splits, workdir)
-                best_metrics = {name: value for name, value in evaluation["metrics"].items() if value is not None}
-                measured = {f"evaluation/{name}": value for name, value in best_metrics.items()}
-                writer.write_scalars(done, {**measured, "kimg": kimg})
-                progress.write(f"step {done}: FID {best_metrics['fid']:.2f}, recall {best_metrics['recall']:.3f}")
-            if due["sheet"]:
-                watchdog.beat(done, "drawing samples", patience=6)
-                writer.write_images(done, {"samples": make_sheet(config, state.ema, splits, workdir / SHEET_FILE)})
+            evaluation = None
             if save:
                 watchdog.beat(done, "saving", patience=6)
                 data = {**run.batches.state(), "fingerprint": fingerprint}
-                run.checkpoints.save(done, state, data, flat_config, best_metrics, wait=stopping or last)
-            if stopping and not last:
-                progress.close()
-                say(f"Stopped by {stop.name} at step {done}; saved. Run the same command again to go on.", sys.stderr)
-                raise SystemExit(stop.exit_status)
+                wait = due["evaluate"] or stopping or last
+                run.checkpoints.save(done, state, data, flat_config, wait=wait)
+            if stopping:
+                end()
+            if due["sheet"]:
+                watchdog.beat(done, "drawing samples", patience=6)
+                writer.write_images(done, {"samples": make_sheet(config, state.ema, splits, workdir / SHEET_FILE)})
+            if due["evaluate"]:
+                evaluation = evaluate_saved(run, state, done, heed_stop, progress)
             stopwatch.resume()
     return state, evaluation
+
+
+def owes_evaluation(run: Run, start: int) -> bool:
+    """Whether the evaluation that was due at the step of the checkpoint that a run goes on from is still to be made."""
+    config = run.config
+    if config.evaluation.interval_kimg <= 0:
+        return False
+    steps = interval(config, config.evaluation.interval_kimg)
+    due = start // steps * steps
+    # It was due at this step, or within the program that ended with it.
+    here = due > 0 and start - due < config.steps_per_dispatch
+    return here and not any(due <= step <= start for step in run.checkpoints.evaluated_steps())
+
+
+def evaluate_saved(
+    run: Run, state: TrainState, step: int, between: Callable[[], None], progress: Progress
+) -> dict[str, Any]:
+    """Evaluates a state that is on disk, logs the numbers, and records how good its checkpoint is.
+
+    Only at the end of the run is it thorough, which takes longer: there it is what the report is made of.
+
+    Args:
+      run: what to work with.
+      state: of step `step`.
+      step: steps done.
+      between: called by all processes now and then; may raise.
+      progress: where to print the headline's numbers.
+
+    Returns:
+      The evaluation; see `metrics.evaluation`.
+    """
+    config = run.config
+    between()
+    evaluation = evaluate_variables(
+        config, state.ema, run.splits, run.workdir, thorough=step >= config.total_steps, between=between
+    )
+    metrics = evaluation["metrics"]
+    measured = {f"evaluation/{name}": value for name, value in metrics.items() if value is not None}
+    run.writer.write_scalars(step, {**measured, "kimg": step * config.images_per_step / 1000})
+    distance = metrics[FRECHET[evaluation["protocol"]["headline_extractor"]]]
+    run.checkpoints.record(step, distance, protocol_digest(evaluation))
+    progress.write(f"step {step}: {headline_line(evaluation)}")
+    return evaluation
+
+
+def protocol_digest(evaluation: Mapping[str, Any]) -> str:
+    """Hexadecimal SHA-256 of how an evaluation was made: distances with the same one compare."""
+    protocol = evaluation["protocol"]
+    entries = [[name, protocol.get(name)] for name in _COMPARED]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def watched(

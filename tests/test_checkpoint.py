@@ -1,15 +1,18 @@
 """What a checkpoint promises: what was saved comes back, or a sentence says why not."""
 
 import functools
+import json
+import math
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from tiny_run import arrays
 
-from noisytwins_jax.checkpoint import FILES, Checkpoints
+from noisytwins_jax.checkpoint import EVALUATIONS, FILES, Checkpoints
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.sharding import Layout
 
@@ -33,9 +36,11 @@ def abstract(size=5000):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
-def save(checkpoints, step, fid=None):
-    metrics = None if fid is None else {"fid": fid}
-    checkpoints.save(step, make_state(step), {"next_index": 10 * step}, CONFIG, metrics)
+def save(checkpoints, step, fid=None, protocol="a"):
+    """Saves a step and, as training does, evaluates it when it is on disk."""
+    checkpoints.save(step, make_state(step), {"next_index": 10 * step}, CONFIG, wait=fid is not None)
+    if fid is not None:
+        checkpoints.record(step, fid, protocol)
 
 
 def check(restored, step):
@@ -78,13 +83,103 @@ def test_latest_two_and_best_are_kept(tmp_path):
             checkpoints.wait()
             assert checkpoints.steps()[-1] == step
         assert checkpoints.steps() == [3, 6, 7]
+        assert checkpoints.evaluated_steps() == [1, 3, 4, 6]
     with Checkpoints(tmp_path, writable=True) as checkpoints:
         check(checkpoints.restore(abstract(), "best"), 3)
         check(checkpoints.restore(abstract()), 7)
         save(checkpoints, 8, 10.0)
+        assert checkpoints.steps() == [3, 7, 8]  # the next save deletes what is not the best any more
+        save(checkpoints, 9)
+        save(checkpoints, 10)
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.steps() == [7, 8]
+        assert checkpoints.steps() == [8, 9, 10]
         check(checkpoints.restore(abstract(), "best"), 8)
+
+
+def test_the_best_is_of_the_protocol_used_last(tmp_path):
+    with Checkpoints(tmp_path, writable=True) as checkpoints:
+        save(checkpoints, 1, 5.0, "a")
+        save(checkpoints, 2, 30.0, "b")
+        assert checkpoints.best_step() == 2
+        for step, fid in [(3, 20.0), (4, 40.0), (5, 50.0)]:
+            save(checkpoints, step, fid, "b")
+        assert (checkpoints.steps(), checkpoints.best_step()) == ([3, 4, 5], 3)
+        save(checkpoints, 6, 60.0, "a")
+        assert checkpoints.best_step() == 6  # alone with its protocol
+        checkpoints.record(5, 1.0, "a")  # evaluated again
+        assert checkpoints.best_step() == 5
+
+
+@pytest.mark.parametrize("distance", [None, math.nan, math.inf])
+def test_a_distance_that_is_not_finite_is_an_evaluation_and_never_the_best(tmp_path, distance):
+    with Checkpoints(tmp_path, writable=True) as checkpoints:
+        save(checkpoints, 1, 5.0)
+        save(checkpoints, 2)
+        checkpoints.wait()
+        checkpoints.record(2, distance, "b")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.evaluated_steps() == [1, 2]
+        assert checkpoints.best_step() == 1
+
+
+def test_a_step_that_is_saved_anew_is_not_evaluated(two_steps, tmp_path):
+    """Training went back, and came to the step with other weights."""
+    workdir = shutil.copytree(two_steps, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "2")
+    with Checkpoints(workdir, writable=True) as checkpoints:
+        assert checkpoints.evaluated_steps() == [1, 2]
+        save(checkpoints, 2)
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.evaluated_steps() == [1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '{"1": {"distance": 5.0, "prot',
+        "[]",
+        '{"x": 1}',
+        '{"1": {"distance": "5", "protocol": "a"}}',
+        '{"1": {"distance": NaN, "protocol": "a"}}',
+        None,
+    ],
+)
+def test_damaged_or_missing_evaluations_are_none(two_steps, tmp_path, text):
+    workdir = shutil.copytree(two_steps, tmp_path / "run")
+    path = workdir / "checkpoints" / EVALUATIONS
+    assert json.loads(path.read_text())["1"] == {"distance": 5.0, "protocol": "a"}
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with Checkpoints(workdir) as reader:
+        assert reader.evaluated_steps() == []
+        check(reader.restore(abstract()), 2)
+        with pytest.raises(UserError, match="no evaluated checkpoint"):
+            reader.restore(abstract(), "best")
+    with Checkpoints(workdir, writable=True) as checkpoints:
+        checkpoints.record(2, 7.0, "a")
+    with Checkpoints(workdir) as reader:
+        check(reader.restore(abstract(), "best"), 2)
+
+
+def test_checkpoints_that_hold_metrics_of_their_own_are_read(tmp_path):
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(make_state(1)),
+        meta=ocp.args.JsonSave({"data": {"next_index": 10}, "config": CONFIG}),
+    )
+    options = ocp.CheckpointManagerOptions(best_fn=lambda metrics: metrics["fid"], best_mode="min")
+    with ocp.CheckpointManager(tmp_path / "checkpoints", options=options) as manager:
+        manager.save(1, args=args, metrics={"fid": 3.0})
+    metrics = tmp_path / "checkpoints" / "1" / "metrics" / "metrics"
+    assert json.loads(metrics.read_text()) == {"fid": 3.0}
+    with Checkpoints(tmp_path, writable=True) as checkpoints:
+        check(checkpoints.restore(abstract()), 1)
+        assert checkpoints.best_step() is None
+        for step, fid in [(2, 9.0), (3, None), (4, None)]:
+            save(checkpoints, step, fid)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [2, 3, 4]
 
 
 def test_a_saved_step_is_left_as_it_is(two_steps, tmp_path):
@@ -130,7 +225,6 @@ KINDS = {
     "tree": "state/_METADATA",
     "array shapes": "state/array_metadatas/process_0",
     "meta": "meta/metadata",
-    "metrics": "metrics/metrics",
     "list of files": FILES,
     "Orbax's record": "_CHECKPOINT_METADATA",
     "Orbax's mark": "commit_success.txt",
@@ -192,7 +286,7 @@ def test_no_checkpoint_is_whole(two_steps, tmp_path):
             checkpoints.restore(abstract())
         with pytest.raises(UserError, match=r"step 1 .* is damaged .*; use --checkpoint=latest"):
             checkpoints.restore(abstract(), 1)
-    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", EVALUATIONS]
 
 
 def test_leftovers_of_a_killed_process_are_ignored(two_steps, tmp_path):
@@ -213,9 +307,9 @@ def test_leftovers_of_a_killed_process_are_ignored(two_steps, tmp_path):
 def test_a_half_deleted_old_checkpoint_is_no_obstacle(two_steps, tmp_path):
     workdir = shutil.copytree(two_steps, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "1" / "state")
-    shutil.rmtree(workdir / "checkpoints" / "1" / "metrics")
     with Checkpoints(workdir, writable=True) as checkpoints:
         check(checkpoints.restore(abstract()), 2)
+        checkpoints.record(2, 1.0, "a")  # why step 1 was about to be deleted
         for step in (3, 4):
             save(checkpoints, step)
     with Checkpoints(workdir) as reader:

@@ -52,12 +52,29 @@ def test_runs_of_different_protocols_are_refused_and_nothing_is_written(tmp_path
         compare.compare(seeds, tmp_path / "report.html")
 
 
-@pytest.mark.parametrize("missing", ["evaluation.json", "samples.png", "w.npz"])
-def test_a_run_that_is_not_evaluated_is_refused(tmp_path, missing):
+def test_a_run_that_is_not_evaluated_is_refused(tmp_path):
     workdir = finished_run(tmp_path / "run", 0.5)
-    (workdir / missing).unlink()
-    with pytest.raises(UserError, match=f"no {missing}.*evaluate"):
+    (workdir / "evaluation.json").unlink()
+    with pytest.raises(UserError, match=r"no evaluation\.json.*evaluate"):
         compare.compare({"run": [workdir]}, tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("first", ["run", "files"])
+def test_images_from_files_stand_beside_a_run(tmp_path, first):
+    made = {"labels": "balanced", "truncation_psi": 0.7, "class_noise": True, "weights": "ema"}
+    run = finished_run(tmp_path / "run", 0.25, **made)
+    files = finished_run(
+        tmp_path / "files", 0.75, **made | {"weights": "files", "truncation_psi": None, "class_noise": None}
+    )
+    for name in ("samples.png", "w.npz"):
+        (files / name).unlink()
+    order = {first: [tmp_path / first]} | {"run": [run], "files": [files]}
+    text = compare.compare(order, tmp_path / "report.html")
+    assert "0.750" in text and "0.250" in text and "images from files are not known" in text
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img") == 3 and "images from files are not known" in page  # one sheet, one W, the classes
+    alone = compare.compare({"files": [files]}, tmp_path / "alone.html")
+    assert "0.750" in alone and "not known" not in alone and (tmp_path / "alone.html").read_text().count("<img") == 1
 
 
 def test_w_ratios_over_training_are_shown_where_they_were_logged(tmp_path):

@@ -76,7 +76,7 @@ def test_folder_against_data_set_is_as_the_same_images_generated(classwise, runs
     images, _ = some
     options = DIGITS.evaluation
     direct = evaluate_generator(
-        HostFakes(lambda labels, indices: (images[indices], None), options.batch_size),
+        HostFakes(lambda labels, indices: (images[indices], None)),
         reference=splits.reference,
         extractors=load_extractors(DIGITS, splits, runs / "cache"),
         class_groups=class_groups(splits.train.class_counts),
@@ -108,8 +108,14 @@ def test_flat_folder_is_one_class(classwise, runs, tmp_path, some, capsys):
     metrics, pooled = result["metrics"], classwise["metrics"]
     for key in ("fid", "precision", "recall", "density", "coverage", "kid", "auth_pct"):
         assert metrics[key] == pytest.approx(pooled[key]), key
-    assert metrics["class_accuracy"] is None and result["per_class"][0]["class_accuracy"] is None
-    assert result["protocol"]["num_classes"] == 1 and result["protocol"]["class_groups"] == {}
+    assert metrics["class_accuracy"] is None and classwise["per_class"]
+    protocol, floor = result["protocol"], result["floor"]
+    assert protocol["classes"] is False and classwise["protocol"]["classes"] is True
+    assert protocol["num_classes"] == 1 and protocol["class_groups"] == {} and result["per_class"] == []
+    assert protocol["n_fake_per_class"] is None and protocol["n_fake"] == 10 * N
+    assert metrics["ifid"] is metrics["ifid_std"] is metrics["class_recall"] is floor["ifid"] is None
+    assert floor["class_precision"] is None and floor["fid"] > 0 and "within_class" not in result["memorisation"]
+    assert not any("of 1 classes" in warning for warning in protocol["warnings"])
     note = "The images of this evaluation have no classes, so everything is compared as one class."
     assert note in result["protocol"]["warnings"] and note in (runs / "flat" / "report.html").read_text()
     output = capsys.readouterr().out
@@ -144,7 +150,7 @@ def _tiny(seen=None):
 @pytest.fixture
 def tiny(monkeypatch):
     """Evaluations with a network that needs no files."""
-    monkeypatch.setattr(module, "check_evaluation", lambda config: None)
+    monkeypatch.setattr(module, "check_evaluation", lambda *_, **__: None)
     monkeypatch.setattr(module, "load_extractors", lambda config, splits, cache: {"inception": _tiny()})
 
 
@@ -203,8 +209,76 @@ def test_killed_evaluation_goes_on(tiny, monkeypatch, tmp_path, some):
     assert result == again
 
     (folder / "3" / "0036.png").write_bytes((folder / "3" / "0037.png").read_bytes())
-    changed = read(evaluate_images(CLEAN, folder, None, tmp_path / "out"))
+    changed = read(evaluate_images(CLEAN, folder, None, tmp_path / "changed"))
     assert changed["per_class"][3] != result["per_class"][3]
+
+
+def test_evaluation_of_something_else_is_not_replaced(tiny, tmp_path, some):
+    images, labels = some
+    one = write_folder(tmp_path / "one" / "samples", images, labels)
+    other = write_folder(tmp_path / "other" / "samples", images[:, ::-1], labels)
+    workdir = tmp_path / "images-samples"
+    before = evaluate_images(CLEAN, one, None, workdir).parent / "evaluation.json"
+    text = before.read_text()
+
+    def refused(message, *arguments):
+        with pytest.raises(UserError, match=message) as error:
+            evaluate_images(*arguments, workdir)
+        assert "give another --workdir." in str(error.value) and before.read_text() == text
+
+    refused(r"holds an evaluation of other images or classes \(called samples\)", CLEAN, other, None)
+    refused(r"against another reference \(called digits_lt\)", CLEAN, one, other)
+    tf1 = dataclasses.replace(CLEAN, evaluation=dataclasses.replace(CLEAN.evaluation, protocol="tf1"))
+    refused("by the protocol clean, not tf1", tf1, one, None)
+    more = dataclasses.replace(CLEAN, evaluation=dataclasses.replace(CLEAN.evaluation, neighbours=3))
+    assert read(evaluate_images(more, one, None, workdir))["protocol"]["k"] == 3  # of the same, measured otherwise
+    before.write_text("{")
+    text = "{"
+    refused("not readable", CLEAN, one, None)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_classifier_that_cannot_be_had_is_left_out(monkeypatch, tmp_path, some, scale):
+    asked = []
+
+    def load_extractors(config, splits, cache):
+        asked.append(config.evaluation.extractors)
+        return {"inception": _tiny()}
+
+    monkeypatch.setattr(module, "check_evaluation", lambda *_, **__: None)
+    monkeypatch.setattr(module, "load_extractors", load_extractors)
+    both = dataclasses.replace(
+        CLEAN, evaluation=dataclasses.replace(CLEAN.evaluation, extractors="inception,classifier")
+    )
+    images, labels = some
+    folder = write_folder(tmp_path / "a", images.repeat(scale, axis=1).repeat(scale, axis=2), labels)
+    reference = folder if scale == 1 else None
+    result = read(evaluate_images(both, folder, reference, tmp_path / "out"))
+    assert asked == ["inception"] and result["metrics"]["class_accuracy"] is None
+    why = "which --reference replaces" if reference else "sees images of 8 px only, and these are of 16 px"
+    assert [w for w in result["protocol"]["warnings"] if w.startswith("There is no class accuracy") and why in w]
+    flat = write_folder(tmp_path / "flat", images)
+    assert read(evaluate_images(both, flat, None, tmp_path / "2"))["protocol"]["classes"] is False
+    assert asked == ["inception"] * 2
+
+
+def test_classes_of_samples_are_known_by_their_names(tiny, tmp_path, some):
+    images, labels = some
+    data = DataConfig("synthetic", 8, options={"num_classes": 10, "channels": 1, "num_images": 200})
+    config = dataclasses.replace(CLEAN, data=data)
+    names = np.array([f"class {9 - c}" for c in range(10)])  # counted the other way
+    np.savez(tmp_path / "a.npz", images=images, labels=labels, class_names=names)
+    by_name = read(evaluate_images(config, tmp_path / "a.npz", None, tmp_path / "1"))
+    np.savez(tmp_path / "b.npz", images=images, labels=9 - labels)
+    by_id = read(evaluate_images(config, tmp_path / "b.npz", None, tmp_path / "2"))
+    assert by_name["metrics"]["ifid"] == pytest.approx(by_id["metrics"]["ifid"]) and by_id["metrics"]["ifid"] > 0
+    np.savez(tmp_path / "c.npz", images=images, labels=labels + 1)
+    with pytest.raises(UserError, match="class id 10, but the reference's are 0 to 9;"):
+        evaluate_images(config, tmp_path / "c.npz", None, tmp_path / "3")
+    np.savez(tmp_path / "d.npz", images=images, labels=labels, class_names=np.char.replace(names, "7", "seven"))
+    with pytest.raises(UserError, match="a class 'class seven', which is none of the 10 of the reference"):
+        evaluate_images(config, tmp_path / "d.npz", None, tmp_path / "3")
+    assert not (tmp_path / "3").exists()
 
 
 def test_classes_without_images(tiny, tmp_path, some):
@@ -223,11 +297,14 @@ def test_what_does_not_fit_is_refused(runs, tmp_path, folder, some):
     def refused(message, *arguments):
         with pytest.raises(UserError, match=message) as error:
             evaluate_images(*arguments)
-        assert "\n" not in str(error.value) and str(error.value)[-1] in ".)"
+        assert "\n" not in str(error.value)
 
-    refused("which --reference replaces", DIGITS, folder, folder, tmp_path / "out")
+    refused("that --reference replaces; give .*=tf1 .*extractors=inception", DIGITS, folder, folder, tmp_path / "out")
     large = write_folder(tmp_path / "large", some[0].repeat(2, axis=1).repeat(2, axis=2), some[1])
-    refused("are of 16 px and the data set of 8 px", DIGITS, large, None, tmp_path / "out")
+    refused("are of 16 px and the data set of 8 px.*=tf1 .*=inception", DIGITS, large, None, tmp_path / "out")
+    way_out = EvaluationConfig(protocol="tf1", extractors="inception", weights=str(tmp_path / "none"))
+    as_said = dataclasses.replace(DIGITS, evaluation=way_out)
+    refused("weights of .*Inception", as_said, folder, folder, tmp_path / "out")  # which are the next thing to get
     refused("There is no", DIGITS, tmp_path / "nowhere", None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "run").mkdir()

@@ -176,7 +176,7 @@ def test_a_run_of_several_processes_is_the_run_of_one(alone, joined):
             tolerance = 1e-3 if name.startswith("evaluation/") else 1e-4
             assert b[name] == pytest.approx(a[name], rel=tolerance, abs=1e-5), (a["step"], name)
     assert {path.name for path in joined.iterdir()} - {"samples"} == {path.name for path in alone.iterdir()}
-    assert sorted(path.name for path in (joined / "checkpoints").iterdir()) == ["12", "8"]
+    assert sorted(path.name for path in (joined / "checkpoints").iterdir()) == ["12", "8", "evaluations.json"]
 
 
 @pytest.mark.slow

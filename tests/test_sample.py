@@ -6,6 +6,7 @@ import pytest
 from noisytwins_jax import sample as sample_module
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.registry import load_splits
+from noisytwins_jax.metrics.image_files import read_image_files
 from noisytwins_jax.sample import sample
 
 
@@ -34,6 +35,9 @@ def test_every_truncation_and_seed_has_its_own_files(drawn, tmp_path):
     assert pictures[0].name == "step5-psi0.7-seed0.png"
     saved = np.load(pictures[0].with_name("step5-psi0.7-seed0.npz"))
     assert saved["labels"].tolist() == [1, 1] and saved["images"][:, 0, 0, 0].tolist() == [1, 11]
+    assert saved["class_names"].tolist() == ["class 0", "class 1", "class 2", "class 3"]
+    found = read_image_files(pictures[0].with_name("step5-psi0.7-seed0.npz"))
+    assert found.class_names == ("class 1",) and found.class_ids == (1,)
 
 
 def test_latents_of_a_class_do_not_depend_on_the_other_classes(drawn, tmp_path):

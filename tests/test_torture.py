@@ -14,7 +14,14 @@ import tiny_run
 from test_resume import assert_same_run
 
 SAVED_EVERY, EVALUATED_EVERY = 10, 40  # steps
-WAYS = ("kill", "terminate", "kill while saving", "kill while evaluating", "full disk")
+WAYS = (
+    "kill",
+    "terminate",
+    "kill while saving",
+    "kill while evaluating",
+    "terminate while evaluating",
+    "full disk",
+)
 
 
 def start(workdir: Path, devices: int) -> subprocess.Popen:
@@ -54,10 +61,10 @@ def interrupt(workdir: Path, devices: int, way: str, step: int) -> tuple[int, st
     wait_for(process, lambda: any(s >= step for s, _ in logged_numbers(workdir)))
     if way == "kill while saving":
         wait_for(process, lambda: list((workdir / "checkpoints").glob("*tmp*")))
-    elif way == "kill while evaluating":
+    elif way.endswith("while evaluating"):
         wait_for(process, lambda: evaluating(workdir))
     if process.poll() is None:
-        if way == "terminate":
+        if way.startswith("terminate"):
             process.send_signal(signal.SIGTERM)
         elif way == "full disk":  # no file can grow any more: the same errors from the same calls
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))

@@ -19,8 +19,9 @@ from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.evaluate import evaluate
 from noisytwins_jax.logs import MetricsWriter, read_metrics
+from noisytwins_jax.metrics.scores import FRECHET
 from noisytwins_jax.sharding import Layout
-from noisytwins_jax.train import Run, interval, mean_metrics, run_to_end, train
+from noisytwins_jax.train import Run, interval, mean_metrics, protocol_digest, run_to_end, train
 from noisytwins_jax.training.schedule import Reported
 
 KIMG = tiny_run.BATCH / 1000  # a step
@@ -216,30 +217,182 @@ def test_several_steps_in_one_program(tmp_path):
     assert saved(tmp_path)[0] == [12, 14]
 
 
-def test_evaluates_saves_the_best_and_draws(tmp_path, monkeypatch):
-    fids = iter([30.0, 10.0, 20.0])
-    monkeypatch.setattr(
-        train_module, "evaluate_variables", lambda *_: {"metrics": {"fid": next(fids), "recall": 0.5, "ifid": None}}
-    )
+# --- evaluation on the way --------------------------------------------------------------------------------------------
+
+EVERY_4 = {"total_kimg": 12 * KIMG, "evaluation.interval_kimg": 4 * KIMG, "checkpoint_interval_kimg": 5 * KIMG}
+
+
+class Evaluations:
+    """In place of `evaluate_variables`: gives these distances one after the other, and notes what it was asked.
+
+    Attributes:
+      fids: the distances.
+      headline: kind of extractor.
+      protocol: its name.
+      pauses: called before every pause, by the number of evaluations begun, from 1.
+      thorough: what was asked, by evaluation.
+      saved: the checkpoints that there were whole on disk at each evaluation.
+    """
+
+    def __init__(self, *fids, headline="classifier", protocol="embedded", pauses=None):
+        self.fids, self.headline, self.protocol, self.pauses = iter(fids), headline, protocol, pauses or {}
+        self.thorough, self.saved = [], []
+
+    def __call__(self, config, variables, splits, workdir, thorough=True, between=None):
+        self.thorough.append(thorough)
+        with Checkpoints(workdir) as checkpoints:
+            restored = checkpoints.restore(ABSTRACT)
+            self.saved.append((checkpoints.steps(), checkpoints.evaluated_steps(), int(restored.state.steps)))
+        for _ in range(3):
+            self.pauses.get(len(self.thorough), lambda: None)()
+            between()
+        protocol = {"name": self.protocol, "headline_extractor": self.headline, "n_fake_pooled": 32}
+        return {
+            "protocol": protocol,
+            "metrics": {FRECHET[self.headline]: next(self.fids), "recall": 0.5, "ifid": None},
+        }
+
+
+@pytest.fixture
+def evaluate_with(monkeypatch):
+    """Sets what evaluates from now on."""
+
+    def set_evaluations(*fids, **options):
+        evaluations = Evaluations(*fids, **options)
+        monkeypatch.setattr(train_module, "evaluate_variables", evaluations)
+        return evaluations
+
+    return set_evaluations
+
+
+def terminate(_=None):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stopped(workdir, programs=None, start=0, **changes):
+    with pytest.raises(SystemExit) as exit_info:
+        loop(workdir, programs or Counting(), start, **{**EVERY_4, **changes})
+    assert exit_info.value.code == 128 + signal.SIGTERM
+
+
+def evaluated(workdir, name="fid"):
+    """Steps and distances that were logged, in the order of the file."""
+    key = f"evaluation/{name}"
+    return [(r["step"], r[key]) for r in read_metrics(workdir) if key in r]
+
+
+def best(workdir):
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.best_step()
+
+
+def test_saves_then_evaluates_then_records_and_keeps_the_best(tmp_path, monkeypatch, capsys, evaluate_with):
+    evaluations = evaluate_with(30.0, 10.0, 20.0)
     sheets = []
     monkeypatch.setattr(train_module, "make_sheet", lambda *_: sheets.append(1) or np.zeros((4, 4, 1), np.uint8))
-    loop(
-        tmp_path,
-        Counting(),
-        **{
-            "total_kimg": 12 * KIMG,
-            "evaluation.interval_kimg": 4 * KIMG,
-            "sheet_interval_kimg": 6 * KIMG,
-            "checkpoint_interval_kimg": 5 * KIMG,
-        },
-    )
+    loop(tmp_path, Counting(), sheet_interval_kimg=6 * KIMG, **EVERY_4)
     assert len(sheets) == 2
+    # The state of its step is there; the evaluations before are recorded; step 10 was saved without one.
+    assert evaluations.saved == [([4], [], 4), ([4, 5, 8], [4], 8), ([8, 10, 12], [4, 8], 12)]
+    assert evaluations.thorough == [False, False, True]
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [8, 10, 12]
         assert checkpoints.restore(ABSTRACT, "best").step == 8
-    evaluations = {r["step"]: r["evaluation/fid"] for r in read_metrics(tmp_path) if "evaluation/fid" in r}
-    assert evaluations == {4: 30.0, 8: 10.0, 12: 20.0}
+    assert evaluated(tmp_path) == [(4, 30.0), (8, 10.0), (12, 20.0)]
     assert all(r["kimg"] == pytest.approx(r["step"] * KIMG) for r in read_metrics(tmp_path))
+    assert "step 8: FID 10.0, recall 0.500 (protocol embedded, 32 images)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("headline", "name"), [("clip", "fid_clip"), ("dinov2", "fd_dinov2"), ("inception", "fid")])
+def test_the_best_is_by_the_headline(tmp_path, evaluate_with, headline, name):
+    evaluate_with(0.7, 0.2, 0.3, headline=headline)
+    loop(tmp_path, Counting(), **EVERY_4)
+    assert best(tmp_path) == 8
+    assert evaluated(tmp_path, name) == [(4, 0.7), (8, 0.2), (12, 0.3)]
+
+
+def test_a_distance_that_is_not_finite_is_never_the_best(tmp_path, evaluate_with):
+    evaluate_with(30.0, None, 40.0)
+    loop(tmp_path, Counting(), **EVERY_4)
+    assert best(tmp_path) == 4
+    assert evaluated(tmp_path) == [(4, 30.0), (12, 40.0)]
+
+
+def test_the_best_is_of_the_protocol_that_the_run_goes_on_with(tmp_path, evaluate_with):
+    evaluate_with(3.0, 2.0)
+    loop(tmp_path, Counting(), **{**EVERY_4, "total_kimg": 9 * KIMG})
+    assert best(tmp_path) == 8
+    evaluate_with(50.0, 60.0, protocol="clean")
+    resume(tmp_path, Counting(), 9, **{**EVERY_4, "total_kimg": 17 * KIMG})
+    assert best(tmp_path) == 12
+
+
+@pytest.mark.parametrize(
+    ("entry", "compare"), [("name", False), ("seed", False), ("extractor_sha256", False), ("warnings", True)]
+)
+def test_protocol_digest(entry, compare):
+    protocol = {"name": "clean", "headline_extractor": "inception", "extractor_sha256": "a", "seed": 0, "warnings": []}
+    digests = {protocol_digest({"protocol": p}) for p in (protocol, protocol | {entry: "other"})}
+    assert len(digests) == (1 if compare else 2)
+
+
+def resume(workdir, programs, start, **changes):
+    """As `loop`, from the newest checkpoint, which is of step `start`."""
+    assert saved(workdir)[1].step == start
+    return loop(workdir, programs, start, **changes)
+
+
+def test_a_stop_comes_before_an_evaluation_which_is_made_up_once(tmp_path, capsys, evaluate_with):
+    evaluations = evaluate_with(30.0, 20.0)
+    stopped(tmp_path, Counting(at7=terminate))  # step 8 is due
+    assert evaluations.saved == [([4], [], 4)]
+    assert "Stopped by SIGTERM at step 8; saved. Run the same command again to go on." in capsys.readouterr().err
+    evaluations = evaluate_with(20.0, 10.0)
+    stopped(tmp_path, Counting(at9=terminate), start=8)  # made up before step 9
+    assert evaluations.saved == [([4, 5, 8], [4], 8)]
+    state = resume(tmp_path, Counting(), 10, **EVERY_4)
+    assert state.steps == 12
+    assert evaluations.thorough == [False, True]
+    assert evaluated(tmp_path) == [(4, 30.0), (8, 20.0), (12, 10.0)]
+    assert best(tmp_path) == 12
+
+
+def test_a_stop_during_an_evaluation(tmp_path, capsys, evaluate_with):
+    evaluate_with(30.0, 20.0, pauses={2: terminate})
+    stopped(tmp_path)
+    assert "Stopped by SIGTERM at step 8; saved." in capsys.readouterr().err
+    assert saved(tmp_path)[0] == [4, 5, 8]
+    assert evaluated(tmp_path) == [(4, 30.0)]
+    evaluate_with(20.0, pauses={1: terminate})  # again, in the one that makes it up
+    stopped(tmp_path, start=8)
+    assert evaluated(tmp_path) == [(4, 30.0)]
+    evaluate_with(20.0, 10.0)
+    resume(tmp_path, Counting(), 8, **EVERY_4)
+    assert evaluated(tmp_path) == [(4, 30.0), (8, 20.0), (12, 10.0)]
+    evaluations = evaluate_with()
+    resume(tmp_path, None, 12, **EVERY_4)
+    assert evaluations.thorough == []
+
+
+@pytest.mark.parametrize("during", [False, True])
+def test_a_stop_at_the_last_step_leaves_a_thorough_evaluation_to_be_made_up(tmp_path, evaluate_with, during):
+    evaluate_with(30.0, 20.0, 10.0, pauses={3: terminate} if during else {})
+    stopped(tmp_path, Counting() if during else Counting(at11=terminate))
+    assert evaluated(tmp_path) == [(4, 30.0), (8, 20.0)]
+    evaluations = evaluate_with(10.0)
+    resume(tmp_path, None, 12, **EVERY_4)  # nothing is left to train
+    assert evaluations.thorough == [True]
+    assert best(tmp_path) == 12
+
+
+def test_an_evaluation_due_within_several_steps_is_made_up_after_them(tmp_path, evaluate_with):
+    changes = {"steps_per_dispatch": 4, "evaluation.interval_kimg": 6 * KIMG}
+    evaluate_with()
+    stopped(tmp_path, Counting(at5=terminate), **changes)
+    assert saved(tmp_path)[0] == [8]
+    evaluate_with(2.0, 1.0)
+    resume(tmp_path, Counting(), 8, **{**EVERY_4, **changes})
+    assert evaluated(tmp_path) == [(8, 2.0), (12, 1.0)]
 
 
 @pytest.mark.parametrize("start", [0, 6])
@@ -262,6 +415,16 @@ def test_intervals(kimg, steps):
 def test_mean_metrics_counts_each_number_where_it_was_reported():
     pending = [{"a": 1.0}, {"a": 3.0, "r1": 5.0}, {}]
     assert mean_metrics(pending) == {"a": 2.0, "r1": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"evaluation.pooled_images": 4}, "pooled_images"), ({"data.options.num_images": 8}, "real images")],
+)
+def test_counts_that_cannot_be_evaluated_are_refused_before_training(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        train(tiny_run.tiny_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -3,12 +3,13 @@
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.figures import (
@@ -35,8 +36,21 @@ PANELS: tuple[tuple[str, str], ...] = (
     ("Learning rates", r"(^|[/_])(lr|learning_rate)"),
     ("Images per second", r"img_per_s|images_per_sec|img_s|throughput"),
 )
+# What is drawn of the evaluations during training, in panels after the others; the rest is in the evaluations themselves.
+EVALUATED = "evaluation/"
+EVALUATION_PANELS: tuple[tuple[str, Mapping[str, str]], ...] = (  # heading, key -> name of its curve
+    ("Evaluation: FID and iFID", {"fid": "FID", "ifid": "iFID", "tail_ifid": "tail iFID"}),
+    ("Evaluation: FID_CLIP and iFID_CLIP", {"fid_clip": "FID_CLIP", "ifid_clip": "iFID_CLIP"}),
+    ("Evaluation: FD_DINOv2", {"fd_dinov2": "FD_DINOv2"}),
+    (
+        "Evaluation: precision and recall",
+        {"precision": "precision", "recall": "recall", "tail_recall": "tail recall"},
+    ),
+    ("Evaluation: class accuracy", {"class_accuracy": "class accuracy"}),
+)
 TIME_AXES = ("kimg", "step")  # the first of these that every record has is the horizontal axis
 NOT_CURVES = {"step", "kimg", "time", "seconds", "epoch"}
+LINES = ("-", "--", ":")
 SMOOTHED_FROM = 60  # points; longer curves are drawn pale, with their moving average on top
 BARS_UP_TO = 30  # classes; beyond, points over the rank from head to tail
 
@@ -68,16 +82,36 @@ def _series(records: Sequence[Mapping[str, Any]], name: str, axis: str) -> tuple
     return np.array([float(time) for time, _ in pairs]), values
 
 
-def _draw_curve(axes: Axes, x: np.ndarray, y: np.ndarray, label: str, colour: str) -> None:
+def _draw_curve(axes: Axes, x: np.ndarray, y: np.ndarray, label: str, place: int) -> None:
+    """Draws the curve number ``place`` of a panel; when the colours are used up, they come again dashed."""
+    colour, line = RUN_COLOURS[place % len(RUN_COLOURS)], LINES[place // len(RUN_COLOURS) % len(LINES)]
     if len(y) < SMOOTHED_FROM:
-        axes.plot(x, y, color=colour, linewidth=1.4, label=label, marker="o" if len(y) < 12 else None, markersize=3)
+        marker = "o" if len(y) < 12 else None
+        axes.plot(x, y, color=colour, linestyle=line, linewidth=1.4, label=label, marker=marker, markersize=3)
         return
     axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.3)
-    axes.plot(x, moving_average(y, max(3, len(y) // 30)), color=colour, linewidth=1.5, label=label)
+    smooth = moving_average(y, max(3, len(y) // 30))
+    axes.plot(x, smooth, color=colour, linestyle=line, linewidth=1.5, label=label)
+
+
+def _panels(names: Collection[str]) -> dict[str, dict[str, str]]:
+    """Heading of each panel -> logged name -> name of the curve, in order of reading."""
+    panels: dict[str, dict[str, str]] = {}
+    for name in names:
+        if not name.startswith(EVALUATED):
+            panels.setdefault(_panel_of(name), {})[name] = name
+    rank = {panel: i for i, (panel, _) in enumerate(PANELS)}
+    ordered = {panel: panels[panel] for panel in sorted(panels, key=lambda panel: rank.get(panel, len(rank)))}
+    for heading, curves in EVALUATION_PANELS:
+        if found := {EVALUATED + key: said for key, said in curves.items() if EVALUATED + key in names}:
+            ordered[heading] = found
+    return ordered
 
 
 def training_curves(records: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Draws every number of a ``metrics.jsonl``: logits, W ratio, regularisers, losses, and whatever else is there.
+    """Draws the numbers of a ``metrics.jsonl``: logits, W ratio, regularisers, losses, and whatever else is there.
+
+    Of the evaluations during training (``evaluation/…``) it draws those of `EVALUATION_PANELS`, in panels of their own.
 
     Args:
       records: what ``logs.read_metrics`` gives. The horizontal axis is ``kimg`` where every record has it, else
@@ -90,35 +124,51 @@ def training_curves(records: Sequence[Mapping[str, Any]], title: str = "") -> Fi
     Raises:
       UserError: there is nothing to draw.
     """
-    names = dict.fromkeys(name for record in records for name in record if name not in NOT_CURVES)
-    if not names:
+    logged = dict.fromkeys(name for record in records for name in record if name not in NOT_CURVES)
+    panels = _panels(logged)
+    if not panels:
         raise UserError("There are no training curves to draw: metrics.jsonl holds no numbers yet.")
     axis = next(key for key in TIME_AXES if all(key in record for record in records))
-    panels: dict[str, list[str]] = {}
-    for name in names:
-        panels.setdefault(_panel_of(name), []).append(name)
-    rank = {panel: i for i, (panel, _) in enumerate(PANELS)}
-    ordered = sorted(panels, key=lambda panel: rank.get(panel, len(rank)))  # a stable sort: the rest as logged
-    columns = min(2, len(ordered))
-    rows = -(-len(ordered) // columns)
-    figure = new_figure(8.6, 2.5 * rows + 0.4)
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = new_figure(8.6, 2.8 * rows + 0.4)
+    figure.get_layout_engine().set(h_pad=0.1)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, panel in zip(grid, ordered, strict=False):
-        style_axes(axes, panel)
+    for place, (axes, (heading, curves)) in enumerate(zip(grid, panels.items(), strict=False)):
+        style_axes(axes, heading)
         axes.grid(axis="y", color=RULE, linewidth=0.6)
-        for i, name in enumerate(panels[panel]):
-            _draw_curve(axes, *_series(records, name, axis), name, RUN_COLOURS[i % len(RUN_COLOURS)])
-        if panel == W_RATIO:
+        for i, (name, said) in enumerate(curves.items()):
+            _draw_curve(axes, *_series(records, name, axis), said, i)
+        if heading == W_RATIO:
             axes.set_ylim(bottom=0)  # where collapse is
-        if panels[panel] != [panel]:  # a panel named after its only curve needs no legend
-            axes.legend(fontsize=7.5, frameon=False, labelcolor=INK, ncols=2 if len(panels[panel]) > 3 else 1)
-    for axes in grid[len(ordered) :]:
+        lowest = place >= len(panels) - columns
+        if lowest:
+            axes.set_xlabel("thousand real images shown" if axis == "kimg" else axis)
+        if len(curves) > 1 or not heading.endswith(said):  # a panel named after its only curve needs no legend
+            _legend_below(axes, points=36 if lowest else 18)
+    for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    for axes in grid[max(0, len(ordered) - columns) : len(ordered)]:
-        axes.set_xlabel("thousand real images shown" if axis == "kimg" else axis)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     return figure
+
+
+def _legend_below(axes: Axes, points: float) -> None:
+    """A legend under the axes, where no curve can be; its columns are as many as names of their lengths leave room for."""
+    longest = max(len(text) for text in axes.get_legend_handles_labels()[1])
+    below = ScaledTranslation(0, -points / 72, axes.figure.dpi_scale_trans)
+    axes.legend(
+        fontsize=7.5,
+        frameon=False,
+        labelcolor=INK,
+        ncols=4 if longest <= 9 else 3 if longest <= 14 else 2 if longest <= 26 else 1,
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        bbox_transform=axes.transAxes + below,
+        borderaxespad=0,
+        borderpad=0,
+        columnspacing=1.2,
+    )
 
 
 def w_ratio_figure(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str = "") -> Figure:

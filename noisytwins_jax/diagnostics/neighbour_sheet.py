@@ -84,9 +84,10 @@ def neighbour_sheet(
     titles = ("Generated", "Nearest training images")
     first = left + max(cell_w, math.ceil(heading.getlength(titles[0]))) + 2 * MARGIN
     right = max(first + k * pitch_w - GAP, first + math.ceil(heading.getlength(titles[1])))
+    order_said = ", head to tail by number of training images" if len(class_names) > 1 else ""
     caption = _wrap(
-        "A generated image a row, head to tail by number of training images; right of it the training images nearest "
-        "to it in feature space, with their distances. " + describe_scale(height, width, scale),
+        f"A generated image a row{order_said}; right of it the training images nearest to it in feature space, with their "
+        "distances. " + describe_scale(height, width, scale),
         text,
         right - MARGIN,
     )

@@ -12,10 +12,20 @@ import numpy as np
 from noisytwins_jax.diagnostics import webpage
 from noisytwins_jax.diagnostics.curves import per_class_figure, rows_head_to_tail, w_ratio_figure
 from noisytwins_jax.diagnostics.memorisation_figure import memorisation_figure
-from noisytwins_jax.diagnostics.truncation_figure import OPERATING_POINTS, truncation_figure
+from noisytwins_jax.diagnostics.truncation_figure import OPERATING_POINTS, truncation_figure, unreached_score
 from noisytwins_jax.diagnostics.w_projection import w_comparison_figure
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics.table import OTHER_GROUPS, check_one_protocol, protocol_line, same_groups
+from noisytwins_jax.metrics.protocols import CLASSIFIER
+from noisytwins_jax.metrics.table import (
+    check_one_protocol,
+    from_files,
+    has_classes,
+    notes_on,
+    protocol_line,
+    same_groups,
+    shared_floor,
+    with_classes_first,
+)
 
 Evaluation = Mapping[str, Any]  # see metrics.evaluation
 Table = tuple[str, Sequence[str], Sequence[Sequence[object]]]  # caption, header, rows
@@ -116,7 +126,7 @@ HOW_TO_READ: tuple[tuple[str, str, str], ...] = (  # a number that it explains, 
         "inception_score",
         "Inception Score",
         "High when each image is clearly of one of ImageNet's classes and all of them occur. It never looks at the real "
-        "images: compare it with theirs, not with infinity.",
+        "images: compare it with that of all real images, in the same row, not with infinity.",
     ),
     (
         "",
@@ -125,13 +135,13 @@ HOW_TO_READ: tuple[tuple[str, str, str], ...] = (  # a number that it explains, 
         "generator has high precision and low recall. One is easily traded for the other: read them together.",
     ),
     (
-        "",
+        "class_accuracy",
         "Class accuracy",
         "How often a classifier trained on real images recognises the class that was asked for. High diversity with "
         "low class accuracy is confusion of classes, not diversity.",
     ),
     (
-        "",
+        "w_ratio",
         "W ratio",
         "How much of the latent space W's variance lies within classes. Near 0, every class is a single point: all "
         "its images come out alike. Near 1, W hardly depends on the class.",
@@ -149,7 +159,7 @@ HOW_TO_READ: tuple[tuple[str, str, str], ...] = (  # a number that it explains, 
         "smaller sets, which by itself makes their FID and iFID larger.",
     ),
     (
-        "",
+        "w_ratio",
         "Pictures of W",
         "Dots are samples, dark for the head and bright for the tail. Judge the spread of a class by the principal "
         "components: t-SNE draws tight and wide classes alike and only tells which are apart and which are mixed.",
@@ -160,6 +170,11 @@ HOW_TO_READ: tuple[tuple[str, str, str], ...] = (  # a number that it explains, 
         "Numbers are comparable only under the same protocol: same feature extractor, same real images, same counts. "
         "Training again with another seed moves them; a single run shows no more than itself.",
     ),
+)
+_SCORE_OF_CLASSIFIER = (  # instead of the above where the headline's extractor is the classifier
+    "High when the data set's own classifier is sure of each image's class and all classes occur. It is not Inception's "
+    "score over ImageNet's classes, so compare it with no published one. It never looks at the real images: compare it with "
+    "that of all real images, in the same row, not with infinity."
 )
 
 
@@ -226,7 +241,14 @@ def _protocol(evaluation: Evaluation) -> str:
     if not protocol:
         return ""
     said = [("Protocol", protocol.get("name") or "embedded"), *_networks(protocol)]
-    said += [(name, format_number(protocol[key])) for key, name in PROTOCOL if protocol.get(key) not in (None, "")]
+    hidden = () if has_classes(evaluation) else ("n_fake_per_class", "labels")
+    said += [
+        (name, format_number(protocol[key]))
+        for key, name in PROTOCOL
+        if protocol.get(key) not in (None, "") and key not in hidden
+    ]
+    if hidden:
+        said.append(("Classes", "none; the generated images come without"))
     if "inclusive" in protocol:
         said.append(("Neighbour test", "distance <= radius" if protocol["inclusive"] else "distance < radius"))
     if score := protocol.get("inception_score"):
@@ -254,14 +276,14 @@ def _headline_table(evaluation: Evaluation) -> str:
     rows = [
         (_metric_cell(name, meaning, way), _number_cell(metrics, key), _number_cell(floor, key))
         for key, name, meaning, way in HEADLINES
-        if key in metrics
+        if metrics.get(key) is not None
     ]
     return webpage.table(("↑ higher, ↓ lower is better", "This run", "Real against real"), rows)
 
 
 def _known_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """The columns (key, name) that at least one row has."""
-    return [(key, name) for key, name in columns if any(key in row for row in rows)]
+    return [(key, name) for key, name in columns if any(row.get(key) is not None for row in rows)]
 
 
 def _group_table(evaluation: Evaluation) -> str:
@@ -310,13 +332,14 @@ def _truncation(evaluation: Evaluation) -> str:
         return ""
     try:
         chart = webpage.figure(
-            f"Truncation. {truncation.get('kind', 'psi')}; stronger truncation trades variety for quality.",
+            f"Truncation. {truncation.get('kind', 'psi')}; stronger truncation trades variety for quality. "
+            + unreached_score(truncation),
             truncation_figure(truncation, protocol_line(evaluation)),
         )
     except UserError:  # nothing to draw
         chart = ""
     names = {
-        psi: [name for key, name, _ in OPERATING_POINTS if key in operating and operating[key]["psi"] == psi]
+        psi: [name for key, name in OPERATING_POINTS if key in operating and operating[key]["psi"] == psi]
         for psi in points
     }
     columns = _known_columns(list(points.values()), TRUNCATION_COLUMNS)
@@ -333,28 +356,65 @@ def _truncation(evaluation: Evaluation) -> str:
 def _memorisation(evaluation: Evaluation) -> str:
     """The figure of distances to training images and its numbers."""
     memorisation = evaluation.get("memorisation") or {}
+    parts = {
+        name: memorisation[key]
+        for key, name in (("overall", "All"), ("within_class", "Same class"))
+        if memorisation.get(key) and (key == "overall" or has_classes(evaluation))
+    }
+    if not parts:
+        return ""
     try:
         chart = webpage.figure(
             "Distance to the nearest training image. Generated images nearer than held-out real ones are copies, or "
             "nearly so.",
-            memorisation_figure(memorisation, protocol_line(evaluation)),
+            memorisation_figure(
+                memorisation if has_classes(evaluation) else {"overall": parts.get("All")}, protocol_line(evaluation)
+            ),
         )
     except UserError:  # nothing to draw
         chart = ""
-    rows = []
-    for key, name in (("overall", "All training images"), ("within_class", "Of the same class")):
-        if part := memorisation.get(key):
-            medians = ((part.get(side) or {}).get("median") for side in ("fake_to_train", "held_out_to_train"))
-            numbers = (part.get("auth_pct"), *medians, part.get("share_nearer_than_held_out"))
-            counts = (part.get("n_train"), part.get("n_fake"))
-            rows.append((name, *map(format_number, numbers), *map(format_number, counts)))
-    header = ("Nearest among", "AuthPct", "Median, generated", "Median, held-out real",
-              "Share nearer than 99% of held-out", "Training images", "Generated images")  # fmt: skip
-    return chart + webpage.table(header, rows)
+    rows = {
+        name: {
+            "auth_pct": part.get("auth_pct"),
+            **{side: (part.get(side) or {}).get("median") for side in ("fake_to_train", "held_out_to_train")},
+            "near": part.get("share_nearer_than_held_out"),
+        }
+        for name, part in parts.items()
+    }
+    columns = _known_columns(
+        list(rows.values()),
+        (
+            ("auth_pct", "AuthPct"),
+            ("fake_to_train", "Generated, median"),
+            ("held_out_to_train", "Held-out, median"),
+            ("near", "Near copies"),
+        ),
+    )
+    cells = [(name, *(format_number(row[key]) for key, _ in columns)) for name, row in rows.items()]
+    near = "near" in dict(columns)
+    caption = f"Distances to the nearest {_counts(parts)}" + (
+        ". Near copies: share of generated images nearer than 99% of the held-out ones; about 0.01 without copying"
+        if near
+        else ""
+    )
+    table = webpage.table(("Training images", *(name for _, name in columns)), cells, caption) if columns else ""
+    return chart + table
 
 
-def _how_to_read(metrics: Collection[str]) -> str:
-    said = [(name, words) for key, name, words in HOW_TO_READ if not key or key in metrics]
+def _counts(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many images are behind the distances, as far as it is known."""
+    part = next(iter(parts.values()))
+    train, fake, held_out = (part.get(key) for key in ("n_train", "n_fake", "n_held_out"))
+    sides = [f"{fake} generated ones" if fake else "", f"{held_out} held-out real ones" if held_out else ""]
+    sides = [side for side in sides if side]
+    return f"of {train or 'the'} training images" + (f", from {' and '.join(sides)}" if sides else "")
+
+
+def _how_to_read(evaluation: Evaluation, metrics: Collection[str]) -> str:
+    """Words on the numbers `metrics`, as the evaluation's headline extractor gives them."""
+    headline = (evaluation.get("protocol") or {}).get("headline_extractor") or CLASSIFIER
+    others = {"inception_score": _SCORE_OF_CLASSIFIER} if headline == CLASSIFIER else {}
+    said = [(name, others.get(key, words)) for key, name, words in HOW_TO_READ if not key or key in metrics]
     return webpage.section("How to read this page", webpage.pairs(said, "words"))
 
 
@@ -412,32 +472,43 @@ def write_report(
             webpage.section("Protocol of these numbers", _protocol(evaluation) or webpage.paragraph("Not recorded.")),
         ),
         webpage.section("Pictures", *(webpage.figure(caption, picture) for caption, picture in figures)),
-        webpage.section(
-            "Head to tail",
-            _group_table(evaluation),
-            _class_chart({"this run": evaluation}),
-            _class_table(evaluation),
-            _measured(evaluation) if evaluation.get("per_class") else "",
-        ),
+        webpage.section("Head to tail", *_head_to_tail(evaluation)),
         webpage.section("Quality against variety", _truncation(evaluation)),
         webpage.section("Memorisation", _memorisation(evaluation)),
         webpage.section("More numbers", *extra),
-        _how_to_read(evaluation.get("metrics") or {}),
+        _how_to_read(evaluation, _known_metrics([evaluation])),
         webpage.folded("Configuration", config_text),
     ]
     return webpage.write_page(path, webpage.page(title, lede, body))
 
 
+def _head_to_tail(evaluation: Evaluation) -> list[str]:
+    """Tables and chart of groups and classes; empty where there are no classes."""
+    if not has_classes(evaluation):
+        return []
+    pieces = [_group_table(evaluation), _class_chart({"this run": evaluation}), _class_table(evaluation)]
+    return [*pieces, _measured(evaluation) if any(pieces) else ""]
+
+
+def _known_metrics(evaluations: Collection[Evaluation]) -> set[str]:
+    """Names of the numbers that at least one of them has."""
+    return {key for e in evaluations for key, value in (e.get("metrics") or {}).items() if value is not None}
+
+
 def _shared(evaluations: Mapping[str, Evaluation]) -> Evaluation:
     """Protocol and floor of runs that agree on them wherever they overlap: one may lack a network that another used."""
     protocol: dict[str, Any] = {}
-    floor: dict[str, Any] = {}
     extractors: dict[str, Any] = {}
-    for evaluation in reversed(list(evaluations.values())):
-        protocol |= {key: value for key, value in (evaluation.get("protocol") or {}).items() if key != "step"}
+    hidden = (
+        {"step", "weights", "truncation_psi", "class_noise"} if any(map(from_files, evaluations.values())) else {"step"}
+    )
+    for evaluation in reversed(with_classes_first(evaluations)):
+        protocol |= {key: value for key, value in (evaluation.get("protocol") or {}).items() if key not in hidden}
         extractors |= protocol.get("extractors") or {}
-        floor |= evaluation.get("floor") or {}
-    return {"protocol": protocol | ({"extractors": extractors} if extractors else {}), "floor": floor}
+    if any(map(has_classes, evaluations.values())):
+        protocol.pop("classes", None)
+    shared = protocol | ({"extractors": extractors} if extractors else {})
+    return {"protocol": shared, "floor": shared_floor(evaluations)}
 
 
 def _comparison_table(evaluations: Mapping[str, Evaluation], floor: Mapping[str, Any]) -> str:
@@ -486,16 +557,16 @@ def write_comparison(
     evaluations = {name: run["evaluation"] for name, run in runs.items() if run.get("evaluation")}
     sheets = [webpage.figure(name, run["sheet"]) for name, run in runs.items() if run.get("sheet") is not None]
     check_one_protocol(evaluations)
-    first, shared = next(iter(evaluations.values()), {}), _shared(evaluations)
-    metrics = {key for evaluation in evaluations.values() for key in evaluation.get("metrics") or {}}
+    first, shared = next(iter(with_classes_first(evaluations)), {}), _shared(evaluations)
+    of_classes = {name: evaluation for name, evaluation in evaluations.items() if has_classes(evaluation)}
     body = [
-        webpage.care([*notes, *([] if same_groups(evaluations) else [OTHER_GROUPS])]),
+        webpage.care([*notes, *notes_on(evaluations)]),
         webpage.section("Results", _comparison_table(evaluations, shared["floor"]), _measured(shared)),
         webpage.section("Samples", *sheets),
         webpage.section("Latent space W", _w_pictures(runs, first), _w_ratio_chart(runs)),
-        webpage.section("Head to tail", _class_chart(evaluations)),
+        webpage.section("Head to tail", _class_chart(of_classes)),
         webpage.section("Protocol of these numbers", _protocol(shared)),
-        _how_to_read(metrics),
+        _how_to_read(shared, _known_metrics(evaluations.values())),
     ]
     return webpage.write_page(path, webpage.page(title, lede, body))
 

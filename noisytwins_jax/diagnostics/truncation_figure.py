@@ -13,12 +13,15 @@ from noisytwins_jax.figures import FAINT, INK, RULE, RUN_COLOURS, new_figure, st
 
 Point = Mapping[str, Any]
 
-OPERATING_POINTS: tuple[tuple[str, str, str], ...] = (  # key, name, marker
-    ("best_fid", "best FID", "*"),
-    ("real_inception_score", "IS of real images", "D"),
-    ("max_inception_score", "highest IS", "^"),
+OPERATING_POINTS: tuple[tuple[str, str], ...] = (  # key, name
+    ("best_fid", "best FID"),
+    ("real_inception_score", "nearest IS to real images"),
+    ("max_inception_score", "highest IS"),
 )
-_LABEL, _GAP = np.array([20.0, 10.0]), 4.0  # points: room that a written ψ needs, and how far it is from its point
+# Marker and its size in points: the first is filled, the others are rings around it, so that all show at one ψ.
+_MARKERS = {"best_fid": ("*", 11), "real_inception_score": ("D", 11), "max_inception_score": ("^", 18)}
+# Points: room that a written ψ needs, and how far it is from a point and from a marker.
+_LABEL, _GAP, _MARKER_GAP = np.array([20.0, 10.0]), 4.0, 8.0
 
 
 def truncation_figure(truncation: Mapping[str, Any], note: str = "") -> Figure:
@@ -31,7 +34,8 @@ def truncation_figure(truncation: Mapping[str, Any], note: str = "") -> Figure:
       note: a line below, such as the protocol of the numbers.
 
     Returns:
-      A figure of its own, outside pyplot. ψ is written beside the points where there is room.
+      A figure of its own, outside pyplot. A dashed line marks the Inception Score of real images, unless it is farther
+      from the sweep than the sweep is wide. ψ is written beside the points where there is room.
 
     Raises:
       UserError: no point has two numbers to draw against each other.
@@ -59,19 +63,23 @@ def truncation_figure(truncation: Mapping[str, Any], note: str = "") -> Figure:
         axes.plot(*places.T, color=RUN_COLOURS[0], linewidth=1.3, marker="o", markersize=4, zorder=3)
         axes.margins(0.14)
         real = truncation.get("real_inception_score")
-        if x == "inception_score" and real is not None and math.isfinite(real):
+        if x == "inception_score" and _near(real, places[:, 0]):
             axes.axvline(real, color=FAINT, linewidth=1, linestyle="--", label=f"IS of real images ({real:.3g})")
-        for i, (key, name, marker) in enumerate(OPERATING_POINTS, start=1):
+        for i, (key, name) in enumerate(OPERATING_POINTS, start=1):
+            (marker, size), filled = _MARKERS[key], i == 1
             for point in _drawable([operating.get(key) or {}], x, y):
                 axes.plot(
                     point[x],
                     point[y],
                     marker,
                     color=RUN_COLOURS[i],
-                    markeredgecolor="white",
-                    markersize=13 if marker == "*" else 8,
+                    linestyle="none",
+                    markeredgecolor="white" if filled else RUN_COLOURS[i],
+                    markerfacecolor=RUN_COLOURS[i] if filled else "none",
+                    markeredgewidth=0.6 if filled else 1.6,
+                    markersize=size,
                     label=f"{name} (ψ = {point['psi']:g})",
-                    zorder=4 + (marker == "*"),
+                    zorder=5 if filled else 4,
                 )
     _legend(figure)
     if note:
@@ -80,6 +88,24 @@ def truncation_figure(truncation: Mapping[str, Any], note: str = "") -> Figure:
     for axes, (x, y, _) in zip(figure.axes, panels, strict=True):
         _write_psi(axes, _drawable(points, x, y), x, y, [_drawable([p or {}], x, y) for p in operating.values()])
     return figure
+
+
+def _near(score: float | None, scores: np.ndarray) -> bool:
+    """Whether a score can be drawn beside others [n] without squeezing them to a point."""
+    room = max(np.ptp(scores), 0.5 * abs(scores).max())
+    return score is not None and scores.min() - room <= score <= scores.max() + room
+
+
+def unreached_score(truncation: Mapping[str, Any]) -> str:
+    """A sentence where no truncation of a sweep gives the Inception Score of the real images, else ""."""
+    real, operating = truncation.get("real_inception_score"), truncation.get("operating_points") or {}
+    scores = [p["inception_score"] for p in truncation.get("points") or () if p.get("inception_score") is not None]
+    if real is None or operating.get("real_inception_score") is not None or not scores:
+        return ""
+    return (
+        f"The sweep does not reach the Inception Score of the real images, {real:.3g}: its own are from {min(scores):.3g} "
+        f"to {max(scores):.3g}."
+    )
 
 
 def _drawable(points: Sequence[Point], x: str, y: str) -> list[Point]:
@@ -100,6 +126,7 @@ def _legend(figure: Figure) -> None:
             fontsize=8,
             frameon=False,
             labelcolor=INK,
+            markerscale=0.7,  # beside words, the rings would touch each other
         )
 
 
@@ -115,14 +142,15 @@ def _write_psi(axes: Axes, points: Sequence[Point], x: str, y: str, operating: S
     taken: list[np.ndarray] = []
     for psi in dict.fromkeys([*marked, max(places), min(places), *places]):
         for right, below in ((True, False), (True, True), (False, True), (False, False)):
-            low = places[psi] + (_GAP if right else -_GAP - _LABEL[0], -_GAP - _LABEL[1] if below else _GAP)
+            gap = _MARKER_GAP if psi in marked else _GAP
+            low = places[psi] + (gap if right else -gap - _LABEL[0], -gap - _LABEL[1] if below else gap)
             on_curve = ((curve > low) & (curve < low + _LABEL)).all(axis=1).any()
             if on_curve or any((np.abs(low - other) < _LABEL).all() for other in taken):
                 continue
             axes.annotate(
                 f"{psi:g}",
                 values[psi],
-                xytext=(_GAP if right else -_GAP, -_GAP if below else _GAP),
+                xytext=(gap if right else -gap, -gap if below else gap),
                 textcoords="offset points",
                 ha="left" if right else "right",
                 va="top" if below else "bottom",

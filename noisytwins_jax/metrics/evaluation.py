@@ -12,7 +12,10 @@ features: none (Inception, or the classifier of the protocol ``embedded``), ``_c
                    "reference_fingerprint", "reference_split", "preprocessing", "resolution", "channels", "num_classes",
                    "n_real", "n_fake", "n_fake_per_class", "n_fake_pooled", "labels", "k", "inclusive",
                    "inception_score": {"logits", "splits", "shuffle_seed"}, "kid": {"subsets", "subset_size"},
-                   "seed", "weights", "class_noise", "truncation_psi", "class_groups", "headline", "warnings"},
+                   "seed", "weights", "class_noise", "truncation_psi", "class_groups", "headline", "warnings",
+                   "step",                                       # of a run; of files "images" and "reference" instead
+                   "images", "images_fingerprint", "images_resolution", "reference",
+                   "classes"},                                   # whether these have any
       "metrics":  {"fid", "fid_clip", "fd_dinov2",               # pooled: balanced fakes against all real images
                    "kid", "kid_std", "inception_score", "inception_score_std", "cmmd",          # pooled
                    "precision", "recall", "density", "coverage",                                # pooled
@@ -20,11 +23,13 @@ features: none (Inception, or the classifier of the protocol ``embedded``), ``_c
                    "class_precision", "class_recall", "class_density", "class_coverage",  # means of per-class values
                    "class_accuracy", "w_ratio", "auth_pct",
                    # and for every group g of class_groups (head, medium, tail):
-                   "<g>_ifid", "<g>_fid", "<g>_precision", "<g>_recall", "<g>_class_accuracy", "<g>_w_ratio"},
-      "per_class": [{"class", "name", "group", "n_train", "n_real", "n_fake", "ifid", "degenerate", "precision",
-                     "recall", "density", "coverage", "class_accuracy", "w_ratio"}, ...],       # in order of class id
-      "floor":    {"n_per_half", "fid", "ifid", "ifid_std", "ifid_median", "ifid_classes_used", "precision", "recall",
-                   "density", "coverage", "class_precision", "class_recall", "<g>_ifid", "<g>_precision", "<g>_recall"},
+                   "<g>_ifid", "<g>_fid", "<g>_ifid_clip", "<g>_fid_clip", "<g>_ifd_dinov2", "<g>_fd_dinov2",
+                   "<g>_precision", "<g>_recall", "<g>_class_accuracy", "<g>_w_ratio"},
+      "per_class": [{"class", "name", "group", "n_train", "n_real", "n_fake", "ifid", "ifid_clip", "ifd_dinov2",
+                     "degenerate", "precision", "recall", "density", "coverage", "class_accuracy", "w_ratio"}, ...],
+      "floor":    {"n_per_half", "fid", "ifid", "ifid_std", "ifid_median", "ifid_classes_used",  # and of CLIP, DINOv2
+                   "precision", "recall", "density", "coverage", "class_precision", "class_recall", "<g>_ifid",
+                   "<g>_precision", "<g>_recall", "inception_score"},   # the last of all real images
       "memorisation": {"overall": {...}, "within_class": {...},  # see `memorisation`; where training images are given
                        "examples": [{"class", "index", "nearest", "distances"}, ...]},
       "truncation": {"kind", "real_inception_score", "points": [{"psi", ...}], "operating_points"},   # see `truncation`
@@ -48,7 +53,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +68,9 @@ from noisytwins_jax.metrics.features import Embedder, Fakes
 from noisytwins_jax.metrics.frechet import frechet_distance
 from noisytwins_jax.metrics.generated import Generated, generate
 from noisytwins_jax.metrics.memorisation import memorisation
-from noisytwins_jax.metrics.parts import remove_parts
-from noisytwins_jax.metrics.protocols import CLASSIFIER
-from noisytwins_jax.metrics.real_features import real_features
+from noisytwins_jax.metrics.parts import Scratch, in_parts
+from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP
+from noisytwins_jax.metrics.real_features import RealFeatures, real_features
 from noisytwins_jax.metrics.scores import (
     CLASSWISE,
     FRECHET,
@@ -73,14 +78,16 @@ from noisytwins_jax.metrics.scores import (
     mean_of,
     pooled_scores,
     real_floor,
+    real_score,
 )
 from noisytwins_jax.metrics.settings import Counts, Settings
-from noisytwins_jax.metrics.truncation import truncation_point, truncation_sweep
+from noisytwins_jax.metrics.truncation import truncation_sweep
 from noisytwins_jax.metrics.w_space import within_class_variance_ratio
+from noisytwins_jax.survival.agreement import code_fingerprint
 from noisytwins_jax.together import on_first_process
 
 _NEAREST, _EXAMPLES = 6, 20  # training images shown beside a generated one, and classes of which one is shown
-_VERSION = 1  # of what parts hold
+_PUBLISHED = 50_000  # generated images behind published numbers
 
 
 def evaluate_generator(
@@ -92,19 +99,20 @@ def evaluate_generator(
     settings: Settings,
     train: ImageSource | None = None,
     train_counts: Sequence[int] | np.ndarray | None = None,
-    truncated: Mapping[float, Fakes] | None = None,
+    truncated: Mapping[float, Callable[[], Fakes]] | None = None,
     available: np.ndarray | None = None,
     reader: FactorReader | None = None,
     cache: Path | None = None,
-    scratch: Path | None = None,
+    scratch: Scratch | None = None,
     identity: str = "",
+    between: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Compares ``samples_per_class`` generated images of every class with all reference images.
 
     In a run of several processes all of them call it: they share the images, and the first one computes the numbers.
 
     Args:
-        fakes: makes the images; the indices of class c are c * samples_per_class + (0 .. samples_per_class - 1).
+        fakes: makes the images; the indices of class c follow those of class c - 1, from 0 on.
         reference: the real images to compare with.
         extractors: by kind (see `protocols`), the headline's first. The classifier, where there is one, also gives the
             class accuracy.
@@ -113,12 +121,14 @@ def evaluate_generator(
         settings: the protocol and the counts.
         train: the training images, for memorisation; None for none.
         train_counts: training images of each class [num_classes], recorded in the rows; by default those of ``train``.
-        truncated: for a sweep, what makes the images at each truncation.
+        truncated: for a sweep, ψ -> what gives the maker of images at that truncation.
         available: images of each class [num_classes], where they come from files: all are taken, class by class.
         reader: for data whose true factors are known.
         cache: folder where features of real images are kept; None to keep none.
-        scratch: folder for what is done of this evaluation, so that it goes on after a kill; None to keep nothing.
+        scratch: keeps what is done of this evaluation, so that it goes on after a kill, and the result, until somebody
+            who has it safe calls ``remove_finished``.
         identity: of what ``fakes`` makes, such as the hash of its weights; tells evaluations in ``scratch`` apart.
+        between: called by all processes after each part of the generated images, when it is kept; it may raise.
 
     Returns:
         The nested dict described at the top of this module.
@@ -131,69 +141,99 @@ def evaluate_generator(
     if train is not None and train_counts is None:
         train_counts = train.class_counts
     counts = settings.counts(reference.num_classes, available)
-    _check_request(reference, groups, settings, counts, train_counts)
+    check_request(reference, groups, settings, counts, train_counts, sweep=bool(truncated))
     headline = next(iter(extractors))
     measured = [kind for kind in extractors if kind == headline or kind != CLASSIFIER]
-    real = {
-        kind: real_features(reference, extractors[kind], cache, settings.batch_size, logits=kind == headline)
-        for kind in measured
-    }
-    real_arrays = {kind: seen.features for kind, seen in real.items()}
+    scratch = scratch or Scratch()
+    optional = [reader is not None, train is not None and train.fingerprint, sorted(truncated or ())]
+    known = scratch.open(_digest(identity, reference, extractors, settings, counts, groups, optional))
+    if known is not None:
+        return known
+    look = functools.partial(real_features, cache=cache, rows=settings.rows, ahead=settings.ahead)
+    seen = {kind: look(reference, extractors[kind], logits=kind == headline) for kind in measured}
+    real = {kind: x.features for kind, x in seen.items()}
     labels = np.asarray(reference.labels)
 
-    work = None if scratch is None else scratch / _digest(identity, reference, extractors, settings, reader is not None)
-    embedder = Embedder(extractors, settings.batch_size)
     see = functools.partial(
         generate,
-        embedder=embedder,
+        embedder=Embedder(extractors, settings.rows, settings.ahead),
         reference=reference,
-        real=real_arrays,
+        real=real,
         counts=counts,
         settings=settings,
         measured=measured,
+        between=between,
     )
-    generated = see(fakes, reader=reader, folder=_under(work, "images"))
+    generated = see(fakes, reader=reader, folder=scratch.folder("images"))
+    score = functools.partial(
+        pooled_scores, real, headline=headline, k=settings.k, protocol=settings.protocol
+    )  # features and logits of generated images -> numbers
+    pooled = on_first_process(lambda: score(generated.features, generated.logits))
+
     copies = None
     if train is not None:
-        trained = real_features(train, extractors[headline], cache, settings.batch_size, logits=False).features
+        same = train.fingerprint == reference.fingerprint
+        trained = seen[headline] if same else look(train, extractors[headline], logits=False)
         copies = on_first_process(
-            lambda: _memorisation(trained, train, generated, real_arrays[headline], headline, counts)
+            lambda: _memorisation(trained, train, generated, seen[headline], labels, headline, counts)
         )
     points = []
     for psi, some in (truncated or {}).items():
-        at_psi = generated
+        scores = pooled
         if psi != settings.truncation_psi:
-            at_psi = see(some, folder=_under(work, f"psi{psi:g}"), classwise=False)
-        points.append(
-            on_first_process(functools.partial(truncation_point, psi, at_psi, real_arrays, headline, settings))
-        )
+            at_psi = see(some(), folder=scratch.folder(f"psi{psi!r}"), classwise=False)
+            scores = on_first_process(lambda at_psi=at_psi: score(at_psi.features, at_psi.logits))
+        points.append({"psi": float(psi), "n_fake": int(counts.pooled.sum()), **scores})
+    floor = _floor(seen, labels, groups, headline, settings, reference, extractors, cache)
 
     def measure() -> dict[str, Any]:
         n_real = np.bincount(labels, minlength=reference.num_classes)
         rows = _class_rows(generated, reference, groups, n_real, train_counts)
-        metrics = _metrics(rows, generated, real_arrays, labels, headline, groups, settings)
+        metrics = pooled | _metrics(rows, generated, real, labels, groups)
         protocol = _protocol(reference, extractors, headline, groups, n_real, counts, settings)
-        floor = real_floor(
-            real_arrays, labels, groups, headline, settings.k, settings.protocol.inclusive, settings.seed
-        )
         result = {"protocol": protocol, "metrics": metrics, "per_class": rows, "floor": floor}
         if copies is not None:
             result["memorisation"] = copies
             metrics["auth_pct"] = copies["overall"]["auth_pct"]
         if points:
-            logits = real[headline].logits
-            result["truncation"] = truncation_sweep(points, logits, FRECHET[headline], settings.protocol)
+            result["truncation"] = truncation_sweep(points, floor.get("inception_score"), FRECHET[headline])
         if reader is not None:
             result["factors"] = reader.report(generated.labels, generated.read, groups)
         return _plain(result)
 
     result = on_first_process(measure)
-    remove_parts(work)
+    scratch.finish(result)
     return result
 
 
-def _under(folder: Path | None, name: str) -> Path | None:
-    return None if folder is None else folder / name
+def _floor(
+    seen: Mapping[str, RealFeatures],
+    labels: np.ndarray,
+    groups: Mapping[str, Sequence[int]],
+    headline: str,
+    settings: Settings,
+    reference: ImageSource,
+    extractors: Mapping[str, FeatureExtractor],
+    cache: Path | None,
+) -> dict[str, Any]:
+    """The floor, which no generator changes: computed once and kept with the features; on every process."""
+    protocol = settings.protocol
+    networks = {kind: [extractors[kind].sha256, extractors[kind].description] for kind in seen}
+    facts = [reference.fingerprint, networks, groups, headline, settings.k, dataclasses.asdict(protocol), settings.seed]
+    facts += [settings.rows, jax.devices()[0].device_kind, code_fingerprint()]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def compute(_: int) -> dict[str, np.ndarray]:
+        def measure() -> str:
+            real = {kind: x.features for kind, x in seen.items()}
+            floor = real_floor(real, labels, groups, headline, settings.k, protocol.inclusive, settings.seed)
+            return json.dumps(_plain(floor | real_score(seen[headline].logits, protocol)))
+
+        return {"floor": np.array(on_first_process(measure))}
+
+    folder = None if cache is None else cache / "features" / f"floor-{digest[:16]}"
+    parts = list(in_parts(folder, 1, compute))
+    return on_first_process(lambda: json.loads(str(parts[0]["floor"])))
 
 
 def _digest(
@@ -201,28 +241,37 @@ def _digest(
     reference: ImageSource,
     extractors: Mapping[str, FeatureExtractor],
     settings: Settings,
-    reads_factors: bool,
+    counts: Counts,
+    *others: Any,
 ) -> str:
-    """Names everything that generated images and their scores depend on."""
+    """Names everything that the result depends on."""
     networks = {kind: [x.sha256, x.description] for kind, x in extractors.items()}
-    facts = dataclasses.asdict(settings) | {"batch_size": None}
-    known = [_VERSION, identity, reference.fingerprint, networks, facts, reads_factors, jax.default_backend()]
+    facts = dataclasses.asdict(settings) | {"ahead": None}
+    known = [identity, reference.fingerprint, networks, facts, counts.each.tolist(), others]
+    known += [jax.devices()[0].device_kind, jax.__version__, code_fingerprint()]
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _memorisation(
-    trained: np.ndarray, train: ImageSource, generated: Generated, real: np.ndarray, headline: str, counts: Counts
+    trained: RealFeatures,
+    train: ImageSource,
+    generated: Generated,
+    real: RealFeatures,
+    labels: np.ndarray,
+    headline: str,
+    counts: Counts,
 ) -> dict[str, Any]:
     """Nearest training images of the pooled generated ones; held out are the real images that were not trained on."""
-    known = {row.tobytes() for row in trained}
-    held_out = real[[row.tobytes() not in known for row in real]]
+    known = {digest.tobytes() for digest in trained.digests}
+    held_out = np.array([digest.tobytes() not in known for digest in real.digests])
     found = memorisation(
-        train=trained,
+        train=trained.features,
         fake=generated.features[headline],
-        held_out=held_out if len(held_out) else None,
+        held_out=real.features[held_out] if held_out.any() else None,
         train_labels=train.labels,
         fake_labels=generated.labels,
-        k=min(_NEAREST, len(trained)),
+        held_out_labels=labels[held_out] if held_out.any() else None,
+        k=min(_NEAREST, len(trained.features)),
     )
     # One image of each class, the first, of classes from head to tail.
     order = np.argsort(-np.asarray(train.class_counts), kind="stable")
@@ -268,14 +317,12 @@ def _metrics(
     generated: Generated,
     real: Mapping[str, np.ndarray],
     labels: np.ndarray,
-    headline: str,
     groups: Mapping[str, Sequence[int]],
-    settings: Settings,
 ) -> dict[str, Any]:
-    metrics = pooled_scores(real, generated.features, generated.logits, headline, settings.k, settings.protocol)
-    metrics |= classwise_summary(rows, real)
+    """What is averaged over classes, and what is pooled over groups of them."""
+    metrics = classwise_summary(rows, real)
     metrics |= {f"class_{name}": mean_of(rows, name) for name in ("precision", "recall", "density", "coverage")}
-    metrics |= {"class_accuracy": mean_of(rows, "class_accuracy"), "w_ratio": _w_ratios(generated)[0]}
+    metrics |= {"class_accuracy": mean_of(rows, "class_accuracy"), "w_ratio": mean_of(rows, "w_ratio")}
     averaged = [*(CLASSWISE[kind] for kind in real), "precision", "recall", "class_accuracy", "w_ratio"]
     for name, ids in groups.items():
         in_real, in_fake = np.isin(labels, ids), np.isin(generated.labels, ids)
@@ -345,26 +392,34 @@ def _protocol(
         "class_noise": settings.class_noise,
         "truncation_psi": settings.truncation_psi,
         "class_groups": dict(groups),
-        "headline": "precision, recall, density, coverage and fid are pooled over all classes, with the same number "
-        "of generated images for each class; <group>_precision and <group>_recall are means of per-class values",
-        "warnings": _warnings(n_real, first.feature_dim, settings.k, extractors.get(CLASSIFIER)),
+        "headline": "precision, recall, density, coverage and distances without a class are pooled over all classes"
+        + (", with the same number of generated images for each class, or one more" if alike else "")
+        + "; <group>_precision and <group>_recall are means of per-class values",
+        "warnings": _warnings(n_real, counts, settings, extractors, headline),
     }
 
 
-def _check_request(
+def check_request(
     reference: ImageSource,
     groups: Mapping[str, Sequence[int]],
     settings: Settings,
     counts: Counts,
-    train_counts: Sequence[int] | np.ndarray | None,
+    train_counts: Sequence[int] | np.ndarray | None = None,
+    sweep: bool = False,
 ) -> None:
-    """Everything that can be wrong with the arguments, before anything is generated."""
+    """Looks at everything that can be wrong with the arguments of `evaluate_generator`, before anything is generated.
+
+    Raises:
+        UserError: too few images for the metrics, or groups that are none.
+    """
     num_classes, k = reference.num_classes, settings.k
     if k < 1:
         raise UserError(f"k = {k} neighbours make no ball: choose k >= 1.")
+    lower = "or lower config.evaluation.neighbours"
     if counts.each.max() < k + 1:
         raise UserError(
-            f"k = {k} neighbours need at least {k + 1} generated images per class, got {counts.each.max()}."
+            f"k = {k} neighbours need at least {k + 1} generated images of some class, and no class has more than "
+            f"{counts.each.max()}: add images, {lower}."
         )
     if counts.pooled.min() < min(2, counts.each.min()):
         raise UserError(
@@ -374,7 +429,14 @@ def _check_request(
     if len(reference.labels) < 2 * (k + 1):
         raise UserError(
             f"k = {k} neighbours need at least {2 * (k + 1)} real images (the floor compares two halves), "
-            f"got {len(reference.labels)}: lower k or add images."
+            f"got {len(reference.labels)}: add images, {lower}."
+        )
+    splits = settings.protocol.splits
+    fewest = min(counts.pooled.sum(), len(reference.labels) if sweep else splits)
+    if fewest < splits:
+        raise UserError(
+            f"The Inception Score of the protocol {settings.protocol.name} needs {splits} images or more, and here are "
+            f"{fewest}: add images, or choose another config.evaluation.protocol."
         )
     for name, ids in groups.items():
         unknown = [c for c in ids if not 0 <= c < num_classes]
@@ -387,19 +449,31 @@ def _check_request(
         raise UserError(f"train_counts has {len(train_counts)} entries for {num_classes} classes.")
 
 
-def _warnings(counts: np.ndarray, dim: int, k: int, classifier: FeatureExtractor | None) -> list[str]:
+def _warnings(
+    n_real: np.ndarray, counts: Counts, settings: Settings, extractors: Mapping[str, FeatureExtractor], headline: str
+) -> list[str]:
     """Sentences about numbers that say less than they seem to."""
+    k, dim = settings.k, extractors[headline].feature_dim
     found = {
-        "have no real image and no iFID": counts == 0,
-        "have one real image; its covariance counts as zero in iFID": counts == 1,
-        f"have at most k = {k} real images and no precision or recall of their own": counts <= k,
-        f"have no more real images than the {dim} feature dimensions; finite-sample bias raises their iFID": counts
+        "have no real image and no iFID": n_real == 0,
+        "have one real image; its covariance counts as zero in iFID": n_real == 1,
+        f"have at most k = {k} real images and no precision or recall of their own": n_real <= k,
+        f"have no more real images than the {dim} feature dimensions; finite-sample bias raises their iFID": n_real
         <= dim,
     }
-    said = [f"{int(mask.sum())} of {len(counts)} classes {what}." for what, mask in found.items() if mask.any()]
-    accuracy = None if classifier is None else classifier.description.get("held_out_accuracy")
-    if accuracy is not None and accuracy < 0.5:
-        said.append(f"The classifier recognises {accuracy:.0%} of held-out real images: class accuracy says little.")
+    said = [f"{int(mask.sum())} of {len(n_real)} classes {what}." for what, mask in found.items() if mask.any()]
+    if settings.protocol.name != "embedded" and counts.pooled.sum() < _PUBLISHED:
+        said.append(
+            f"Published numbers are of {_PUBLISHED} generated images, these of {counts.pooled.sum()}: fewer raise FID."
+        )
+    if CLIP in extractors and "l14-336" not in extractors[CLIP].name:
+        said.append(f"CMMD is published with CLIP ViT-L/14 at 336 px; here it is of {extractors[CLIP].name}.")
+    if CLASSIFIER in extractors:
+        accuracy = extractors[CLASSIFIER].description.get("held_out_accuracy")
+        if accuracy is not None and accuracy < 0.5:
+            said.append(
+                f"The classifier recognises {accuracy:.0%} of held-out real images: class accuracy says little."
+            )
     return said
 
 

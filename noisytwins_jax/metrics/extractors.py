@@ -1,12 +1,13 @@
 """The extractors of an evaluation: those whose weights are files, and the embedded classifier."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from noisytwins_jax.metrics import clip, dinov2
+from noisytwins_jax.metrics import clip, dinov2, weights
 from noisytwins_jax.metrics.clip import clip_extractor
 from noisytwins_jax.metrics.clip import from_state_dict as clip_from_state_dict
 from noisytwins_jax.metrics.dinov2 import dinov2_extractor
@@ -14,9 +15,8 @@ from noisytwins_jax.metrics.dinov2 import from_state_dict as dinov2_from_state_d
 from noisytwins_jax.metrics.extractor import FeatureExtractor
 from noisytwins_jax.metrics.inception import SIZE, Inception, inception_extractor
 from noisytwins_jax.metrics.inception import from_state_dict as inception_from_state_dict
-from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP, INCEPTION, Protocol
+from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP, INCEPTION, PROTOCOLS, Protocol
 from noisytwins_jax.metrics.vit import VisionTransformer
-from noisytwins_jax.metrics.weights import find_network, load_network
 
 
 def check_weights(chosen: Mapping[str, str], directory: str = "") -> None:
@@ -27,20 +27,20 @@ def check_weights(chosen: Mapping[str, str], directory: str = "") -> None:
       directory: of converted weights; by default see `weights`.
 
     Raises:
-      UserError: a file is missing; which public file it is made from, and how, is said.
+      UserError: files are missing; which public files they are made from, and how, is said.
     """
-    for kind, network in chosen.items():
-        if kind != CLASSIFIER:
-            find_network(network, directory or None)
+    weights.check([network for kind, network in chosen.items() if kind != CLASSIFIER], directory or None)
 
 
-def load_extractor(kind: str, network: str, protocol: Protocol, directory: str = "") -> FeatureExtractor:
-    """An extractor with the weights of its file and the preprocessing of the protocol.
+@functools.lru_cache(maxsize=4)  # training evaluates again and again
+def load_extractor(kind: str, network: str, protocol_name: str, directory: str = "") -> FeatureExtractor:
+    """An extractor with the weights of its file and the preprocessing of the protocol of that name.
 
     Raises:
       UserError: the file is missing or damaged.
     """
-    state, info = load_network(network, directory or None)
+    protocol = PROTOCOLS[protocol_name]
+    state, info = weights.load_network(network, directory or None)
     if kind == INCEPTION:
         return _build(kind, protocol, inception_from_state_dict(state), None, info["sha256"], info["origin"])
     from_state_dict = clip_from_state_dict if kind == CLIP else dinov2_from_state_dict

@@ -22,7 +22,13 @@ class Features(NamedTuple):
 
 
 class Fakes(Protocol):
-    """Where generated images come from; `sampling.Sampler` is one."""
+    """Where generated images come from; `sampling.Sampler` is one.
+
+    Attributes:
+      image_size: height, width and channels of the images; None for those of the reference images.
+    """
+
+    image_size: tuple[int, int, int] | None
 
     def looked_at(self, look: Look, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         """Generates an image for each row and looks at it before it leaves the device.
@@ -44,18 +50,25 @@ class HostFakes:
 
     Args:
       generate: (labels int32 ``[n]``, indices int64 ``[n]``) → images uint8 ``[n, H, W, C]`` and w ``[n, D]`` or None.
-      batch_size: images that each device takes at once.
+      size: images that each device takes in a call of a program.
+      ahead: calls under way at once.
+      image_size: see `Fakes`.
     """
 
     def __init__(
-        self, generate: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray | None]], batch_size: int = 64
+        self,
+        generate: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray | None]],
+        size: int = 64,
+        ahead: int = 2,
+        image_size: tuple[int, int, int] | None = None,
     ) -> None:
-        self._generate, self._batch_size, self._layout = generate, batch_size, Layout(jax.local_devices())
+        self._generate, self._size, self._ahead, self._layout = generate, size, ahead, Layout(jax.local_devices())
+        self.image_size = image_size
 
     def looked_at(self, look: Look, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         """See `Fakes`."""
         images, w = self._generate(labels, indices)
-        seen = self._layout.map_rows(lambda _, x: look(x), None, images, size=self._batch_size)
+        seen = self._layout.map_rows(lambda _, x: look(x), None, images, size=self._size, ahead=self._ahead)
         return *seen, np.zeros((len(labels), 0), np.float32) if w is None else np.asarray(w)
 
 
@@ -64,17 +77,18 @@ class Embedder:
 
     Args:
       extractors: by name.
-      batch_size: images that each device takes at once.
+      size: images that each device takes in a call of a program. Another number changes the last bits.
+      ahead: calls under way at once.
     """
 
-    def __init__(self, extractors: Mapping[str, FeatureExtractor], batch_size: int = 64) -> None:
-        self._layout, self._batch_size = Layout(jax.local_devices()), batch_size
+    def __init__(self, extractors: Mapping[str, FeatureExtractor], size: int = 64, ahead: int = 2) -> None:
+        self._layout, self._size, self._ahead = Layout(jax.local_devices()), size, ahead
         self.extractors = dict(extractors)
         self._variables = {name: self._layout.put_everywhere(x.variables) for name, x in self.extractors.items()}
 
     def of_images(self, images: np.ndarray) -> dict[str, Features]:
         """Features of images uint8 ``[n, H, W, C]`` on the host, by extractor."""
-        seen = self._layout.map_rows(lambda _, x: self._look(x), None, images, size=self._batch_size)
+        seen = self._layout.map_rows(lambda _, x: self._look(x), None, images, size=self._size, ahead=self._ahead)
         return self._named(seen)
 
     def of_fakes(

@@ -9,16 +9,20 @@ PyTorch-StudioGAN's ``save_fake_images`` writes them). An ``.npz`` holds uint8 i
 | ``arr_0`` | ``arr_1`` | ``[n, H, W, C]`` | guided-diffusion (ADM) |
 | ``x`` | ``y`` | ``[n, C, H, W]`` | BigGAN-PyTorch's ``sample.py`` |
 
+Labels are class ids. What the ids mean is said by ``class_names``, the name of every class from id 0 on, if it is there.
+
 Images are square and of one size, which need not be a power of two. They are grey if all of them are, else RGB: what is
 converted is converted as in `data.preprocessing`. Class names that are numbers are in the order of the numbers.
 """
 
+import difflib
 import functools
 import hashlib
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +40,7 @@ from noisytwins_jax.metrics.features import HostFakes, Look
 
 ALL = "all"  # name of the only class of images that have none
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+_CLASS_NAMES = "class_names"  # array of an .npz: the name of every class from id 0 on
 _ARRAYS = {"images": ("labels", "NHWC"), "arr_0": ("arr_1", "NHWC"), "x": ("y", "NCHW")}  # images: labels, layout
 _AT_ONCE = 1024  # images in the host's memory
 
@@ -50,6 +55,8 @@ class ImageFiles:
       channels: 1 or 3.
       labels: integers ``[N]``, class ids; every class has an image.
       class_names: one name a class.
+      class_ids: the id of each class, where the files have ids; they may have gaps. None for folders.
+      named: whether the class names are more than the ids as text.
     """
 
     preprocessing = ""
@@ -64,10 +71,13 @@ class ImageFiles:
         channels: int,
         labels: np.ndarray,
         class_names: Sequence[str],
+        class_ids: Sequence[int] | None = None,
+        named: bool = True,
     ) -> None:
         self.name, self._read = name, read
         self.resolution, self.channels = resolution, channels
         self.class_names = tuple(class_names)
+        self.class_ids, self.named = None if class_ids is None else tuple(map(int, class_ids)), named
         self.num_classes = len(self.class_names)
         self.labels = np.asarray(labels, np.int32)
         self.class_counts = np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
@@ -118,7 +128,8 @@ class ImageFiles:
             images = self._read(indices)
             return np.stack([convert(image[..., 0] if self.channels == 1 else image) for image in images])
 
-        return ImageFiles(self.name, read, self.resolution, channels, self.labels, self.class_names)
+        classes = (self.labels, self.class_names, self.class_ids, self.named)
+        return ImageFiles(self.name, read, self.resolution, channels, *classes)
 
 
 def read_image_files(path: str | os.PathLike) -> ImageFiles:
@@ -132,7 +143,7 @@ def read_image_files(path: str | os.PathLike) -> ImageFiles:
 
     Returns:
       The images, class by class for folders, in the order of the file for ``.npz``. Images without classes are of the
-      one class "all"; labels of an ``.npz`` become class names, such as "3".
+      one class "all"; where an ``.npz`` has labels and no ``class_names``, classes are called by their ids, such as "3".
 
     Raises:
       UserError: there is no such thing; it holds no images, or images of several sizes; a file cannot be read.
@@ -149,6 +160,10 @@ def read_image_files(path: str | os.PathLike) -> ImageFiles:
 
 def _from_folder(folder: Path) -> ImageFiles:
     files, folders = _list(folder)
+    arrays = sorted(path for path in folder.glob("*.npz") if wanted(path.name))
+    if arrays and not folders:  # pictures beside them are likely to be grids of many images
+        meant = "; if you mean the images beside them, move the arrays elsewhere" if files else ""
+        raise UserError(f"{folder} holds arrays of images; give one of their files, for example {arrays[0]}{meant}.")
     if files and folders:
         raise UserError(
             f"{folder} holds images beside folders ({files[0].name} and {folders[0].name}); give a folder of images, "
@@ -162,15 +177,7 @@ def _from_folder(folder: Path) -> ImageFiles:
     elif files:
         classes = {ALL: files}
     else:
-        arrays = sorted(path.name for path in folder.glob("*.npz"))
-        raise UserError(
-            f"{folder} holds no images ({', '.join(_SUFFIXES)})"
-            + (
-                f", but arrays; give one of them, for example {folder / arrays[0]}."
-                if arrays
-                else "; give another folder."
-            )
-        )
+        raise UserError(f"{folder} holds no images ({', '.join(_SUFFIXES)}); give another folder.")
     paths = [path for images in classes.values() for path in images]
     labels = np.repeat(np.arange(len(classes)), [len(images) for images in classes.values()])
     (width, height), grey = _size_and_colours(folder, paths)
@@ -249,6 +256,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _from_npz(path: Path) -> ImageFiles:
+    _check_archive(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             key = next((key for key in _ARRAYS if key in file.files), None)
@@ -261,12 +269,18 @@ def _from_npz(path: Path) -> ImageFiles:
             labelled, layout = _ARRAYS[key]
             images = file[key]
             labels = file[labelled] if labelled in file.files else None
+            all_names = file[_CLASS_NAMES] if labels is not None and _CLASS_NAMES in file.files else None
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} cannot be read ({first_line(error)}); it is damaged or no .npz, so write it again."
-        ) from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if "pickle" in str(error):
+            raise UserError(
+                f"{path} holds Python objects, which are not read; save numpy arrays of uint8 images, integer labels and "
+                "str class_names."
+            ) from None
+        raise UserError(f"{path} cannot be read ({first_line(error)}); it is damaged, so write it again.") from None
+    if not isinstance(images, np.ndarray):
+        raise UserError(f"{path} has a file {key} that is no numpy array; write it with numpy.savez.")
     if images.dtype != np.uint8:
         raise UserError(f"The images of {path} are {images.dtype}; save them as uint8 from 0 to 255.")
     if layout == "NCHW" and images.ndim == 4:
@@ -279,16 +293,42 @@ def _from_npz(path: Path) -> ImageFiles:
     if not len(images):
         raise UserError(f"{path} holds no images; give another file.")
     _check_square(str(path), *images.shape[1:3])
-    ids, names = np.zeros(len(images), np.int32), (ALL,)
+    classes = (np.zeros(len(images), np.int32), (ALL,))
     if labels is not None:
         if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
             raise UserError(
                 f"{path} has {len(images)} images, but {labelled} is {labels.dtype} of shape {list(labels.shape)}; save "
                 "one class id from 0 for each image."
             )
-        values, ids = np.unique(labels, return_inverse=True)
-        names = tuple(str(value) for value in values)
-    return ImageFiles(path.name, lambda indices: images[indices], images.shape[1], images.shape[3], ids, names)
+        ids, numbers = np.unique(labels, return_inverse=True)
+        names = [str(c) for c in ids] if all_names is None else _names_of(path, ids, all_names)
+        classes = (numbers, names, ids, all_names is not None)
+    return ImageFiles(path.name, lambda indices: images[indices], images.shape[1], images.shape[3], *classes)
+
+
+def _check_archive(path: Path) -> None:
+    """Looks whether a file is what its name says, before numpy guesses what else it may be."""
+    if zipfile.is_zipfile(path):
+        return
+    try:
+        with path.open("rb") as file:
+            head = file.read(24)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}); make it readable.") from None
+    if head.startswith(b"PK"):
+        raise UserError(f"{path} is damaged or cut off, its end is missing; copy or write it again.")
+    begins = f"it begins with {head.decode('latin-1')!a}" if head else "it is empty"
+    raise UserError(f"{path} is no .npz ({begins}); give a file that numpy.savez wrote.")
+
+
+def _names_of(path: Path, ids: np.ndarray, all_names: np.ndarray) -> list[str]:
+    if not isinstance(all_names, np.ndarray) or all_names.dtype.kind != "U" or all_names.ndim != 1:
+        raise UserError(f"The {_CLASS_NAMES} of {path} are no list of strings; save numpy.array(names, str).")
+    if len(all_names) <= ids.max():
+        raise UserError(
+            f"{path} has {len(all_names)} {_CLASS_NAMES}, but class id {ids.max()}; save the name of every class from id 0 on."
+        )
+    return [str(all_names[c]) for c in ids]
 
 
 def _check_square(name: str, height: int, width: int) -> None:
@@ -347,19 +387,23 @@ class Matched(NamedTuple):
     note: str
 
 
-def match_classes(images: ImageFiles, class_names: Sequence[str]) -> Matched:
-    """Finds the classes of generated images among those of the reference.
+def match_classes(images: ImageFiles, reference: ImageSource) -> Matched:
+    """Finds the classes of generated images among those of the reference. Not every class needs generated images.
 
-    They are the classes of the same names (numbers may have leading zeros). Else, numbers are class ids, unless the
-    reference's classes are called by numbers too, which then are other ones. Not every class needs generated images.
+    Class folders, and an ``.npz`` with ``class_names``, are of the classes of the same names (numbers may have leading
+    zeros). If no name of the reference is among them, folders that are called by numbers are class ids, unless the
+    reference's classes are called by numbers too. Labels of another ``.npz`` are class ids: of a data set, or of a folder
+    whose classes are numbered as they are sorted, the places in the order of classes; of an ``.npz`` its own ids.
 
     Args:
       images: the generated images.
-      class_names: the reference's.
+      reference: the real ones.
+
+    Raises:
+      UserError: both have classes, and one of the images' is not among the reference's, which is named.
     """
-    sides = [
-        name for name, names in (("images", images.class_names), ("reference", class_names)) if tuple(names) == (ALL,)
-    ]
+    known = tuple(reference.class_names)
+    sides = [name for name, names in (("images", images.class_names), ("reference", known)) if names == (ALL,)]
     if sides:
         have = (
             "Neither the images nor the reference have"
@@ -367,28 +411,80 @@ def match_classes(images: ImageFiles, class_names: Sequence[str]) -> Matched:
             else f"The {sides[0]} of this evaluation have no"
         )
         return Matched(None, f"{have} classes, so everything is compared as one class.")
-    ids = _class_ids(images.class_names, class_names)
-    if ids is None:
-        return Matched(
-            None,
-            f"The classes of the images ({_some(images.class_names)}) are not among those of the reference "
-            f"({_some(class_names)}), so everything is compared as one class.",
+    classes = _matched(images, reference, known)
+    taken: dict[int, str] = {}
+    for name, c in zip(images.class_names, classes, strict=True):
+        if c in taken:
+            raise UserError(
+                f"The classes {taken[c]!r} and {name!r} of the images are one class of the reference, {known[c]!r}; put "
+                "them together, or name them as there."
+            )
+        taken[c] = name
+    missing = len(known) - len(classes)
+    note = f"There are no generated images of {missing} of {len(known)} classes." if missing else ""
+    return Matched(np.array(classes, np.int32)[images.labels], note)
+
+
+def _matched(images: ImageFiles, reference: ImageSource, known: Sequence[str]) -> list[int]:
+    """The reference's class for each class of the images."""
+    names = images.class_names
+    if images.class_ids is None:
+        if all(map(_is_number, names)) and not all(map(_is_number, known)) and not set(names) & set(known):
+            return _by_id([int(name) for name in names], {c: c for c in range(len(known))})
+        return _by_name(names, known)
+    if not images.named or not getattr(reference, "named", True):
+        return _by_id(images.class_ids, _ids_of(reference, known))
+    if all(c < len(known) and known[c] == name for c, name in zip(images.class_ids, names, strict=True)):
+        return list(images.class_ids)  # numbered alike, so that classes of one name are told apart
+    return _by_name(names, known)
+
+
+def _ids_of(reference: ImageSource, known: Sequence[str]) -> dict[int, int]:
+    """Class id → the reference's class."""
+    if (ids := getattr(reference, "class_ids", None)) is not None:
+        return {c: place for place, c in enumerate(ids)}
+    if isinstance(reference, ImageFiles) and all(map(_is_number, known)) and [*map(int, known)] != [*range(len(known))]:
+        raise UserError(
+            f"The class folders of the reference are called by numbers ({_some(known)}) that are not 0 to "
+            f"{len(known) - 1}, so it is not clear which class ids of the images they are; save {_CLASS_NAMES} in the "
+            ".npz of the images, or give them as class folders too."
         )
-    missing = len(class_names) - len(ids)
-    note = f"There are no generated images of {missing} of {len(class_names)} classes." if missing else ""
-    return Matched(np.array(ids, np.int32)[images.labels], note)
+    return {c: c for c in range(len(known))}
 
 
-def _class_ids(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
-    places = {name: c for c, name in enumerate(known)}
-    if not all(name in places for name in names):
-        if not all(map(_is_number, names)):
-            return None
-        names = [int(name) for name in names]
-        numbered = all(map(_is_number, known))
-        places = {int(name) if numbered else c: c for c, name in enumerate(known)}
-    ids = [places.get(name) for name in names]
-    return None if None in ids or len(set(ids)) < len(ids) else ids
+def _by_id(ids: Sequence[int], places: Mapping[int, int]) -> list[int]:
+    for c in ids:
+        if c not in places:
+            raise UserError(
+                f"The images have the class id {c}, but the reference's are {min(places)} to {max(places)}"
+                f"{'' if len(places) > max(places) - min(places) else ' with gaps'}; number the classes as there, or name them "
+                f"(class folders, or {_CLASS_NAMES} in an .npz)."
+            )
+    return [places[c] for c in ids]
+
+
+def _by_name(names: Sequence[str], known: Sequence[str]) -> list[int]:
+    numbers = all(map(_is_number, names)) and all(map(_is_number, known))
+    places: dict[str | int, list[int]] = {}
+    for c, name in enumerate(known):
+        places.setdefault(int(name) if numbers else name, []).append(c)
+    found = []
+    for name in names:
+        candidates = places.get(int(name) if numbers else name, ())
+        if not candidates:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise UserError(
+                f"The images have a class {name!r}, which is none of the {len(known)} of the reference (the nearest is "
+                f"{nearest!r}); name the classes as there, or leave the images' out (a flat folder, an .npz without labels) "
+                "to compare everything as one class."
+            )
+        if len(candidates) > 1:
+            raise UserError(
+                f"The reference has {len(candidates)} classes called {name!r}, which cannot be told apart by name; give the "
+                "images as an .npz with labels, numbered as the reference's classes."
+            )
+        found.append(candidates[0])
+    return found
 
 
 def _some(names: Sequence[str]) -> str:
@@ -401,16 +497,18 @@ class FileFakes(HostFakes):
     Args:
       images: the images.
       labels: the class of each, integers ``[n]``.
-      batch_size: images that each device takes at once.
-
-    Attributes:
-      size: of an image, (H, W, C).
+      size: images that each device takes in a call of a program.
+      ahead: calls under way at once.
     """
 
-    def __init__(self, images: ImageFiles, labels: np.ndarray, batch_size: int = 64) -> None:
+    def __init__(self, images: ImageFiles, labels: np.ndarray, size: int = 64, ahead: int = 2) -> None:
         order = np.argsort(labels, kind="stable")
-        super().__init__(lambda _, indices: (images.take(order[indices])["image"], None), batch_size)
-        self.size = (images.resolution, images.resolution, images.channels)
+        super().__init__(
+            lambda _, indices: (images.take(order[indices])["image"], None),
+            size,
+            ahead,
+            image_size=(images.resolution, images.resolution, images.channels),
+        )
 
     def looked_at(self, look: Look, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         """See `Fakes`. A class may be larger than the memory: some images are read at a time."""

@@ -33,6 +33,8 @@ class Memorisation:
         class_auth_pct: percentage of authentic fakes within the class, of the fakes for which it is defined: those of
             classes with two training images or more; None if there is no such fake, or without labels.
         held_out_distances: of each held-out real image to its nearest training image, [n_held_out], or None.
+        class_held_out_distances: as ``held_out_distances`` within the class, NaN where it has no training image; None
+            without labels.
     """
 
     indices: np.ndarray
@@ -44,33 +46,24 @@ class Memorisation:
     class_train_distances: np.ndarray | None
     class_auth_pct: float | None
     held_out_distances: np.ndarray | None
+    class_held_out_distances: np.ndarray | None = None
 
     def summary(self) -> dict[str, Any]:
         """What belongs into a result file, as plain numbers; None for what is not defined.
 
         ``{"overall": {"auth_pct", "n_train", "n_fake", "n_held_out", "fake_to_train", "held_out_to_train",
-        "share_nearer_than_held_out"}, "within_class": {"auth_pct", "n_train", "n_fake", "fake_to_train"}}``, the distances
-        as ``{"median", "quantiles": {"0.01": ...}}``. ``share_nearer_than_held_out`` is the fraction of fakes that are nearer
+        "share_nearer_than_held_out"}, "within_class": the same}``, the distances as ``{"median", "quantiles":
+        {"0.01": ...}}``. ``share_nearer_than_held_out`` is the fraction of fakes that are nearer
         to a training image than all but one in a hundred held-out images are: about .01 for a generator that does not
         copy, more for one that does. Without labels there is no ``within_class``.
         """
-        fake, held_out = self.distances[:, 0], self.held_out_distances
-        counts = {"n_train": self.n_train, "n_fake": len(fake)}
-        said: dict[str, Any] = {
-            "overall": {
-                "auth_pct": self.auth_pct,
-                **counts,
-                "n_held_out": None if held_out is None else len(held_out),
-                "fake_to_train": _distribution(fake),
-                "held_out_to_train": _distribution(held_out),
-                "share_nearer_than_held_out": None
-                if held_out is None
-                else float((fake < np.quantile(held_out, 0.01)).mean()),
-            }
+        counts = {"n_train": self.n_train, "n_fake": len(self.distances)}
+        said = {
+            "overall": {"auth_pct": self.auth_pct, **counts, **_beside(self.distances[:, 0], self.held_out_distances)}
         }
         if self.class_distances is not None:
-            within = _distribution(self.class_distances[:, 0])
-            said["within_class"] = {"auth_pct": self.class_auth_pct, **counts, "fake_to_train": within}
+            within = _beside(self.class_distances[:, 0], self.class_held_out_distances)
+            said["within_class"] = {"auth_pct": self.class_auth_pct, **counts, **within}
         return said
 
     @property
@@ -86,6 +79,7 @@ def memorisation(
     held_out: np.ndarray | None = None,
     train_labels: np.ndarray | None = None,
     fake_labels: np.ndarray | None = None,
+    held_out_labels: np.ndarray | None = None,
     k: int = 5,
 ) -> Memorisation:
     """Compares fakes, and held-out real images if there are any, with the training images.
@@ -99,6 +93,7 @@ def memorisation(
         held_out: [n_held_out, d] of real images that it was not trained on.
         train_labels: class ids [n_train], with ``fake_labels`` for the neighbours within the class.
         fake_labels: class ids [n_fake].
+        held_out_labels: class ids [n_held_out], with ``train_labels``.
         k: nearest training images of each fake, 1 <= k <= n_train; a class may have fewer.
 
     Raises:
@@ -124,6 +119,8 @@ def memorisation(
     distances, indices = nearest(queries=fake, keys=train, k=k)
     own = nearest(queries=train, keys=train, k=1, exclude_self=True)[0][:, 0] if len(train) > 1 else None
     within = _within_classes(train, fake, train_labels, fake_labels, k)
+    if held_out is not None and held_out_labels is not None and train_labels is not None:
+        within["class_held_out_distances"] = _nearest_of_class(sets["held-out"], held_out_labels, train, train_labels)
     return Memorisation(
         indices=indices,
         distances=distances,
@@ -165,13 +162,35 @@ def _within_classes(
     return dict(zip(names, (indices, distances, own, percentage), strict=True))
 
 
+def _nearest_of_class(queries: np.ndarray, labels: np.ndarray, keys: np.ndarray, key_labels: np.ndarray) -> np.ndarray:
+    """Distance of each query to the nearest key of its class, NaN where there is none."""
+    labels, key_labels = np.asarray(labels), np.asarray(key_labels)
+    found = np.full(len(queries), np.nan)
+    for label in np.intersect1d(labels, key_labels):
+        mine = np.flatnonzero(labels == label)
+        found[mine] = nearest(queries=queries[mine], keys=keys[key_labels == label], k=1)[0][:, 0]
+    return found
+
+
 def _auth_pct(distances: np.ndarray, reach: np.ndarray) -> float:
     return 100.0 * float((distances > reach).mean())
 
 
-def _distribution(x: np.ndarray | None) -> dict[str, Any] | None:
-    """Of the values that are not NaN; None if there is none."""
-    x = np.empty(0) if x is None else x[~np.isnan(x)]
+def _beside(fake: np.ndarray, held_out: np.ndarray | None) -> dict[str, Any]:
+    """Distances of fakes and of held-out images to training images, as ``summary`` has them; NaN do not count."""
+    fake = fake[~np.isnan(fake)]
+    held_out = np.empty(0) if held_out is None else held_out[~np.isnan(held_out)]
+    nearer = float((fake < np.quantile(held_out, 0.01)).mean()) if len(held_out) and len(fake) else None
+    return {
+        "n_held_out": len(held_out) or None,
+        "fake_to_train": _distribution(fake),
+        "held_out_to_train": _distribution(held_out),
+        "share_nearer_than_held_out": nearer,
+    }
+
+
+def _distribution(x: np.ndarray) -> dict[str, Any] | None:
+    """Median and quantiles; None if there is no value."""
     if not len(x):
         return None
     return {"median": float(np.median(x)), "quantiles": {str(q): float(np.quantile(x, q)) for q in QUANTILES}}

@@ -2,80 +2,94 @@
 
 import hashlib
 import json
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import grain
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from noisytwins_jax.data.source import ImageSource, read_images
+from noisytwins_jax.metrics.bar import images_bar
 from noisytwins_jax.metrics.extractor import FeatureExtractor
-from noisytwins_jax.metrics.features import Embedder, Features
+from noisytwins_jax.metrics.features import Embedder
 from noisytwins_jax.metrics.parts import in_parts
 from noisytwins_jax.together import shared_rows
 
-_VERSION = 1  # of what is kept
-_PART = 4096  # images
-_AT_ONCE = 1024  # images in the host's memory
+_PART = 4096  # images between two savings
+_AT_ONCE = 256  # images that are read together
+_CODE = ("classifier", "clip", "dinov2", "extractor", "features", "inception", "real_features", "resize", "vit")
+
+
+class RealFeatures(NamedTuple):
+    """What an extractor says of the images of a source."""
+
+    features: np.ndarray  # float32 [n, d]
+    logits: np.ndarray  # float32 [n, k], k = 0 where there are none
+    digests: np.ndarray  # uint8 [n, 16]: equal images have equal ones
 
 
 def real_features(
     source: ImageSource,
     extractor: FeatureExtractor,
     cache: Path | None = None,
-    batch_size: int = 64,
+    rows: int = 64,
+    ahead: int = 2,
     logits: bool = True,
-) -> Features:
-    """Features and logits of all images of `source`, on the first process; empty ones on the others.
+) -> RealFeatures:
+    """Features, logits and digests of all images of `source`, on the first process; empty ones on the others.
 
-    What is kept is named after the content of the images, the weights, the preprocessing, the kind of device and this
-    function's version; a killed computation goes on with the next part.
+    What is kept is named after the content of the images, the weights, the preprocessing, `rows`, the kind of device and
+    the code; a killed computation goes on with the next part.
 
     Args:
       source: the images.
       extractor: the network.
       cache: folder beside the runs; None to keep nothing.
-      batch_size: images that each device takes at once.
+      rows: images that each device takes in a call of a program, see `Embedder`.
+      ahead: calls under way at once.
       logits: whether they are wanted too.
     """
-    embedder = Embedder({"": extractor}, batch_size)
     parts = [np.arange(start, min(start + _PART, len(source))) for start in range(0, len(source), _PART)]
-    folder = None if cache is None else cache / "features" / _name(source, extractor, logits)
-    with tqdm(
-        total=len(source), desc=f"Real images, {extractor.name}", unit="img", delay=2, **_often(), disable=_silent()
-    ) as bar:
+    folder = None if cache is None else cache / "features" / _name(source, extractor, rows, logits)
+    embedders: list[Embedder] = []  # one, once there is something to do
+    first = jax.process_index() == 0
+    with images_bar(f"Real images, {extractor.name}", len(source)) as bar:
 
-        def embed(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        def embed(chosen: np.ndarray) -> tuple[np.ndarray, ...]:
             seen = []
-            for start in range(0, len(rows), _AT_ONCE):
-                images = read_images(source, rows[start : start + _AT_ONCE])["image"]
-                seen.append(embedder.of_images(images)[""][: 2 if logits else 1])
+            for images in _read_ahead(source, chosen):
+                features, scores = embedders[0].of_images(images)[""]
+                digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+                digests = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
+                seen.append((features, scores if logits else scores[:, :0], digests))
                 bar.update(len(images) * jax.process_count())
             return tuple(np.concatenate(arrays) for arrays in zip(*seen, strict=True))
 
         def compute(number: int) -> dict[str, np.ndarray]:
+            if not embedders:
+                embedders.append(Embedder({"": extractor}, rows, ahead))
             part = parts[number]
-            arrays = shared_rows(lambda rows: embed(part[rows]), len(part))
-            return dict(zip(("features", "logits"), arrays, strict=False))
+            arrays = shared_rows(lambda chosen: embed(part[chosen]), len(part))
+            return dict(zip(RealFeatures._fields, arrays, strict=True)) if first else {}
 
         found = list(in_parts(folder, len(parts), compute))
-    if jax.process_index() > 0:
-        return Features(np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))
-    arrays = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-    return Features(arrays["features"], arrays.get("logits", np.zeros((len(source), 0), np.float32)))
+    if not first:
+        return RealFeatures(np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32), np.zeros((0, 16), np.uint8))
+    return RealFeatures(*(np.concatenate([part[name] for part in found]) for name in RealFeatures._fields))
 
 
-def _name(source: ImageSource, extractor: FeatureExtractor, logits: bool) -> str:
-    facts = [source.fingerprint, extractor.sha256, extractor.description, jax.default_backend(), logits, _VERSION]
+def _read_ahead(source: ImageSource, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Images in order, some at a time; the next are read while these are looked at."""
+    some = [rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
+    images = grain.MapDataset.source(some).map(lambda part: read_images(source, part)["image"])
+    return iter(images.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)))
+
+
+def _name(source: ImageSource, extractor: FeatureExtractor, rows: int, logits: bool) -> str:
+    facts = [source.fingerprint, extractor.sha256, extractor.description, rows, logits]
+    facts += [jax.devices()[0].device_kind, jax.__version__]
+    facts += [Path(__file__).with_name(f"{module}.py").read_text() for module in _CODE]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
     return f"{extractor.name}-{digest[:16]}"
-
-
-def _silent() -> bool:
-    return jax.process_index() > 0
-
-
-def _often() -> dict[str, float]:
-    """Where output is not a terminal, a bar is a line now and then."""
-    return {"mininterval": 0.1, "dynamic_ncols": True} if sys.stderr.isatty() else {"mininterval": 30.0}

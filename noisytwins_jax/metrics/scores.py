@@ -28,13 +28,13 @@ def class_scores(real: Arrays, fake: Arrays, headline: str, k: int, inclusive: b
     within = neighbour_scores(real[headline], fake[headline], k, inclusive) if enough else {}
     return {
         **{CLASSWISE[kind]: frechet_distance(real[kind], fake[kind]) if count and made else None for kind in real},
-        "degenerate": count < 2,
+        "degenerate": min(count, made) < 2,
         **{name: within.get(name) for name in NEIGHBOURS},
     }
 
 
 def pooled_scores(
-    real: Arrays, fake: Arrays, logits: np.ndarray, headline: str, k: int, protocol: Protocol
+    real: Arrays, fake: Arrays, logits: np.ndarray, *, headline: str, k: int, protocol: Protocol
 ) -> dict[str, Any]:
     """All numbers of all classes together.
 
@@ -61,6 +61,14 @@ def pooled_scores(
     return scores | neighbour_scores(real[headline], fake[headline], k, protocol.inclusive)
 
 
+def real_score(logits: np.ndarray, protocol: Protocol) -> dict[str, Any]:
+    """The Inception Score of real images, from the headline's logits ``[n, c]``; nothing if it cannot be had."""
+    if not logits.shape[1] or len(logits) < protocol.splits:
+        return {}
+    score, deviation = inception_score(logits, splits=protocol.splits, shuffle_seed=protocol.shuffle_seed)
+    return {"inception_score": score, "inception_score_std": deviation}
+
+
 def neighbour_scores(real: np.ndarray, fake: np.ndarray, k: int, inclusive: bool = False) -> dict[str, float]:
     """Precision, recall, density and coverage."""
     with warnings.catch_warnings():  # a collapsed class shows in the values; no need to say so once for each class
@@ -77,7 +85,10 @@ def real_floor(
     inclusive: bool,
     seed: int,
 ) -> dict[str, Any]:
-    """The same metrics, one random half of every class's real images against the other (classes of four or more)."""
+    """The same metrics, one random half of every class's real images against the other.
+
+    Pooled are classes of two images or more; the others' single images are left out. Classes by themselves need four.
+    """
     rng = np.random.default_rng(seed)
     halves, rows = ([], []), {}
     for c in np.unique(labels):

@@ -22,7 +22,9 @@ class Settings:
       class_noise: whether class embeddings are perturbed (NoisyTwins evaluates without), recorded.
       truncation_psi: of the generated images, recorded.
       reference_split: what the reference is of the data set, recorded.
-      batch_size: images that each device takes at once; it changes memory and speed, not the result.
+      rows: images that each device takes in a call of a program. Not a matter of taste: another number changes the
+        last bits of features.
+      ahead: calls under way at once; it changes memory and speed, not the result.
     """
 
     protocol: Protocol = PROTOCOLS["embedded"]
@@ -34,7 +36,8 @@ class Settings:
     class_noise: bool = False
     truncation_psi: float = 1.0
     reference_split: str = "reference"
-    batch_size: int = 64
+    rows: int = 64
+    ahead: int = 2
 
     @property
     def k(self) -> int:

@@ -48,6 +48,44 @@ def test_numbers_are_grouped_into_panels():
     assert figure_image(figure).width > 600
 
 
+def test_evaluations_have_panels_of_their_own():
+    drawn = ("fid", "fid_clip", "fd_dinov2", "ifid", "ifid_clip", "tail_ifid", "precision", "recall", "tail_recall")
+    others = ("ifid_std", "ifid_median", "ifid_classes_used", "kid", "kid_std", "density", "w_ratio", "head_ifid",
+              "medium_recall", "tail_w_ratio", "inception_score", "class_recall", "cmmd")  # fmt: skip
+    measured = {f"evaluation/{name}": i for i, name in enumerate((*drawn, "class_accuracy", *others))}
+    records = [{"step": 1, "kimg": 0.5, "w_ratio": 0.25, "loss/d": 1.0}, {"step": 2, "kimg": 1.0} | measured]
+    figure = training_curves(records)
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
+    assert list(panels) == [
+        "W variance within classes / total",
+        "Losses",
+        "Evaluation: FID and iFID",
+        "Evaluation: FID_CLIP and iFID_CLIP",
+        "Evaluation: FD_DINOv2",
+        "Evaluation: precision and recall",
+        "Evaluation: class accuracy",
+    ]
+    shown = {heading: [line.get_label() for line in axes.get_lines()] for heading, axes in panels.items()}
+    assert shown["Evaluation: FID and iFID"] == ["FID", "iFID", "tail iFID"]
+    assert shown["Evaluation: precision and recall"] == ["precision", "recall", "tail recall"]
+    assert shown["W variance within classes / total"] == ["w_ratio"]
+    values = [axes.get_lines()[0].get_xydata().tolist() for axes in list(panels.values())[2:]]
+    assert values == [[[1.0, y]] for y in (0, 1, 2, 6, 9)]
+    with pytest.raises(UserError, match="no training curves"):
+        training_curves([{"step": 1, "evaluation/kid": 1.0}])
+
+
+def test_legends_lie_below_the_axes_and_curves_differ():
+    names = [f"loss/part_{i}" for i in range(9)]
+    figure = training_curves([{"step": s, "logits/real": 1.0, **dict.fromkeys(names, 1.0)} for s in (0, 1)])
+    figure.draw_without_rendering()
+    logits, losses = figure.axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in losses.get_lines()}) == 9
+    for axes in (logits, losses):
+        legend, low = axes.get_legend().get_window_extent(), axes.xaxis.get_tightbbox().y0
+        assert legend.y1 <= low and legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y0 >= 0
+
+
 def test_steps_are_the_axis_where_kimg_is_missing_and_nulls_are_gaps():
     figure = training_curves([{"step": 1, "loss": 1.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 2.0}])
     (line,) = figure.axes[0].get_lines()

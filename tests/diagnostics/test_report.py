@@ -96,7 +96,7 @@ def test_report_holds_everything_and_requests_nothing(tmp_path):
     assert len(page.pictures()) == 4  # and the per-class chart
     assert page.row("FID") == ["FID\N{NO-BREAK SPACE}↓", "12.3", "0.500"]
     assert page.row("Recall") == ["Recall\N{NO-BREAK SPACE}↑", "0.250", "n/a"]
-    assert page.row("Tail recall")[1] == "n/a"
+    assert not [row for row in page.rows if row[0].startswith("Tail recall")]  # None, and real against real has none
     assert page.row("tail")[:3] == ["tail", "1", "7.50"]
     assert page.row("a<b")[:2] == ["a<b", "9"]
     assert page.row("step") == ["step", "1234.5"]
@@ -229,19 +229,21 @@ def test_report_shows_every_part_that_was_measured(tmp_path):
     result = full_evaluation()
     page = Page(write_report(tmp_path / "r.html", title="t", config_text="", evaluation=result).read_text("utf-8"))
     rows = {row[0].split("\N{NO-BREAK SPACE}")[0]: row[1:] for row in page.rows}
-    assert rows["FID_CLIP"] == ["3.25", "0.500"] and rows["Tail iFID_CLIP"][0] == "n/a"
+    assert rows["FID_CLIP"] == ["3.25", "0.500"] and "Tail iFID_CLIP" not in rows
     assert rows["KID"] == ["0.0021\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.0004", "n/a"]
     assert rows["Inception Score"] == ["8.25\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.125", "9.50"]
     assert rows["AuthPct"][0] == "81.2" and rows["CMMD"][0] == "0.750" and rows["FD_DINOv2"][0] == "140.0"
     headlines = ["FID", "FID_CLIP", "KID", "Recall", "AuthPct"]
     assert [name for name in rows if name in headlines] == headlines
-    assert rows["Group"] == ["Classes", "iFID", "FID_CLIP, pooled", "iFID_CLIP", "Recall"]
-    assert rows["tail"] == ["1", "7.50", "6.75", "n/a", "n/a"] and rows["head"] == ["1"] + 4 * ["n/a"]
+    assert rows["Group"] == ["Classes", "iFID", "FID_CLIP, pooled"]
+    assert rows["tail"] == ["1", "7.50", "6.75"] and rows["head"] == ["1"] + 2 * ["n/a"]
     assert rows["Class"] == ["Training images", "iFID", "iFID_CLIP", "Recall", "Coverage"]
     assert rows["rare"] == ["2", "7.50", "4.50", "n/a", "0.625"]
     assert rows["Truncation"] == ["FID", "Inception Score", "Precision", "Recall", "Generated images"]
     assert rows["ψ = 0.5"] == ["30.0", "9.00", "0.750", "0.125", "900"] and "best FID" in page.text
-    assert rows["All training images"] == ["81.2", "5.50", "n/a", "n/a", "11", "900"]
+    assert rows["Training images"] == ["AuthPct", "Generated, median"] and rows["All"] == ["81.2", "5.50"]
+    assert "Distances to the nearest of 11 training images, from 900 generated ones" in page.text
+    assert "does not reach the Inception Score of the real images, 9.25: its own are from 8.25 to 9." in page.text
     assert len(page.pictures()) == 3  # classes, truncation and distances
     for said in ("noisytwins", "a" * 64, "b" * 64, "torch bicubic", "center-lanczos", "valid", "900", "1008 with bias",
                  "splits: 10, shuffled, 2020", "100 subsets of 1000", "distance < radius", "balanced",
@@ -257,6 +259,88 @@ def test_words_explain_only_what_is_there(tmp_path):
     assert "FID and iFID" in page.text
     for absent in ("CLIP", "DINOv2", "KID", "AuthPct", "Truncation", "Memorisation", "Inception Score"):
         assert absent not in page.text
+
+
+def read(path):
+    return Page(path.read_text("utf-8"))
+
+
+def words_on(page, name):
+    """The explanation under "How to read this page"."""
+    return page.text.split("How to read this page")[1].split(name)[1].split("Precision and recall")[0]
+
+
+@pytest.mark.parametrize(("headline", "imagenet"), [("inception", True), ("classifier", False), (None, False)])
+def test_the_inception_score_is_explained_by_the_network_it_comes_from(tmp_path, headline, imagenet):
+    result = full_evaluation()
+    result["protocol"]["headline_extractor"] = headline
+    reports = [
+        write_report(tmp_path / "r.html", title="t", config_text="", evaluation=result),
+        write_comparison(tmp_path / "c.html", {"run": {"evaluation": result}}),
+    ]
+    for path in reports:
+        words = words_on(read(path), "Inception Score")
+        assert ("one of ImageNet's classes" in words) == imagenet and ("data set's own classifier" in words) != imagenet
+
+
+def test_numbers_that_are_none_everywhere_are_left_out(tmp_path):
+    result = evaluation()
+    result["metrics"] |= {"class_accuracy": None, "w_ratio": None, "tail_class_accuracy": None, "tail_w_ratio": None}
+    result["metrics"] |= {"tail_precision": 0.5}
+    for row in result["per_class"]:
+        row |= {"class_accuracy": None, "w_ratio": None, "precision": 0.25}
+    page = read(write_report(tmp_path / "r.html", title="t", config_text="", evaluation=result))
+    for absent in ("Class accuracy", "W ratio", "Pictures of W"):
+        assert absent not in page.text
+    assert page.row("Group") == ["Group", "Classes", "iFID", "Precision"] and page.row("FID")
+    assert page.row("Class") == ["Class", "Training images", "iFID", "Precision", "Recall"]
+
+
+def test_memorisation_is_compared_with_held_out_images_within_the_class_too(tmp_path):
+    result = full_evaluation()
+    far = {"median": 6.5, "quantiles": {"0.01": 2.0, "0.25": 5.0, "0.75": 8.0, "0.99": 9.5}}
+    whole = result["memorisation"]["overall"] | {"n_held_out": 597, "held_out_to_train": far}
+    whole["share_nearer_than_held_out"] = 0.125
+    within = whole | {"auth_pct": None, "share_nearer_than_held_out": 0.0625}
+    result["memorisation"] = {"overall": whole | {"auth_pct": None}, "within_class": within}
+    page = read(write_report(tmp_path / "r.html", title="t", config_text="", evaluation=result))
+    assert page.row("Training images") == ["Training images", "Generated, median", "Held-out, median", "Near copies"]
+    assert page.row("All") == ["All", "5.50", "6.50", "0.125"]
+    assert page.row("Same class") == ["Same class", "5.50", "6.50", "0.062"]
+    assert "of 11 training images, from 900 generated ones and 597 held-out real ones" in page.text
+    assert max(len(cell) for cell in page.row("Training images")) <= 20  # it has to fit the page
+
+
+def classless(**protocol):
+    """Images from files without classes."""
+    result = full_evaluation()
+    del result["truncation"]
+    result["protocol"] |= {"classes": False, "weights": "files", "truncation_psi": None, "class_groups": {}} | protocol
+    for key in ("ifid", "ifid_clip", "tail_ifid", "w_ratio"):
+        result["metrics"][key] = None
+    result["per_class"] = [{"class": 0, "name": "all", "n_train": 11, "n_real": 1797, "ifid": None, "recall": None}]
+    result["memorisation"]["within_class"] = result["memorisation"]["overall"]
+    return result
+
+
+def test_images_without_classes(tmp_path):
+    page = read(write_report(tmp_path / "r.html", title="t", config_text="", evaluation=classless(headline="pooled")))
+    assert "1800 generated images, without classes, against 1797 real ones" in page.text
+    assert "Note: pooled." in page.text
+    for absent in ("per class", "of each", "Head to tail", "Same class", "balanced", "iFID "):
+        assert absent not in page.text
+    assert page.row("FID")[1] == "12.3" and len(page.pictures()) == 1  # distances to all training images
+
+
+@pytest.mark.parametrize("names", [("run", "files"), ("files", "run")])
+def test_a_run_beside_images_without_classes(tmp_path, names):
+    results = {"run": full_evaluation(), "files": classless(n_fake_per_class=1800)}
+    results["run"]["protocol"]["weights"] = "ema"
+    page = read(write_comparison(tmp_path / "c.html", {name: {"evaluation": results[name]} for name in names}))
+    assert page.row("iFID")[1 + names.index("files")] == "n/a" and page.row("iFID")[1 + names.index("run")] == "2.00"
+    assert "Protocol noisytwins: 500 generated images per class" in page.text and "images from files" in page.text
+    assert "different classes" not in page.text and "Every class, head to tail" in page.text
+    assert page.row("Tail iFID")[1 + names.index("run")] == "7.50" and "Generator weights" not in page.text
 
 
 def test_comparison_of_nothing(tmp_path):

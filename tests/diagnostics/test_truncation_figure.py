@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from noisytwins_jax.diagnostics.truncation_figure import truncation_figure
+from noisytwins_jax.diagnostics.truncation_figure import truncation_figure, unreached_score
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.figures import figure_image
 
@@ -30,6 +30,35 @@ def test_curves_run_over_psi_and_operating_points_are_marked():
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["IS of real images (30)", "best FID (ψ = 1)", "highest IS (ψ = 0.5)"]
     assert figure_image(figure).width > 600
+
+
+def test_operating_points_at_one_psi_all_show():
+    same = point(1.0)
+    figure = truncation_figure(
+        sweep(operating_points=dict.fromkeys(("best_fid", "real_inception_score", "max_inception_score"), same))
+    )
+    best, real, highest = figure.axes[1].get_lines()[1:]
+    assert best.get_xydata().tolist() == real.get_xydata().tolist() == highest.get_xydata().tolist()
+    assert best.get_markerfacecolor() != "none"
+    assert real.get_markerfacecolor() == highest.get_markerfacecolor() == "none"  # what is inside shows
+    sizes = [line.get_markersize() for line in (best, real, highest)]
+    assert sizes[0] <= sizes[1] < sizes[2]
+
+
+def test_a_score_that_no_truncation_reaches_is_said():
+    said = unreached_score(sweep(real_inception_score=60.0))
+    assert "60" in said and "from 20 to 35" in said
+    reached = sweep()
+    reached["operating_points"]["real_inception_score"] = reached["points"][1]
+    for nothing in (
+        reached,
+        sweep(real_inception_score=None),
+        {},
+        {"real_inception_score": 3.0, "points": [{"psi": 1}]},
+    ):
+        assert unreached_score(nothing) == ""
+    far = truncation_figure(sweep(real_inception_score=500.0)).axes[0]  # would squeeze the sweep to a line
+    assert far.get_xlim()[1] < 50
 
 
 def test_written_values_of_psi_do_not_overlap():

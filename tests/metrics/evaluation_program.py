@@ -68,7 +68,7 @@ def main(scratch: str, batch_size: int, stop_after: int, network: str) -> None:
     workdir = Path(scratch)
     workdir.mkdir(parents=True, exist_ok=True)
     result = evaluate.evaluate_variables(config, variables, splits, workdir)
-    left = sorted(path.name for path in workdir.rglob("part_*"))  # of the evaluation itself
+    left = sorted(path.name for path in workdir.rglob("part_*"))
     print(json.dumps({"result": result, "written": len(written), "left": left, "devices": jax.device_count()}))
 
 

@@ -3,5 +3,5 @@
 from noisytwins_jax.metrics.features import Embedder, Features
 
 
-def features_of(extractor, images, batch_size=256) -> Features:
-    return Embedder({"it": extractor}, batch_size).of_images(images)["it"]
+def features_of(extractor, images, size=256) -> Features:
+    return Embedder({"it": extractor}, size).of_images(images)["it"]

@@ -11,6 +11,7 @@ from noisytwins_jax.metrics.evaluation import evaluate_generator
 from noisytwins_jax.metrics.features import HostFakes
 from noisytwins_jax.metrics.frechet import frechet_distance
 from noisytwins_jax.metrics.neighbours import neighbour_metrics
+from noisytwins_jax.metrics.parts import Scratch
 from noisytwins_jax.metrics.settings import Settings
 
 GROUPS = {"head": np.arange(3), "medium": np.arange(3, 7), "tail": np.arange(7, 10)}
@@ -120,7 +121,20 @@ def test_every_global_index_is_generated_once(evaluate, digits, monkeypatch):
 
     evaluate(generate)
     assert seen == [(i // N, i) for i in range(10 * N)]
-    assert sizes == [5 * N, 4 * N, N]
+    assert sizes == [5 * N, 5 * N]
+
+
+def test_classes_that_are_divided_among_parts_come_out_the_same(results, evaluate, digits, monkeypatch, tmp_path):
+    monkeypatch.setattr(generated, "_PART", 25)
+    monkeypatch.setattr(generated, "_WHOLE", 30)
+    again = evaluate(real_images, train_counts=digits.train.class_counts, scratch=Scratch(tmp_path), identity="it")
+    assert again == results["real_images"]
+    pooled = {"settings": {"pooled_images": 95}, "train_counts": digits.train.class_counts}
+    fewer = evaluate(real_images, **pooled)
+    monkeypatch.undo()
+    assert evaluate(real_images, **pooled) == fewer
+    assert fewer["protocol"]["n_fake_pooled"] == 95 and fewer["per_class"][0]["n_fake"] == N
+    assert fewer["metrics"]["ifid"] == again["metrics"]["ifid"] and fewer["metrics"]["fid"] != again["metrics"]["fid"]
 
 
 def test_small_classes_are_named_left_out_or_flagged(evaluate, digits):

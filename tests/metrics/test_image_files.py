@@ -1,3 +1,5 @@
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -112,8 +114,6 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "holds no images" in refused(empty)
-    np.savez(empty / "step9.npz", images=GREY)
-    assert "step9.npz" in refused(empty)
     damaged = write_folder(tmp_path / "damaged", GREY)
     data = (damaged / "003.png").read_bytes()
     (damaged / "003.png").write_bytes(b"no image")
@@ -121,6 +121,40 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     (damaged / "003.png").write_bytes(data[: len(data) // 2])  # its header is whole
     with pytest.raises(UserError, match=r"003\.png cannot be read as an image"):
         read_image_files(damaged).take(np.arange(12))
+
+
+def test_arrays_in_a_folder_are_named_first(tmp_path):
+    np.savez(tmp_path / "step9.npz", images=GREY)
+    assert f"holds arrays of images; give one of their files, for example {tmp_path}/step9.npz." in refused(tmp_path)
+    Image.new("L", (16, 12)).save(tmp_path / "step9.png")  # a grid, as --mode=sample writes it
+    assert f"for example {tmp_path}/step9.npz; if you mean the images beside them" in refused(tmp_path)
+    (tmp_path / "step9.png").unlink()
+    write_folder(tmp_path, GREY, LABELS)
+    assert read_image_files(tmp_path).num_classes == 3  # statistics of a data set, say
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html lang='en'>", "it begins with '<!DOCTYPE html><html lan'"),
+        (b"", "it is empty"),
+        (b"\x93NUMPY\x01\x00v\x00", r"it begins with '\x93NUMPY"),
+        (b"PK\x03\x04 and no end", "cut off"),
+    ],
+)
+def test_what_is_only_called_npz_is_refused(tmp_path, content, message):
+    (tmp_path / "a.npz").write_bytes(content)
+    said = refused(tmp_path / "a.npz")
+    assert message in said and "pickle" not in said
+
+
+def test_other_archives_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.array([None]))
+    said = refused(tmp_path / "a.npz")
+    assert "holds Python objects" in said and "pickle" not in said
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images", b"no array")
+    assert "no numpy array" in refused(tmp_path / "a.npz")
 
 
 def test_folders_of_another_layout_are_refused(tmp_path):
@@ -158,19 +192,38 @@ def test_images_of_several_sizes_are_refused(tmp_path):
         ({"images": GREY, "labels": LABELS[:11]}, r"labels is int64 of shape \[11\]"),
         ({"images": GREY, "labels": LABELS - 1}, "class id from 0"),
         ({"arr_0": GREY, "arr_1": LABELS / 2}, "arr_1 is float64"),
-        ({"images": np.array([None])}, "cannot be read"),
+        ({"images": GREY, "labels": LABELS, "class_names": np.array(["a", "b"])}, "2 class_names, but class id 2"),
+        ({"images": GREY, "labels": LABELS, "class_names": np.array([b"a", b"b", b"c"])}, "no list of strings"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(UserError, match=message):
         read_image_files(tmp_path / "a.npz")
-    (tmp_path / "a.npz").write_bytes(b"no zip")
-    assert "cannot be read" in refused(tmp_path / "a.npz")
 
 
-def _files(*names):
-    return image_files.ImageFiles("images", None, 8, 1, np.arange(len(names)), names)
+def test_names_of_labels(tmp_path):
+    names = np.array([f"bird {c}" for c in range(13)])
+    np.savez(tmp_path / "a.npz", images=COLOUR, labels=np.array([7, 0, 12] * 4), class_names=names)
+    found = read_image_files(tmp_path / "a.npz")
+    assert found.class_names == ("bird 0", "bird 7", "bird 12") and found.class_ids == (0, 7, 12) and found.named
+    grey = found.converted(1)
+    assert grey.class_ids == (0, 7, 12) and grey.named
+    np.savez(tmp_path / "b.npz", images=COLOUR, labels=np.array([7, 0, 12] * 4))
+    unnamed = read_image_files(tmp_path / "b.npz")
+    assert unnamed.class_ids == (0, 7, 12) and not unnamed.named and not unnamed.converted(1).named
+
+
+def _files(*names, ids=None, named=True):
+    return image_files.ImageFiles("images", None, 8, 1, np.arange(len(names)), names, ids, named)
+
+
+def _unnamed(*ids):
+    return _files(*map(str, ids), ids=ids, named=False)
+
+
+def _data_set(*names):
+    return ArraySource(np.zeros((len(names), 8, 8, 1), np.uint8), np.arange(len(names)), names, "data")
 
 
 @pytest.mark.parametrize(
@@ -181,19 +234,63 @@ def _files(*names):
         (("0", "1"), ("cat", "dog"), [0, 1]),
         (("1",), ("cat", "dog"), [1]),
         (("0", "1"), ("000", "001"), [0, 1]),
-        (("0", "1"), ("1", "2"), None),  # could be ids or not
-        (("0", "2"), ("cat", "dog"), None),
-        (("cat", "cow"), ("cat", "dog"), None),
+        (("0", "2"), ("0", "1", "2"), [0, 2]),
+        (("cat",), ("cat", "dog"), [0]),
         ((ALL,), ("cat", "dog"), None),
         (("cat", "dog"), (ALL,), None),
         ((ALL,), (ALL,), None),
     ],
 )
-def test_classes_are_matched(names, known, ids):
-    labels, note = match_classes(_files(*names), known)
-    assert ids is labels is None or labels.tolist() == ids
-    assert (note == "") == (ids is not None and len(ids) == len(known))
-    assert ("one class" in note) == (ids is None)
+def test_class_folders_are_matched(names, known, ids):
+    for reference in (_data_set(*known), _files(*known)):
+        labels, note = match_classes(_files(*names), reference)
+        assert ids is labels is None or labels.tolist() == ids
+        assert (note == "") == (ids is not None and len(ids) == len(known))
+        assert ("one class" in note) == (ids is None)
+
+
+FLOWERS = tuple(str(c) for c in range(1, 103))
+
+
+@pytest.mark.parametrize(
+    ("images", "reference", "ids"),
+    [
+        (_unnamed(1, 5), _data_set(*FLOWERS), [1, 5]),  # ids, though there are classes called so
+        (_unnamed(0, 1), _data_set("cat", "dog"), [0, 1]),
+        (_files("2", "6", ids=(1, 5)), _data_set(*FLOWERS), [1, 5]),
+        (_files("dog", "cat", ids=(0, 1)), _data_set("cat", "dog"), [1, 0]),
+        (_files("crane", "crane", ids=(1, 2)), _data_set("crab", "crane", "crane"), [1, 2]),  # as in ImageNet
+        (_unnamed(0, 7), _unnamed(0, 3, 7), [0, 2]),
+        (_files("cat", "dog", ids=(0, 7)), _unnamed(0, 3, 7), [0, 2]),
+        (_files("3", "7"), _unnamed(0, 3, 7), [1, 2]),
+        (_files("dog", "cat", ids=(0, 7)), _files("cat", "cow", "dog", ids=(1, 3, 9)), [2, 0]),
+        (_unnamed(0, 1), _files("cat", "dog"), [0, 1]),
+        (_unnamed(0, 2), _files("0", "1", "2"), [0, 2]),
+    ],
+)
+def test_labels_are_ids(images, reference, ids):
+    assert match_classes(images, reference).labels.tolist() == ids
+
+
+@pytest.mark.parametrize(
+    ("images", "reference", "message"),
+    [
+        (_files("cat", "bird"), _data_set("cat", "birds"), "'bird', which is none of the 2 .* nearest is 'birds'"),
+        (_files("cat", "dog"), _files("cat"), "a class 'dog'"),
+        (_files("0", "1"), _data_set("1", "2"), "a class '0'"),  # could be ids or not
+        (_files("0", "2"), _data_set("cat", "dog"), "class id 2, but the reference's are 0 to 1;"),
+        (_files("1", "01"), _data_set("1", "2"), "'1' and '01' of the images are one class"),
+        (_files("crane"), _data_set("crane", "crane"), "2 classes called 'crane'"),
+        (_unnamed(0, 102), _data_set(*FLOWERS), "class id 102, but the reference's are 0 to 101;"),
+        (_unnamed(1), _unnamed(0, 3), "class id 1, but the reference's are 0 to 3 with gaps"),
+        (_unnamed(1, 2), _files("1", "2"), "not clear which class ids"),
+        (_files("1", ids=(0,)), _data_set("cat", "dog"), "a class '1'"),  # a name, and no id
+    ],
+)
+def test_classes_that_do_not_match_are_refused(images, reference, message):
+    with pytest.raises(UserError, match=message) as error:
+        match_classes(images, reference)
+    assert str(error.value)[-1] == "."
 
 
 def test_source_without_its_classes():
@@ -211,8 +308,8 @@ def test_fakes_are_sorted_by_class_and_read_some_at_a_time(tmp_path, monkeypatch
     images = read_image_files(tmp_path / "a.npz")
     sizes, read = [], images._read
     images._read = lambda indices: sizes.append(len(indices)) or read(indices)
-    fakes = FileFakes(images, images.labels, batch_size=2)
-    assert fakes.size == (8, 8, 3)
+    fakes = FileFakes(images, images.labels, size=2)
+    assert fakes.image_size == (8, 8, 3)
     labels = np.repeat([0, 1, 2], 4)
     seen, w = fakes.looked_at(lambda x: (x[:, :, :, 0],), labels, np.arange(12))
     order = [1, 4, 7, 10, 2, 5, 8, 11, 0, 3, 6, 9]

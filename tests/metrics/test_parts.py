@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from noisytwins_jax.metrics.parts import in_parts, remove_parts
+from noisytwins_jax.metrics.parts import Scratch, in_parts
 
 
 def squares(made):
@@ -49,11 +49,37 @@ def test_a_damaged_part_is_made_again(tmp_path, damage):
     assert made == [1]
 
 
-def test_what_is_finished_and_what_was_abandoned_is_removed(tmp_path):
-    for name in ("done", "abandoned", "other"):
-        list(in_parts(tmp_path / name, 1, squares([])))
+def test_something_is_called_between_parts_that_are_computed(tmp_path):
+    kept = []
+    list(in_parts(tmp_path, 2, squares([]), lambda: kept.append(len(list(tmp_path.iterdir())))))
+    assert kept == [1, 2]
+    list(in_parts(tmp_path, 2, squares([]), lambda: pytest.fail("nothing was computed")))
+
+
+def test_a_result_takes_the_place_of_its_parts(tmp_path):
+    scratch = Scratch(tmp_path / "scratch")
+    assert scratch.open("it") is None
+    list(in_parts(scratch.folder("images"), 2, squares([])))
+    scratch.finish({"fid": 1.5, "name": "π"})
+    assert [path.name for path in (tmp_path / "scratch" / "it").iterdir()] == ["result.npz"]
+    again = Scratch(tmp_path / "scratch")
+    assert again.open("it") == {"fid": 1.5, "name": "π"} and again.open("another") is None
+    again.remove_finished()
+    assert not (tmp_path / "scratch").exists()
+    again.remove_finished()
+
+
+def test_what_is_under_way_stays_and_what_was_abandoned_goes(tmp_path):
+    for name in ("abandoned", "other"):
+        list(in_parts(tmp_path / name / "images", 1, squares([])))
     long_ago = time.time() - 2 * 24 * 3600
-    os.utime(tmp_path / "abandoned" / "part_00000.npz", (long_ago, long_ago))
-    remove_parts(tmp_path / "done")
+    os.utime(tmp_path / "abandoned" / "images" / "part_00000.npz", (long_ago, long_ago))
+    Scratch(tmp_path).remove_finished()
     assert [path.name for path in tmp_path.iterdir()] == ["other"]  # somebody may be at work on it
-    remove_parts(None)
+
+
+def test_without_a_directory_nothing_is_kept():
+    scratch = Scratch()
+    assert scratch.open("it") is None and scratch.folder("images") is None
+    scratch.finish({})
+    scratch.remove_finished()

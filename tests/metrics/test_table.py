@@ -7,6 +7,7 @@ from noisytwins_jax.metrics.table import (
     check_one_protocol,
     format_means,
     format_table,
+    headline_line,
     protocol_differences,
     protocol_line,
     same_groups,
@@ -189,6 +190,69 @@ def test_groups_of_different_classes_are_left_out():
     text = format_table(runs)
     assert "tail iFID" not in text and "tail recall" not in text and "different classes" in text
     assert "iFID" in text
+
+
+def files(**changed):
+    """Images from files: of their generator nothing is known."""
+    return run(**{"weights": "files", "truncation_psi": None, "class_noise": None} | changed)
+
+
+def test_what_nobody_knows_of_images_from_files_is_no_difference():
+    strong = run(truncation_psi=0.7, class_noise=True, weights="live")
+    for runs in ({"a": strong, "b": files()}, {"b": files(), "a": strong}, {"b": files(), "c": files(), "a": run()}):
+        check_one_protocol(runs)
+        assert "images from files are not known" in format_table(runs)
+    assert "not known" not in format_table({"b": files(), "c": files()})
+    for entry, value in {"truncation_psi": 0.5, "k": 3, "labels": "as in the files"}.items():
+        with pytest.raises(UserError, match=f"a and b .*{entry}"):
+            check_one_protocol({"a": strong, "b": files(**{entry: value})})
+    with pytest.raises(UserError, match=r"a and c .*truncation_psi: 0.7 and 1.0"):  # files between them hide nothing
+        check_one_protocol({"a": run(truncation_psi=0.7), "b": files(), "c": run()})
+
+
+def test_without_classes_only_what_is_pooled_must_be_alike():
+    pooled = files(classes=False, n_fake_per_class=5000, class_groups={}, labels="as in the files")
+    pooled["metrics"] = {"fid": 1.25, "recall": 0.5, "ifid": None, "tail_ifid": None}
+    pooled["floor"] = {"fid": 0.125, "ifid": 0.25}
+    for runs in ({"a": run(), "b": pooled}, {"b": pooled, "a": run() | {"floor": {"fid": 0.375}}}):
+        text = format_table(runs)
+        assert "tail iFID" in text and "different classes" not in text and "500 generated images per class" in text
+        (row,) = [line for line in text.splitlines() if line.startswith("b ")]
+        assert row.split()[1:4] == ["1.25", "-", "-"]
+    assert "0.38" in text and "0.12" not in text  # the run's floor goes before
+    alone = format_table({"b": pooled})
+    assert "iFID" not in alone and "per class" not in alone and "tail" not in alone
+    assert "5000 generated images, without classes, against 1000 real ones" in alone
+    with pytest.raises(UserError, match="n_fake_pooled: 5000 and 4000"):
+        check_one_protocol({"a": run(), "b": pooled | {"protocol": pooled["protocol"] | {"n_fake_pooled": 4000}}})
+
+
+def test_labels_of_files_are_never_per_class():
+    line = protocol_line(files(labels="as in the files"))
+    assert "5000 generated images, labels as in the files, against" in line and "per class" not in line
+
+
+def test_columns_without_a_number_are_left_out():
+    lacking = METRICS | {"w_ratio": None, "class_accuracy": None}
+    for text in (format_table({"a": run(metrics=lacking)}), format_means({"a": 2 * [run(metrics=lacking)]})):
+        assert "W ratio" not in text and "class accuracy" not in text and "tail recall" in text
+    both = format_table({"a": run(metrics=lacking), "b": run()})
+    assert "W ratio" in both and both.splitlines()[2].split()[-2:] == ["-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "metrics", "line"),
+    [
+        ({"n_fake_pooled": 50000}, {"fid": 22.16, "recall": 0.0712}, "FID 22.2, recall 0.071 (protocol noisytwins, 50000 images)"),
+        ({"headline_extractor": "clip"}, {"fid_clip": 3.257, "fid": 9.0, "recall": 0.5}, "FID_CLIP 3.26, recall 0.500 (protocol noisytwins, 5000 images)"),
+        ({"headline_extractor": "dinov2", "n_fake_pooled": None}, {"fd_dinov2": 140.26}, "FD_DINOv2 140.3 (protocol noisytwins, 5000 images)"),
+        ({"name": "embedded", "headline_extractor": "classifier"}, {"fid": 0.0, "recall": None}, "FID 0.000 (protocol embedded, 5000 images)"),
+        ({}, {"fid": None}, "no headline numbers (protocol noisytwins, 5000 images)"),
+    ],
+)  # fmt: skip
+def test_the_headline_in_one_line(protocol, metrics, line):
+    assert headline_line(run(PROTOCOL | protocol, metrics)) == line
+    assert headline_line({}) == "no headline numbers (protocol embedded, ? images)"
 
 
 def test_undefined_numbers_are_dashes():

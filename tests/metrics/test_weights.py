@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -5,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,9 +16,10 @@ import torch_files
 
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics import clip, dinov2, inception, weights
-from noisytwins_jax.metrics.weights import Network, convert, find_network, load_network, recognise
+from noisytwins_jax.metrics.weights import Network, check, convert, find_network, load_network, recognise
 from noisytwins_jax.metrics.weights_file import weights_sha256
 
+PUBLIC = tuple(weights.NETWORKS)
 SMALL = {"width": 64, "layers": 2, "heads": 1, "mlp_width": 256}
 
 
@@ -26,8 +29,10 @@ def small_networks(monkeypatch, tmp_path):
     config = dataclasses.replace(clip.CONFIGS["clip-vit-b32"], image_size=64, projection_dim=48, **SMALL)
     monkeypatch.setitem(clip.CONFIGS, "clip-small", config)
     monkeypatch.setitem(dinov2.CONFIGS, "dinov2-small", dataclasses.replace(dinov2.CONFIGS["dinov2-vits14"], **SMALL))
-    monkeypatch.setitem(weights.NETWORKS, "clip-small", Network("a small CLIP", "small.pt", "0123456789abcdef"))
-    monkeypatch.setitem(weights.NETWORKS, "dinov2-small", Network("a small DINOv2", "small.pth"))
+    monkeypatch.setitem(
+        weights.NETWORKS, "clip-small", Network("a small CLIP", "https://a.org/small.pt", "0123456789abcdef")
+    )
+    monkeypatch.setitem(weights.NETWORKS, "dinov2-small", Network("a small DINOv2", "https://a.org/small.pth"))
     monkeypatch.setenv("NOISYTWINS_WEIGHTS", str(tmp_path / "weights"))
 
 
@@ -216,9 +221,24 @@ def test_public_file_is_known(tmp_path, monkeypatch):
     path = write(tmp_path / "small.pt", openai_state())
     assert "not the known public file small.pt, whose SHA-256 begins with 01234567" in convert(path)
     content = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(weights.NETWORKS, "clip-small", Network("a small CLIP", "small.pt", content))
+    monkeypatch.setitem(weights.NETWORKS, "clip-small", Network("a small CLIP", "https://a.org/small.pt", content))
     assert "the known public file small.pt" in convert(path, tmp_path / "other")
     assert "the known public file" in load_network("clip-small", tmp_path / "other")[1]["origin"]
+
+
+def test_addresses():
+    for network in PUBLIC:
+        what, address, sha256 = weights.NETWORKS[network]
+        assert address.startswith("https://") and " " not in address and what
+        assert weights.NETWORKS[network].public_file == address.split("/")[-1] != ""
+        if network.startswith("clip"):
+            assert address.split("/")[-2] == sha256 and len(sha256) == 64
+        elif network.startswith("dinov2"):
+            name = network.replace("-", "_")
+            assert address.endswith(f"/{name}/{name}_pretrain.pth")
+        else:
+            assert address.endswith(f"-{sha256}.pth")
+    assert len({weights.NETWORKS[network].address for network in PUBLIC}) == len(PUBLIC) == 7
 
 
 def test_known_hashes_are_whole():
@@ -338,7 +358,9 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_missing_and_damaged(tmp_path):
-    with pytest.raises(UserError, match=r"ViT-B-32\.pt.*weights convert --from=ViT-B-32.pt --to=some$") as caught:
+    with pytest.raises(
+        UserError, match=r"https://.*/ViT-B-32\.pt.*weights convert --from=ViT-B-32.pt --to=some$"
+    ) as caught:
         load_network("clip-vit-b32", "some")
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="did you mean 'clip-vit-b32'"):
@@ -369,6 +391,75 @@ def test_missing_and_damaged(tmp_path):
         load_network("clip-small")
 
 
+def test_all_missing_networks_are_said_at_once(tmp_path):
+    networks = ["clip-small", "dinov2-small", "inception", "inception"]
+    for there, missing in (("clip-small", ("dinov2-small", "inception")), ("dinov2-small", ("inception",))):
+        convert(write(tmp_path / "file.bin", {"clip-small": openai_state, "dinov2-small": dinov2_state}[there]()))
+        with pytest.raises(UserError) as caught:
+            check(networks)
+        message = str(caught.value)
+        for network, (what, address, _) in weights.NETWORKS.items():
+            assert message.count(f"{what} ({address})") == (network in missing), message
+        assert message.endswith("convert --from=FILE") and message.count("convert") == 1 and "\n" not in message
+        assert str(tmp_path / "weights") in message
+    check(["clip-small", "dinov2-small"])
+    check(["clip-small"], tmp_path / "weights")
+    check([])
+    with pytest.raises(UserError, match=r"--from=FILE --to='other place'$"):
+        check(["clip-small"], "other place")
+    with pytest.raises(UserError, match="did you mean 'clip-small'"):
+        check(["clip-smal"])
+
+
+@contextlib.contextmanager
+def permissions_hold():
+    """Also where the tests run as root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("closed", ["weights/clip-small.safetensors", "weights"])
+def test_files_that_may_not_be_read(closed, tmp_path, monkeypatch, capsys):
+    path = write(tmp_path / "small.pt", openai_state())
+    convert(path)
+    kept = find_network("clip-small").read_bytes()
+    # Relative to the working directory, whose parents are closed to others, too.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NOISYTWINS_WEIGHTS", "weights")
+    for open_to_all in (tmp_path, tmp_path / "weights"):
+        open_to_all.chmod(0o777)
+    os.chmod(closed, 0)
+    source = Path(path.name)
+    with permissions_hold():
+        for look in (find_network, load_network, lambda network: check([network]), lambda _: convert(source)):
+            with pytest.raises(UserError, match=r"clip-small\.safetensors cannot be read \(Permission denied\)"):
+                look("clip-small")
+        weights.main(["list"])
+    assert "cannot be read" in next(line for line in capsys.readouterr().out.splitlines() if "clip-small" in line)
+    os.chmod(closed, 0o700)
+    assert find_network("clip-small").read_bytes() == kept
+    source.chmod(0)
+    with permissions_hold(), pytest.raises(UserError, match=r"small\.pt cannot be read \(Permission denied\)"):
+        convert(source)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_written_with_the_permissions_of_any_new_file(umask, mode, tmp_path):
+    path = write(tmp_path / "small.pt", openai_state())
+    before = os.umask(umask)
+    try:
+        convert(path)
+    finally:
+        os.umask(before)
+    assert find_network("clip-small").stat().st_mode & 0o777 == mode
+
+
 def test_directories(tmp_path, monkeypatch):
     path = write(tmp_path / "small.pt", openai_state())
     convert(path)
@@ -388,12 +479,23 @@ def test_command(tmp_path, capsys):
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
     assert lines.keys() == weights.NETWORKS.keys()
     assert "small.pt, SHA-256" in lines["clip-small"] and "damaged" in lines["dinov2-small"]
-    assert lines["inception"].endswith("missing; convert pt_inception-2015-12-05-6726825d.pth")
+    assert lines["dinov2-small"].endswith("https://a.org/small.pth")
+    for network in PUBLIC:
+        assert "missing" in lines[network] and lines[network].endswith(weights.NETWORKS[network].address)
     for mistake in (["convert"], ["convert", "--from=missing.pt"], ["show"], []):
         with pytest.raises(SystemExit) as caught:
             weights.main(mistake)
         error = capsys.readouterr().err
         assert caught.value.code == 2 and error.startswith("Error: ") and error.count("\n") == 1
+
+
+def test_help_says_what_a_directory_is_for(capsys):
+    for command in ("convert", "list"):
+        with pytest.raises(SystemExit) as caught:
+            weights.main([command, "--help"])
+        assert caught.value.code == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert "the directory of converted files (default: $NOISYTWINS_WEIGHTS, or ~/.cache/noisytwins_jax" in text
 
 
 def test_module_runs_without_pytorch(tmp_path):

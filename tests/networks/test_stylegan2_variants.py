@@ -222,7 +222,7 @@ def test_path_length_of_utlo_is_differentiable():
 def test_sampler(name):
     """Images of either generator are those of its own parts, each w truncated."""
     generator, variables = (transitional()[0], at(1.0)) if name == "transitional" else utlo(8, 4)
-    images, w = Sampler(generator, variables, noise_mode="const", psi=PSI, batch_size=2)(np.arange(2), np.arange(2))
+    images, w = Sampler(generator, variables, noise_mode="const", psi=PSI, rows=2)(np.arange(2), np.arange(2))
     z = np.concatenate([_first_normal(index) for index in range(2)])
     w_avg = variables["buffers"]["mapping"]["w_avg"]
 
