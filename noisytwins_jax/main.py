@@ -88,6 +88,10 @@ def main(argv: list[str]) -> None:
             from noisytwins_jax.sharding import join_processes
 
             join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        elif _MODE.value == "evaluate":
+            from noisytwins_jax.sharding import use_all_cores
+
+            use_all_cores()
         _run(config, workdir)
     except TryAgainError as error:
         _fail(str(error), os.EX_TEMPFAIL)

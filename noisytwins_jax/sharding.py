@@ -2,6 +2,7 @@
 
 import collections
 import math
+import os
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from noisytwins_jax.errors import TryAgainError, UserError, first_line
 Array = jax.Array
 PyTree = Any
 JOIN_SECONDS = 300.0  # machines of a pod do not start at the same moment
+MOST_CPU_DEVICES = 32  # beyond, each has several cores
 SPLIT_FROM = 2**14  # elements: smaller arrays are not worth a message of their own
 
 
@@ -180,6 +182,18 @@ def split_axis(shape: tuple[int, ...], parts: int, split_from: int) -> int | Non
     if parts == 1 or math.prod(shape) < split_from or not axes:
         return None
     return max(axes, key=lambda axis: shape[axis])
+
+
+def use_all_cores() -> None:
+    """On CPUs, makes every core a device; to be called before anything that touches a device.
+
+    For programs of many independent rows: two devices of one core each make 1.25 times as many Inception features as one
+    device of two. The environment may say otherwise (``JAX_NUM_CPU_DEVICES``).
+    """
+    told = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", "")
+    if not told:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jax.config.update("jax_num_cpu_devices", min(cores, MOST_CPU_DEVICES))
 
 
 def join_processes(

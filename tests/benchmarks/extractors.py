@@ -17,6 +17,8 @@ import jax
 import numpy as np
 
 from noisytwins_jax.metrics import clip, inception
+from noisytwins_jax.metrics.features import Embedder
+from noisytwins_jax.sharding import use_all_cores
 
 _NETWORKS = ("inception", "clip-vit-b32", "clip-vit-l14")
 
@@ -25,14 +27,18 @@ def main() -> None:
     """Prints one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=_NETWORKS, default="inception")
-    parser.add_argument("--batch", type=int, default=0, help="images at once; by default 8 on CPUs, 64 elsewhere")
+    parser.add_argument(
+        "--batch", type=int, default=0, help="images on each device; by default 8 on CPUs, 64 elsewhere"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each, in turns; their median counts")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     args = parser.parse_args()
-    batch = args.batch or (8 if jax.default_backend() == "cpu" else 64)
+    use_all_cores()  # as --mode=evaluate does
+    rows = args.batch or (8 if jax.default_backend() == "cpu" else 64)
+    batch = rows * jax.local_device_count()
     state, size, run = _ours(args.network)
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-    programs: dict[str, Callable[[], np.ndarray]] = {"ours": run(images)}
+    programs: dict[str, Callable[[], np.ndarray]] = {"ours": run(images, rows)}
     with contextlib.suppress(ImportError):
         programs["pytorch"] = _torch(args.network, state, images)
     results = {name: program() for name, program in programs.items()}  # warm
@@ -62,11 +68,10 @@ def _ours(network: str) -> tuple[dict[str, np.ndarray], int, Callable]:
         state = _draw(clip.state_dict_shapes(config, "openai"))
         variables, config = clip.from_state_dict(state)
         extractor, size = clip.clip_extractor(variables, config, "0" * 64, "openai"), config.image_size
-    variables = jax.device_put(extractor.variables)
 
-    def run(images: np.ndarray) -> Callable[[], np.ndarray]:
-        on_device = jax.device_put(images)
-        return lambda: np.asarray(extractor.apply(variables, on_device)[0])
+    def run(images: np.ndarray, rows: int) -> Callable[[], np.ndarray]:
+        embedder = Embedder({"": extractor}, rows)
+        return lambda: embedder.of_images(images)[""].features
 
     return state, size, run
 
