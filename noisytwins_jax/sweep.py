@@ -27,6 +27,7 @@ from noisytwins_jax.diagnostics.grid import GridRun, is_number, write_grid
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.evaluate import EVALUATION_FILE, REPORT_FILE
 from noisytwins_jax.main import explain
+from noisytwins_jax.metrics.protocols import chosen_extractors
 from noisytwins_jax.processes import run_all
 from noisytwins_jax.workdir import CONFIG_FILE, read_config
 
@@ -57,8 +58,10 @@ class Run(NamedTuple):
             return None
         result, asked = json.loads(evaluation.read_text()), self.config.evaluation
         measured = [result["protocol"].get(name) for name in ("name", "n_fake_per_class", "k", "seed")]
-        if measured != [asked.protocol, asked.samples_per_class, asked.settings.k, asked.seed]:  # in another way since
-            return None
+        measured.append(list(result["protocol"].get("extractors") or {}))
+        chosen = list(chosen_extractors(asked.settings.protocol, asked.extractors))
+        if measured != [asked.protocol, asked.samples_per_class, asked.settings.k, asked.seed, chosen]:
+            return None  # evaluated in another way since
         return result if result["protocol"]["step"] >= self.config.total_steps else None
 
 

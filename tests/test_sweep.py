@@ -127,6 +127,7 @@ def finish_run(run: sweep.Run, ifid: float, step: int | None = None) -> None:
         "k": measured.settings.k,
         "seed": measured.seed,
     }
+    protocol["extractors"] = {"classifier": {}}
     protocol["step"] = run.config.total_steps if step is None else step
     (run.workdir / "evaluation.json").write_text(json.dumps({"protocol": protocol, "metrics": metrics}))
     (run.workdir / "report.html").write_text("<!doctype html>")

@@ -1,4 +1,6 @@
-"""Named ways of measuring: "FID" is a dozen numbers unless resizing, scaling, counts and neighbours are pinned.
+"""Named ways of measuring: "FID" is a dozen numbers unless resizing, scaling and formulas are pinned.
+
+Counts of images are the configuration's, and are recorded beside every number.
 
 | protocol | Inception sees | CLIP sees | DINOv2 sees | IS | neighbours | as in |
 |---|---|---|---|---|---|---|
