@@ -1,6 +1,7 @@
 """How a run's arrays lie over devices, and how its processes come together: the one place for the mesh of a run."""
 
 import collections
+import contextlib
 import math
 import os
 import socket
@@ -188,12 +189,14 @@ def use_all_cores() -> None:
     """On CPUs, makes every core a device; to be called before anything that touches a device.
 
     For programs of many independent rows: two devices of one core each make 1.25 times as many Inception features as one
-    device of two. The environment may say otherwise (``JAX_NUM_CPU_DEVICES``).
+    device of two. The environment may say otherwise (``JAX_NUM_CPU_DEVICES``), and where devices are known already this
+    does nothing.
     """
     told = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", "")
     if not told:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jax.config.update("jax_num_cpu_devices", min(cores, MOST_CPU_DEVICES))
+        with contextlib.suppress(RuntimeError):  # somebody has looked for devices already: they stay what they are
+            jax.config.update("jax_num_cpu_devices", min(cores, MOST_CPU_DEVICES))
 
 
 def join_processes(

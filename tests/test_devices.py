@@ -129,3 +129,18 @@ def test_split_axis(shape, axis):
 def test_fsdp_must_divide_the_devices():
     with pytest.raises(UserError, match=r"mesh\.fsdp=3 does not divide the 1 device\(s\) of the run; give one of 1\."):
         Layout(jax.devices()[:1], fsdp=3)
+
+
+@pytest.mark.parametrize(("told", "devices"), [({}, "cores"), ({"JAX_NUM_CPU_DEVICES": "3"}, 3)])
+def test_evaluation_takes_a_device_for_each_core(told, devices):
+    program = (
+        "import os, jax; from noisytwins_jax.sharding import use_all_cores, MOST_CPU_DEVICES; use_all_cores();"
+        "print(jax.device_count(), min(len(os.sched_getaffinity(0)), MOST_CPU_DEVICES)); use_all_cores()"
+    )
+    environment = tiny_run.environment(1)
+    del environment["JAX_NUM_CPU_DEVICES"]
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment | told, capture_output=True, text=True, timeout=120, check=True
+    )
+    counted, cores = map(int, result.stdout.split()[-2:])
+    assert counted == (cores if devices == "cores" else devices)
