@@ -146,9 +146,10 @@ def evaluate_generator(
     measured = [kind for kind in extractors if kind == headline or kind != CLASSIFIER]
     scratch = scratch or Scratch()
     optional = [reader is not None, train is not None and train.fingerprint, sorted(truncated or ())]
-    known = scratch.open(_digest(identity, reference, extractors, settings, counts, groups, optional))
-    if known is not None:
-        return known
+    recorded = [groups, None if train_counts is None else [int(n) for n in train_counts]]
+    finished = scratch.open(_digest(identity, reference, extractors, settings, counts, optional, recorded))
+    if finished is not None:
+        return finished
     look = functools.partial(real_features, cache=cache, rows=settings.rows, ahead=settings.ahead)
     seen = {kind: look(reference, extractors[kind], logits=kind == headline) for kind in measured}
     real = {kind: x.features for kind, x in seen.items()}
