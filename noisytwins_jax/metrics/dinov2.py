@@ -18,7 +18,7 @@ import numpy as np
 
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics.extractor import FeatureExtractor
-from noisytwins_jax.metrics.resize import resize, resize_uint8
+from noisytwins_jax.metrics.resize import resize, resize_matrix, resize_uint8
 from noisytwins_jax.metrics.vit import (
     Names,
     Preprocessing,
@@ -175,20 +175,7 @@ def _interpolated(positions: np.ndarray, size_in: int, size_out: int, offset: fl
     """Positions float32 ``[1 + size_in², d]``, the class token's first, for a grid of `size_out` patches a side."""
     if size_in == size_out:
         return positions
-    matrix = _bicubic_matrix(size_in, size_out, size_in / (size_out + offset))
+    matrix = resize_matrix(size_in, size_out, "torch_bicubic", size_in / (size_out + offset))
     grid = positions[1:].astype(np.float64).reshape(size_in, size_in, -1)
     grid = np.einsum("oh,pw,hwd->opd", matrix, matrix, grid, optimize=True)
     return np.concatenate([positions[:1], grid.reshape(size_out**2, -1)]).astype(np.float32)
-
-
-def _bicubic_matrix(size_in: int, size_out: int, scale: float) -> np.ndarray:
-    """``torch_bicubic`` of `metrics.resize`, ``[size_out, size_in]``, with old pixels a new one as an argument."""
-    position = (np.arange(size_out) + 0.5) * scale - 0.5
-    indices = np.floor(position).astype(np.int64)[:, None] + np.arange(-1, 3)
-    distance, a = np.abs(position[:, None] - indices), -0.75
-    near = ((a + 2.0) * distance - (a + 3.0)) * distance**2 + 1.0
-    far = (((distance - 5.0) * distance + 8.0) * distance - 4.0) * a
-    matrix = np.zeros((size_out, size_in))
-    rows = np.arange(size_out)[:, None]
-    np.add.at(matrix, (rows, indices.clip(0, size_in - 1)), np.where(distance <= 1.0, near, far))
-    return matrix

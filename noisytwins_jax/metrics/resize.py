@@ -103,13 +103,14 @@ def center_crop(images: Array, size: int) -> Array:
 
 
 @functools.lru_cache(maxsize=64)
-def resize_matrix(size_in: int, size_out: int, kind: str) -> np.ndarray:
+def resize_matrix(size_in: int, size_out: int, kind: str, scale: float | None = None) -> np.ndarray:
     """The weights of one side.
 
     Args:
       size_in: pixels that there are, at least 1.
       size_out: pixels to make, at least 1.
       kind: the filter, as in the module's docstring.
+      scale: old pixels a new one, where that is not ``size_in / size_out``; not for Pillow's filters.
 
     Returns:
       float64 ``[size_out, size_in]``, read-only; every row sums to 1.
@@ -121,18 +122,18 @@ def resize_matrix(size_in: int, size_out: int, kind: str) -> np.ndarray:
         raise UserError(f"There is no resizing {kind!r}; {did_you_mean(kind, KINDS)}")
     if size_in < 1 or size_out < 1:
         raise UserError(f"A side of {size_in} pixels cannot become one of {size_out}: both must have at least 1 pixel.")
-    indices, weights = _taps(size_in, size_out, kind)
+    indices, weights = _taps(size_in, size_out, kind, scale)
     matrix = np.zeros((size_out, size_in))
     np.add.at(matrix, (np.arange(size_out)[:, None], indices), weights)
     matrix.flags.writeable = False
     return matrix
 
 
-def _taps(size_in: int, size_out: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def _taps(size_in: int, size_out: int, kind: str, scale: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Which pixels each new one is made of: indices int64 and weights float64, both ``[size_out, taps]``."""
     if kind in _PILLOW_FILTERS:
         return _pillow_taps(size_in, size_out, kind)
-    scale = size_in / size_out
+    scale = scale or size_in / size_out
     if kind == "tf1_bilinear":
         position = np.arange(size_out) * scale
     else:
