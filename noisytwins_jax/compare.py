@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from noisytwins_jax.diagnostics.report import write_comparison
+from noisytwins_jax.diagnostics.comparison import write_comparison
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.evaluate import EVALUATION_FILE, SHEET_FILE, W_FILE
 from noisytwins_jax.logs import METRICS_FILE, read_metrics

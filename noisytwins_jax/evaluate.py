@@ -30,7 +30,8 @@ from noisytwins_jax.diagnostics.w_projection import w_projection_figure
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.logs import read_metrics
 from noisytwins_jax.metrics.classifier import classifier_extractor, load_or_train_classifier
-from noisytwins_jax.metrics.evaluation import check_request, evaluate_generator
+from noisytwins_jax.metrics.evaluation import evaluate_generator
+from noisytwins_jax.metrics.evaluation_protocol import check_request
 from noisytwins_jax.metrics.extractor import FeatureExtractor
 from noisytwins_jax.metrics.extractors import check_weights, load_extractor
 from noisytwins_jax.metrics.factor_reader import FactorReader, load_or_train_weights

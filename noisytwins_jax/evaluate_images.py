@@ -31,16 +31,11 @@ from noisytwins_jax.evaluate import (
     load_together,
     settings_of,
 )
+from noisytwins_jax.metrics.class_matching import Matched, match_classes
 from noisytwins_jax.metrics.evaluation import evaluate_generator
 from noisytwins_jax.metrics.extractor import FeatureExtractor
-from noisytwins_jax.metrics.image_files import (
-    FileFakes,
-    ImageFiles,
-    Matched,
-    OneClass,
-    match_classes,
-    read_image_files,
-)
+from noisytwins_jax.metrics.image_files import FileFakes, ImageFiles, OneClass
+from noisytwins_jax.metrics.image_reading import read_image_files
 from noisytwins_jax.metrics.parts import Scratch
 from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
 from noisytwins_jax.metrics.table import format_table
@@ -60,14 +55,14 @@ def evaluate_images(
 ) -> Path:
     """Compares images of files with a data set or with other files; writes ``evaluation.json`` and ``report.html``.
 
-    Classes are matched as `image_files.match_classes` says. Where a side has none, everything is compared as one class, and
-    the result has ``protocol["classes"]`` False, no rows in ``per_class`` and None for what is measured class by class.
-    The classifier of the data set is left out, with a note, where it cannot be had and is not the headline's extractor.
-    Killed, it goes on where it was when it is called with the same arguments.
+    Classes are matched as `class_matching.match_classes` says. Where a side has none, everything is compared as one
+    class, and the result has ``protocol["classes"]`` False, no rows in ``per_class`` and None for what is measured class
+    by class. The classifier of the data set is left out, with a note, where it cannot be had and is not the headline's
+    extractor. Killed, it goes on where it was when it is called with the same arguments.
 
     Args:
       config: its ``evaluation`` says how to measure; its ``data`` are the reference, unless one is given.
-      images: a folder or an ``.npz``, see `image_files`.
+      images: a folder or an ``.npz``, see `image_reading`.
       reference: the same for the images to compare with, which are not resized; None for the data of `config`.
       workdir: of this evaluation alone; features of the reference are kept in ``cache/`` beside it.
 

@@ -29,7 +29,7 @@ from noisytwins_jax.evaluate import (
 )
 from noisytwins_jax.logs import MetricsWriter, Progress
 from noisytwins_jax.metrics.scores import FRECHET
-from noisytwins_jax.metrics.table import headline_line
+from noisytwins_jax.metrics.table import distance_entries, headline_line
 from noisytwins_jax.metrics.w_space import w_ratio_probe
 from noisytwins_jax.profiling import Stopwatch, Tracer
 from noisytwins_jax.sharding import Layout
@@ -45,9 +45,6 @@ from noisytwins_jax.training.schedule import in_order
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep, class_table
 from noisytwins_jax.workdir import needing_space, open_workdir, write_config
-
-# Entries of a protocol that make distances incomparable where they differ.
-_COMPARED = ("name", "headline_extractor", "extractor_sha256", "reference_fingerprint", "n_fake_pooled", "seed")
 
 
 class TrainedRun(NamedTuple):
@@ -357,9 +354,7 @@ def evaluate_saved(
 
 def protocol_digest(evaluation: Mapping[str, Any]) -> str:
     """Hexadecimal SHA-256 of how an evaluation was made: distances with the same one compare."""
-    protocol = evaluation["protocol"]
-    entries = [[name, protocol.get(name)] for name in _COMPARED]
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*distance_entries(evaluation).items()]).encode()).hexdigest()
 
 
 def watched(

@@ -34,6 +34,10 @@ def weight(key: str, shape: list[int], kind: str, scale: float, shift: float, pr
     normal = np.asarray(np.random.RandomState(seed).standard_normal(tuple(shape)), np.float32)
     if kind == "normal":
         return (normal * np.float32(scale) + np.float32(shift)).astype(np.float32)
+    if kind == "abs":  # running variances
+        return (np.abs(normal) * np.float32(scale) + np.float32(shift)).astype(np.float32)
+    if kind == "unit":  # singular vectors
+        return normal / np.sqrt(np.square(normal, dtype=np.float64).sum()).astype(np.float32)
     fixed = {"fir": np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64, "zeros": np.zeros(shape), "ones": np.ones(shape)}
     return fixed[kind].astype(np.float32)
 

@@ -6,7 +6,7 @@ import pytest
 from noisytwins_jax import sample as sample_module
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.registry import load_splits
-from noisytwins_jax.metrics.image_files import read_image_files
+from noisytwins_jax.metrics.image_reading import read_image_files
 from noisytwins_jax.sample import sample
 
 

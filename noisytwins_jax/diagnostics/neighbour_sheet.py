@@ -1,26 +1,21 @@
 """A sheet of generated images, each beside the training images that are nearest to it."""
 
-import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from noisytwins_jax.diagnostics.sheets import (
-    BACKGROUND,
+from noisytwins_jax.diagnostics.sheet_frame import (
     FAINT,
     GAP,
-    INK,
-    MARGIN,
-    RULE,
-    _check,
-    _font,
-    _resize,
-    _wrap,
+    check_images,
     describe_scale,
     display_scale,
+    displayed,
+    displayed_size,
+    draw_frame,
+    font,
 )
 from noisytwins_jax.errors import UserError
 
@@ -57,7 +52,7 @@ def neighbour_sheet(
     Raises:
       UserError: images of another type, arrays of sizes that do not fit together, or no image at all.
     """
-    fakes, nearest, distances = _check(fakes, "fakes"), np.asarray(nearest), np.asarray(distances)
+    fakes, nearest, distances = check_images(fakes, "fakes"), np.asarray(nearest), np.asarray(distances)
     labels = [int(label) for label in labels]
     n, height, width, _ = fakes.shape
     if nearest.ndim != 5 or nearest.dtype != np.uint8 or nearest.shape[::2] != (n, height, fakes.shape[3]):
@@ -72,47 +67,26 @@ def neighbour_sheet(
             f"{list(fakes.shape)}, nearest {list(nearest.shape)}, distances {list(distances.shape)} and {len(labels)} labels."
         )
     order = sorted(range(n), key=lambda i: (-int(train_counts[labels[i]]), labels[i]))  # stable: as given in a class
-    names = [str(class_names[labels[i]]) for i in order]
-    counts = [f" · {(m := int(train_counts[labels[i]]))} image{'s' * (m != 1)}" for i in order]
-
     scale = display_scale(width)
-    cell_w, cell_h = max(1, round(width * scale)), max(1, round(height * scale))
-    pitch_w, pitch_h = max(cell_w, _NARROWEST) + GAP, cell_h + _LINE + GAP
-    bold, text, small, heading = _font(14, bold=True), _font(14), _font(12), _font(16, bold=True)
-    label_w = max(bold.getlength(name) + text.getlength(count) for name, count in zip(names, counts, strict=True))
-    left = MARGIN + math.ceil(label_w) + 16
-    titles = ("Generated", "Nearest training images")
-    first = left + max(cell_w, math.ceil(heading.getlength(titles[0]))) + 2 * MARGIN
-    right = max(first + k * pitch_w - GAP, first + math.ceil(heading.getlength(titles[1])))
-    order_said = ", head to tail by number of training images" if len(class_names) > 1 else ""
-    caption = _wrap(
-        f"A generated image a row{order_said}; right of it the training images nearest to it in feature space, with their "
-        "distances. " + describe_scale(height, width, scale),
-        text,
-        right - MARGIN,
+    cell_w, cell_h = displayed_size(width, height, scale)
+    pitch = max(cell_w, _NARROWEST) + GAP
+    head_to_tail = ", head to tail by number of training images" if len(class_names) > 1 else ""
+    frame = draw_frame(
+        rows=[(str(class_names[labels[i]]), int(train_counts[labels[i]])) for i in order],
+        titles=("Generated", "Nearest training images"),
+        widths=(cell_w, k * pitch - GAP),
+        height=cell_h,
+        below=_LINE,
+        caption=f"A generated image a row{head_to_tail}; right of it the training images nearest to it in feature space, "
+        "with their distances. " + describe_scale(height, width, scale),
     )
-    top = MARGIN + 30
-    bottom = top + n * pitch_h
-    sheet = Image.new("RGB", (right + MARGIN, bottom + 12 + 20 * len(caption) + MARGIN), BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    for x, title in zip((left, first), titles, strict=True):
-        draw.text((x, MARGIN - 4), title, fill=INK, font=heading)
-    draw.line([(first - MARGIN, MARGIN), (first - MARGIN, bottom - GAP)], fill=RULE, width=1)
-    for y, i, name, count in zip(range(top, bottom, pitch_h), order, names, counts, strict=True):
-        middle = y + cell_h / 2
-        draw.text((MARGIN, middle), name, fill=INK, font=bold, anchor="lm")
-        draw.text((MARGIN + bold.getlength(name), middle), count, fill=FAINT, font=text, anchor="lm")
-        sheet.paste(_resize(fakes[i], scale, smooth=True), (left, y))
+    for y, i in zip(frame.tops, order, strict=True):
+        frame.sheet.paste(displayed(fakes[i], scale), (frame.lefts[0], y))
         for j in np.flatnonzero(np.isfinite(distances[i])):
-            x = first + int(j) * pitch_w
-            sheet.paste(_resize(nearest[i, j], scale, smooth=True), (x, y))
-            draw.text((x, y + cell_h + 1), _three_digits(distances[i, j]), fill=FAINT, font=small)
-    for line, said in enumerate(caption):
-        draw.text((MARGIN, bottom + 12 + 20 * line), said, fill=FAINT, font=text)
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, format="PNG")
-    return sheet
+            x = frame.lefts[1] + int(j) * pitch
+            frame.sheet.paste(displayed(nearest[i, j], scale), (x, y))
+            frame.draw.text((x, y + cell_h + 1), _three_digits(distances[i, j]), fill=FAINT, font=font(12))
+    return frame.save(path)
 
 
 def _three_digits(value: float) -> str:

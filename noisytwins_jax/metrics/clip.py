@@ -12,19 +12,9 @@ import jax.numpy as jnp
 
 from noisytwins_jax.metrics.extractor import FeatureExtractor
 from noisytwins_jax.metrics.resize import resize, short_side_crop_uint8
-from noisytwins_jax.metrics.vit import (
-    Names,
-    Preprocessing,
-    Shapes,
-    State,
-    Variables,
-    VitConfig,
-    find_layout,
-    infer_config,
-    params_from_state,
-    state_shapes,
-    vit_extractor,
-)
+from noisytwins_jax.metrics.state_dict import Shapes, State
+from noisytwins_jax.metrics.vit import Preprocessing, Variables, VitConfig, vit_extractor
+from noisytwins_jax.metrics.vit_weights import Names, find_layout, infer_config, params_from_state, state_shapes
 
 Layout = Literal["openai", "huggingface"]
 
@@ -33,9 +23,8 @@ _DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 # OpenAI's weights have the quick GELU; those that others trained with the exact one have the same shapes.
 _FIXED: dict[str, Any] = {"epsilon": 1e-5, "activation": "quick_gelu", "input_norm": True, "patch_bias": False}
 
-CONFIGS = {  # OpenAI's, by the names of this project
+CONFIGS = {  # of OpenAI's those that are offered, by the names of this project
     "clip-vit-b32": VitConfig(224, 32, 768, 12, 12, 3072, projection_dim=512, **_FIXED),
-    "clip-vit-b16": VitConfig(224, 16, 768, 12, 12, 3072, projection_dim=512, **_FIXED),
     "clip-vit-l14": VitConfig(224, 14, 1024, 24, 16, 4096, projection_dim=768, **_FIXED),
     "clip-vit-l14-336": VitConfig(336, 14, 1024, 24, 16, 4096, projection_dim=768, **_FIXED),
 }
@@ -148,16 +137,16 @@ def clip_extractor(
     Raises:
       UserError: an unknown preprocessing; on `apply`, images of another type or shape.
     """
-    known = [name for name, public in CONFIGS.items() if public == config]
     return vit_extractor(
-        known[0] if known else f"clip-vit-{config.width}x{config.layers}-p{config.patch_size}",
-        "features: projected embedding, not normalised",
         variables,
         config,
         sha256,
         preprocessing,
-        PREPROCESSINGS,
-        _MEAN,
-        _DEVIATION,
         origin,
+        configs=CONFIGS,
+        other=f"clip-vit-{config.width}x{config.layers}-p{config.patch_size}",
+        features="features: projected embedding, not normalised",
+        preprocessings=PREPROCESSINGS,
+        mean=_MEAN,
+        deviation=_DEVIATION,
     )

@@ -19,19 +19,15 @@ import numpy as np
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics.extractor import FeatureExtractor
 from noisytwins_jax.metrics.resize import resize, resize_matrix, resize_uint8
-from noisytwins_jax.metrics.vit import (
+from noisytwins_jax.metrics.state_dict import Shapes, State
+from noisytwins_jax.metrics.vit import Preprocessing, Variables, VitConfig, vit_extractor
+from noisytwins_jax.metrics.vit_weights import (
     Names,
-    Preprocessing,
-    Shapes,
-    State,
-    Variables,
-    VitConfig,
     find_layout,
     infer_config,
     params_from_state,
     state_shapes,
     stored_grid,
-    vit_extractor,
 )
 
 Layout = Literal["facebookresearch", "huggingface"]
@@ -156,18 +152,18 @@ def dinov2_extractor(
     Raises:
       UserError: an unknown preprocessing; on `apply`, images of another type or shape.
     """
-    known = [name for name, public in CONFIGS.items() if public == config]
     return vit_extractor(
-        known[0] if known else f"dinov2-vit-{config.width}x{config.layers}-p{config.patch_size}-{config.image_size}px",
-        "features: class token after the last layer normalisation",
         variables,
         config,
         sha256,
         preprocessing,
-        PREPROCESSINGS,
-        _MEAN,
-        _DEVIATION,
         origin,
+        configs=CONFIGS,
+        other=f"dinov2-vit-{config.width}x{config.layers}-p{config.patch_size}-{config.image_size}px",
+        features="features: class token after the last layer normalisation",
+        preprocessings=PREPROCESSINGS,
+        mean=_MEAN,
+        deviation=_DEVIATION,
     )
 
 

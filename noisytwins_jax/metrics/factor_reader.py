@@ -1,4 +1,4 @@
-"""The network of `factors` for one data set: trained once, kept beside the runs, and what it says of generated images."""
+"""The `factor_network` of one data set: trained once, kept beside the runs, and what it says of generated images."""
 
 import hashlib
 import json
@@ -12,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from noisytwins_jax.data.source import ImageSource
-from noisytwins_jax.metrics.factors import NETWORK, RECIPE, Predictions, factor_report, predict, train_regressor
+from noisytwins_jax.metrics.factor_network import NETWORK, RECIPE, Predictions, predict, train_regressor
+from noisytwins_jax.metrics.factors import factor_report
 from noisytwins_jax.metrics.weights_file import Params, load_weights, save_weights
 
 _BATCH = 64
@@ -23,7 +24,7 @@ class FactorReader:
     """Reads class and factors off images, and sums up what it read.
 
     Args:
-      params: weights of `factors.FactorNetwork`.
+      params: weights of `factor_network.FactorNetwork`.
       training: what it was trained on and how, recorded.
       held_out: real images that it was not trained on, with their factors.
     """

@@ -9,7 +9,7 @@ bias and ReLU. Everything runs in float32 at full precision.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +21,7 @@ from jax import lax
 from noisytwins_jax.errors import UserError, did_you_mean
 from noisytwins_jax.metrics.extractor import FeatureExtractor
 from noisytwins_jax.metrics.resize import resize
+from noisytwins_jax.metrics.state_dict import Shapes, State, float32
 
 Array = jax.Array
 PyTree = Any
@@ -111,9 +112,9 @@ def preprocess(images: Array, preprocessing: str) -> Array:
     return jnp.broadcast_to((x - middle) / middle, (*x.shape[:3], 3))
 
 
-def state_dict_shapes() -> dict[str, tuple[int, ...]]:
+def state_dict_shapes() -> Shapes:
     """The 566 names and shapes of a PyTorch file's tensors; a file may lack those for which `is_optional` holds."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: Shapes = {}
     for name, leaves in _units().items():
         height, width, inputs, outputs = leaves["kernel"].shape
         shapes[f"{name}.conv.weight"] = (outputs, inputs, height, width)
@@ -127,7 +128,7 @@ def is_optional(key: str) -> bool:
     return key.endswith(".num_batches_tracked")
 
 
-def from_state_dict(state: Mapping[str, np.ndarray]) -> PyTree:
+def from_state_dict(state: State) -> PyTree:
     """The module's variables, batch normalisation folded in, from tensors named and laid out as in PyTorch.
 
     Args:
@@ -140,7 +141,7 @@ def from_state_dict(state: Mapping[str, np.ndarray]) -> PyTree:
       UserError: a tensor is missing, unknown or of another shape; the first such is named.
     """
     _check_state_dict(state)
-    fc = {"kernel": _float32(np.asarray(state["fc.weight"]).T), "bias": _float32(state["fc.bias"])}
+    fc = {"kernel": float32(np.asarray(state["fc.weight"]).T), "bias": float32(state["fc.bias"])}
     params: dict[str, Any] = {"fc": fc}
     for name in _units():
         *blocks, unit = name.split(".")
@@ -151,13 +152,13 @@ def from_state_dict(state: Mapping[str, np.ndarray]) -> PyTree:
         )
         scale = scale / np.sqrt(variance + _BATCH_NORM_EPSILON)
         parent[unit] = {
-            "kernel": _float32(weight.transpose(2, 3, 1, 0) * scale),
-            "bias": _float32(shift - mean * scale),
+            "kernel": float32(weight.transpose(2, 3, 1, 0) * scale),
+            "bias": float32(shift - mean * scale),
         }
     return {"params": params}
 
 
-def _check_state_dict(state: Mapping[str, np.ndarray]) -> None:
+def _check_state_dict(state: State) -> None:
     expected = state_dict_shapes()
     way_out = "convert the weights of TensorFlow's InceptionV3 of 2015-12-05 (torchvision's are others)"
     for key, shape in expected.items():
@@ -184,10 +185,6 @@ def _units() -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
         else:
             units |= {f"{block}.{unit}": unit_leaves for unit, unit_leaves in leaves.items()}
     return {name: leaves for name, leaves in units.items() if name != "fc"}
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array, np.float32)
 
 
 class Inception(nn.Module):

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics.neighbours import check_features, nearest
+from noisytwins_jax.metrics.nearest import nearest
+from noisytwins_jax.metrics.pairwise_distances import check_features
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 

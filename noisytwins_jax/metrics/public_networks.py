@@ -9,7 +9,8 @@ import numpy as np
 
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics import clip, dinov2, inception
-from noisytwins_jax.metrics.vit import Names
+from noisytwins_jax.metrics.state_dict import float32
+from noisytwins_jax.metrics.vit_weights import Names
 
 State = dict[str, np.ndarray]
 
@@ -85,7 +86,7 @@ def recognise(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[str, State
         shapes = inception.state_dict_shapes()
         optional = tuple(key for key in shapes if inception.is_optional(key))
         _check(path, "inception", tensors, {key: shapes[key] for key in shapes if key not in optional}, optional)
-        return "inception", _float32({key: tensors[key] for key in shapes if key not in optional})
+        return "inception", {key: float32(tensors[key]) for key in shapes if key not in optional}
     for family, canonical in ((clip, "openai"), (dinov2, "facebookresearch")):
         for layout, names in family.LAYOUTS.items():
             if f"{names.patch}weight" not in tensors:
@@ -96,7 +97,7 @@ def recognise(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[str, State
             if (family, layout) == (clip, "huggingface"):
                 _check_activation(path)
             state = _renamed(tensors, config.layers, names, family.LAYOUTS[canonical])
-            return network, _float32({key: state[key] for key in family.state_dict_shapes(config, canonical)})
+            return network, {key: float32(state[key]) for key in family.state_dict_shapes(config, canonical)}
     raise UserError(
         f"{path} is of none of the networks that measure here (its first tensor is {next(iter(tensors))!r}); give the "
         f"publisher's file of one of: {', '.join(network.public_file for network in NETWORKS.values())}."
@@ -137,17 +138,16 @@ def _transformer(path: Path, tensors: Mapping[str, np.ndarray], family: Any, lay
     """
     names: Names = family.LAYOUTS[layout]
     keys = (f"{names.patch}weight", names.positions)
-    networks = [network for network in family.CONFIGS if network in NETWORKS]
     found = tuple(tensors[key].shape if key in tensors else None for key in keys)
-    for network in networks:
-        shapes = family.state_dict_shapes(family.CONFIGS[network], layout)
+    for network, config in family.CONFIGS.items():
+        shapes = family.state_dict_shapes(config, layout)
         if found == tuple(shapes[key] for key in keys):
             return network
     described = ", ".join(
         f"{key} is missing" if shape is None else f"{key} is {_words(shape)}"
         for key, shape in zip(keys, found, strict=True)
     )
-    offered = ", ".join(NETWORKS[network].public_file for network in networks)
+    offered = ", ".join(NETWORKS[network].public_file for network in family.CONFIGS)
     raise UserError(
         f"{path} is a {names.what} of a size that is not offered here ({described}); give one of: {offered}."
     )
@@ -239,7 +239,3 @@ def _name_pairs(layers: int, old: Names, new: Names) -> Iterator[tuple[str, str]
     for i in range(layers):
         for before, after in [*within, *zip(old.scales, new.scales, strict=True)]:
             yield old.block.format(i) + before, new.block.format(i) + after
-
-
-def _float32(state: Mapping[str, np.ndarray]) -> State:
-    return {key: np.ascontiguousarray(value, np.float32) for key, value in state.items()}

@@ -34,7 +34,14 @@ def class_scores(real: Arrays, fake: Arrays, headline: str, k: int, inclusive: b
 
 
 def pooled_scores(
-    real: Arrays, fake: Arrays, logits: np.ndarray, *, headline: str, k: int, protocol: Protocol
+    real: Arrays,
+    fake: Arrays,
+    logits: np.ndarray,
+    *,
+    headline: str,
+    k: int,
+    protocol: Protocol,
+    alone: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All numbers of all classes together.
 
@@ -45,8 +52,9 @@ def pooled_scores(
       headline: the kind behind FID, KID, precision, recall, density and coverage.
       k: neighbours.
       protocol: of the Inception Score and KID, and whether balls are closed.
+      alone: where there is one class, its `class_scores` of the same images, not to be computed again.
     """
-    scores: dict[str, Any] = {FRECHET[kind]: frechet_distance(real[kind], fake[kind]) for kind in real}
+    scores = _distances_and_neighbours(real, fake, headline, k, protocol.inclusive, alone)
     scores["kid"], scores["kid_std"] = kid(
         real=real[headline],
         fake=fake[headline],
@@ -58,7 +66,17 @@ def pooled_scores(
         scores |= {"inception_score": score, "inception_score_std": deviation}
     if CLIP in real:
         scores["cmmd"] = cmmd(real=real[CLIP], fake=fake[CLIP])
-    return scores | neighbour_scores(real[headline], fake[headline], k, protocol.inclusive)
+    return scores
+
+
+def _distances_and_neighbours(
+    real: Arrays, fake: Arrays, headline: str, k: int, inclusive: bool, alone: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Pooled Fréchet distances, precision, recall, density and coverage; those of the class if it is `alone`."""
+    if alone is not None:
+        return {FRECHET[kind]: alone[CLASSWISE[kind]] for kind in real} | {name: alone[name] for name in NEIGHBOURS}
+    distances = {FRECHET[kind]: frechet_distance(real[kind], fake[kind]) for kind in real}
+    return distances | neighbour_scores(real[headline], fake[headline], k, inclusive)
 
 
 def real_score(logits: np.ndarray, protocol: Protocol) -> dict[str, Any]:
@@ -91,7 +109,8 @@ def real_floor(
     """
     rng = np.random.default_rng(seed)
     halves, rows = ([], []), {}
-    for c in np.unique(labels):
+    classes = np.unique(labels)
+    for c in classes:
         order = rng.permutation(np.flatnonzero(labels == c))
         size = len(order) // 2
         first, second = order[:size], order[size : 2 * size]
@@ -103,9 +122,9 @@ def real_floor(
     if len(halves[0]) <= k:  # many classes of a single image
         return {}
     floor = {"n_per_half": len(halves[0])}
-    floor |= {FRECHET[kind]: frechet_distance(first[kind], second[kind]) for kind in real}
+    alone = rows[int(classes[0])] if len(classes) == 1 else None
+    floor |= _distances_and_neighbours(first, second, headline, k, inclusive, alone)
     floor |= classwise_summary(list(rows.values()), real)
-    floor |= neighbour_scores(first[headline], second[headline], k, inclusive)
     floor |= {f"class_{name}": mean_of(rows.values(), name) for name in ("precision", "recall")}
     for name, ids in groups.items():
         group = [rows[c] for c in ids if c in rows]

@@ -52,6 +52,8 @@ _ENTRIES: dict[str, Any] = {
 _OPTIONAL_ENTRIES = ("reference_split", "inception_score", "kid")
 _OF_THE_GENERATOR = ("weights", "truncation_psi", "class_noise")  # not known of images from files
 _OF_CLASSES = ("n_fake_per_class", "labels")  # mean nothing where images have no classes
+# What the headline's distance depends on and can change while a run is trained. Each is an entry that changes numbers.
+_OF_THE_DISTANCE = ("name", "headline_extractor", "extractor_sha256", "reference_fingerprint", "n_fake_pooled", "seed")
 
 
 def _flat(evaluation: Evaluation) -> dict[str, Any]:
@@ -69,6 +71,11 @@ def _flat(evaluation: Evaluation) -> dict[str, Any]:
         entries[f"extractors.{name}.sha256"] = extractor.get("sha256")
         entries[f"extractors.{name}.preprocessing"] = extractor.get("preprocessing", described.get("preprocessing"))
     return entries
+
+
+def distance_entries(evaluation: Evaluation) -> dict[str, Any]:
+    """The entries of the protocol that must be the same where the headline's distances of one run are compared."""
+    return {key: value for key, value in _flat(evaluation).items() if key in _OF_THE_DISTANCE}
 
 
 def has_classes(evaluation: Evaluation) -> bool:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from noisytwins_jax.diagnostics.factor_figure import factor_figure
-from noisytwins_jax.metrics.factors import Predictions, factor_metrics, held_out_quality
+from noisytwins_jax.metrics.factor_network import Predictions
+from noisytwins_jax.metrics.factors import factor_metrics, held_out_quality
 
 NAMES = ("x", "hue")
 

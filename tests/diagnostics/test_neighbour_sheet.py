@@ -39,9 +39,7 @@ def test_rows_run_from_head_to_tail_and_neighbours_from_left_to_right(tmp_path):
 @pytest.mark.parametrize(("names", "order"), [(["all"], False), (["head", "tail"], True)])
 def test_the_caption_speaks_of_head_and_tail_where_there_are_classes(monkeypatch, names, order):
     said = []
-    monkeypatch.setattr(
-        "noisytwins_jax.diagnostics.neighbour_sheet._wrap", lambda text, *_: said.append(text) or [text]
-    )
+    monkeypatch.setattr("noisytwins_jax.diagnostics.sheet_frame.wrap", lambda text, *_: said.append(text) or [text])
     neighbour_sheet(flat([10]), flat([[20]]), np.ones((1, 1)), [0], names, [3] * len(names))
     assert ("head to tail" in said[0]) == order and "with their distances" in said[0]
 

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from noisytwins_jax.diagnostics import webpage
-from noisytwins_jax.diagnostics.report import format_number, write_comparison, write_report
+from noisytwins_jax.diagnostics.comparison import write_comparison
+from noisytwins_jax.diagnostics.report import write_report
+from noisytwins_jax.diagnostics.report_sections import format_number
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.figures import new_figure
 

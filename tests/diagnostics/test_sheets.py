@@ -2,14 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noisytwins_jax.diagnostics.sheets import (
-    GAP,
-    describe_scale,
-    display_scale,
-    head_to_tail,
-    image_grid,
-    sample_sheet,
-)
+from noisytwins_jax.diagnostics.sheet_frame import GAP, INK, MARGIN, RULE, describe_scale, display_scale
+from noisytwins_jax.diagnostics.sheets import head_to_tail, image_grid, sample_sheet
 from noisytwins_jax.errors import UserError
 
 
@@ -89,3 +83,12 @@ def test_errors():
         sample_sheet({0: flat(1, 1, 8)}, {0: flat(1, 1, 16)}, ["a"], [1])
     with pytest.raises(UserError, match="one size"):
         sample_sheet({}, {}, [], [])
+
+
+def test_the_title_of_a_side_without_images_has_room():
+    """The dividing line stays right of it."""
+    sheet = np.asarray(sample_sheet({}, {0: flat(110, 1, 64)}, ["a"], [1], scale=1))
+    ink = (sheet[:44] == INK).all(-1).any(0)
+    divider = int((sheet == RULE).all(-1).sum(0).argmax())
+    title = [int(x) for x in np.flatnonzero(ink) if x < divider]
+    assert title[-1] - title[0] > 25 and divider - title[-1] >= MARGIN - 4

@@ -7,6 +7,7 @@ from golden_numbers import Golden, assert_close
 
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics.clip import CONFIGS, LAYOUTS, clip_extractor, from_state_dict, state_dict_shapes
+from noisytwins_jax.metrics.public_networks import NETWORKS
 from noisytwins_jax.metrics.vit import VisionTransformer
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -115,6 +116,10 @@ def test_half_precision_becomes_float32(state):
     widened, _ = from_state_dict({key: value.astype(np.float32) for key, value in halves.items()}, heads=4)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
     jax.tree.map(np.testing.assert_array_equal, variables, widened)
+
+
+def test_every_network_is_offered():
+    assert list(CONFIGS) == [name for name in NETWORKS if name.startswith("clip")]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -10,6 +10,7 @@ from scipy.special import erf
 
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics.dinov2 import CONFIGS, LAYOUTS, dinov2_extractor, from_state_dict, state_dict_shapes
+from noisytwins_jax.metrics.public_networks import NETWORKS
 from noisytwins_jax.metrics.resize import resize_matrix
 from noisytwins_jax.metrics.vit import VisionTransformer
 
@@ -151,6 +152,10 @@ def test_both_layouts_give_the_same_network(state):
         )
         assert config == other_config
         jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_every_network_is_offered():
+    assert list(CONFIGS) == [name for name in NETWORKS if name.startswith("dinov2")]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -6,7 +6,7 @@ from extracting import features_of
 
 from noisytwins_jax.data.source import ArraySource
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics import generated
+from noisytwins_jax.metrics import generated, scores
 from noisytwins_jax.metrics.evaluation import evaluate_generator
 from noisytwins_jax.metrics.features import HostFakes
 from noisytwins_jax.metrics.frechet import frechet_distance
@@ -122,6 +122,34 @@ def test_every_global_index_is_generated_once(evaluate, digits, monkeypatch):
     evaluate(generate)
     assert seen == [(i // N, i) for i in range(10 * N)]
     assert sizes == [5 * N, 5 * N]
+
+
+@pytest.mark.parametrize(("pooled_images", "times"), [(50_000, 2), (150, 3)])
+def test_pooled_numbers_of_one_class_are_those_of_the_class(
+    evaluate, digits, digits_extractor, monkeypatch, pooled_images, times
+):
+    """They are computed once, and once for the floor, unless fewer images are pooled than there are."""
+    images, count = digits.reference.images, 200
+    reference = ArraySource(images, np.zeros(len(images), np.int32), ["all"], "digits")
+    calls = []
+    monkeypatch.setattr(
+        scores, "neighbour_metrics", lambda **arrays: calls.append(arrays) or neighbour_metrics(**arrays)
+    )
+    result = evaluate(
+        lambda reference, labels, indices: (images[indices], np.zeros((len(indices), 0), np.float32)),
+        {"samples_per_class": count, "pooled_images": pooled_images},
+        reference=reference,
+        class_groups={},
+    )
+    assert len(calls) == times
+    metrics, (row,), floor = result["metrics"], result["per_class"], result["floor"]
+    pooled = min(count, pooled_images)
+    real, fake = (features_of(digits_extractor, some)[0] for some in (images, images[:pooled]))
+    assert metrics["fid"] == pytest.approx(frechet_distance(real, fake), rel=1e-6)
+    expected = neighbour_metrics(real=real, fake=fake, k=5)._asdict()
+    assert {key: metrics[key] for key in expected} == pytest.approx(expected)
+    assert ([row[key] for key in expected] == [metrics[key] for key in expected]) == (pooled == count)
+    assert floor["fid"] == floor["ifid"] and floor["class_recall"] == floor["recall"] > 0.9
 
 
 def test_classes_that_are_divided_among_parts_come_out_the_same(results, evaluate, digits, monkeypatch, tmp_path):

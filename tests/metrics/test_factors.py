@@ -8,16 +8,10 @@ import pytest
 
 from noisytwins_jax.data.source import ArraySource
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.metrics import factor_network
 from noisytwins_jax.metrics import factors as module
-from noisytwins_jax.metrics.factors import (
-    FactorNetwork,
-    Predictions,
-    factor_metrics,
-    factor_report,
-    held_out_quality,
-    predict,
-    train_regressor,
-)
+from noisytwins_jax.metrics.factor_network import FactorNetwork, Predictions, predict, train_regressor
+from noisytwins_jax.metrics.factors import factor_metrics, factor_report, held_out_quality
 
 NAMES = ("x", "y", "size")
 COLOURS = np.array([[255, 40, 40], [40, 255, 40], [40, 40, 255], [255, 255, 40]], np.float32)
@@ -172,7 +166,7 @@ def test_a_source_is_as_good_as_an_array_and_training_is_deterministic(train, mo
     images, labels, factors = train
     source = ArraySource(images, labels, tuple("rgby"), "blobs")
     rows, seen = np.arange(5, 105), []
-    monkeypatch.setattr(module, "_IMAGES_AT_ONCE", 64)
+    monkeypatch.setattr(factor_network, "_IMAGES_AT_ONCE", 64)
     steps = []
     trained = [
         train_regressor(
@@ -188,7 +182,7 @@ def test_a_source_is_as_good_as_an_array_and_training_is_deterministic(train, mo
         predict(trained[0], images[rows], CLASSES), predict(trained[0], source, CLASSES, rows=rows), strict=True
     ):
         np.testing.assert_array_equal(a, b)
-    for batch in module._batches(rows, 30, 7, np.random.default_rng(0)):
+    for batch in factor_network._batches(rows, 30, 7, np.random.default_rng(0)):
         assert len(batch) == 30
         seen.append(batch)
     assert len(np.unique(np.concatenate(seen[:3]))) == 90  # one pass repeats nothing

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_numbers import Golden, assert_close, nhwc, weight
+from golden_numbers import Golden, assert_close, nhwc
 from PIL import Image
 
 from noisytwins_jax.errors import UserError
@@ -27,19 +27,12 @@ def golden():
 @pytest.fixture(scope="module")
 def state(golden):
     """The tensors that the golden numbers were computed with, under PyTorch's names."""
-    return {entry[0]: tensor(*entry) for entry in golden.info["weights"]["model"]["entries"]}
+    return golden.weights("model")
 
 
 @pytest.fixture(scope="module")
 def variables(state):
     return jax.device_put(from_state_dict(state))
-
-
-def tensor(key: str, shape: list[int], kind: str, scale: float, shift: float) -> np.ndarray:
-    """The recipe of the golden numbers; "abs" is the kind of running variances."""
-    if kind != "abs":
-        return weight(key, shape, kind, scale, shift)
-    return np.abs(weight(key, shape, "normal", 1.0, 0.0)) * np.float32(scale) + np.float32(shift)
 
 
 def test_every_tap_reproduces_the_reference(golden, variables):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics import neighbours
+from noisytwins_jax.metrics import pairwise_distances
 from noisytwins_jax.metrics.memorisation import QUANTILES, memorisation
 
 
@@ -29,7 +29,7 @@ def expected_auth_pct(train, fake, train_labels=None, fake_labels=None):
 @pytest.fixture(params=["host", "devices"])
 def data(request, monkeypatch):
     if request.param == "devices":
-        monkeypatch.setattr(neighbours, "_DEVICE_WORK", 0)
+        monkeypatch.setattr(pairwise_distances, "_DEVICE_WORK", 0)
     rng = np.random.default_rng(0)
     train, fake, held_out = (rng.normal(size=(n, 4)).astype(np.float32) for n in (40, 60, 30))
     fake[:20] = train[rng.integers(0, 40, 20)] + 1e-3

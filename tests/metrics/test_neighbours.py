@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics import neighbours
-from noisytwins_jax.metrics.neighbours import coverage, density, nearest, neighbour_metrics, precision, recall
+from noisytwins_jax.metrics import nearest as nearest_module
+from noisytwins_jax.metrics import neighbours, pairwise_distances
+from noisytwins_jax.metrics.nearest import nearest, squared_radii
+from noisytwins_jax.metrics.neighbours import coverage, density, neighbour_metrics, precision, recall
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
 CASES = ("basic", "equal", "clustered", "rankdef", "both_rankdef")
@@ -26,7 +29,7 @@ ROUTES = {
 
 def take(route, monkeypatch):
     for name, value in ROUTES[route].items():
-        monkeypatch.setattr(neighbours, name, value)
+        monkeypatch.setattr(nearest_module if name == "_SPARE" else pairwise_distances, name, value)
 
 
 @pytest.fixture(params=ROUTES)
@@ -99,7 +102,7 @@ def test_points_that_coincide_warn_and_count_for_nothing():
 def test_self_is_excluded_by_index():
     """With one exact duplicate the first neighbour is at distance 0, although self is left out."""
     x = np.array([[0.0], [0.0], [5.0]])
-    np.testing.assert_array_equal(neighbours._squared_radii(x, 1), [0.0, 0.0, 25.0])
+    np.testing.assert_array_equal(squared_radii(x, 1), [0.0, 0.0, 25.0])
 
 
 def test_a_distant_common_offset_does_not_change_the_result(monkeypatch):
@@ -157,7 +160,8 @@ def test_devices_agree_with_float64_exactly(kind, route, monkeypatch):
         nearest(queries=fake, keys=fake, k=4, exclude_self=True),
     ]
     take(route, monkeypatch)
-    monkeypatch.setattr(neighbours, "_distance_blocks", lambda *a: pytest.fail("took the host's route"))
+    for module in (nearest_module, neighbours):
+        monkeypatch.setattr(module, "distance_blocks", lambda *a: pytest.fail("took the host's route"))
     assert [
         neighbour_metrics(real=real, fake=fake, k=4, inclusive=inclusive) for inclusive in (False, True)
     ] == expected
@@ -174,9 +178,9 @@ def test_the_host_searches_what_a_device_cannot_tell(monkeypatch):
     """Of 700 points of 20 tight clusters every one has more possible neighbours than a device may name."""
     real, _ = sets("clustered")
     searched = []
-    search = neighbours._Frame.distances
+    search = pairwise_distances.Frame.distances
     monkeypatch.setattr(
-        neighbours._Frame, "distances", lambda self, x, *a: searched.append(len(x)) or search(self, x, *a)
+        pairwise_distances.Frame, "distances", lambda self, x, *a: searched.append(len(x)) or search(self, x, *a)
     )
     take("devices", monkeypatch)
     nearest(queries=real, keys=real, k=5, exclude_self=True)
@@ -191,11 +195,11 @@ def test_the_bound_on_float32_holds():
     real, fake = (x.astype(np.float32) for x in sets("high-dimensional"))
     fake[:100] = real[:100] + 1e-4
     fake[100] *= 1e3
-    keys = neighbours._DeviceKeys(real, np.arange(300), fake)
+    keys = pairwise_distances.DeviceKeys(real, np.arange(300), fake)
     ((_, (rows, norms)),) = keys.row_blocks(fake)
-    low, width = (np.asarray(a, np.float64) for a in neighbours._distance_bounds(keys.arrays, rows, norms))
+    low, width = (np.asarray(a, np.float64) for a in pairwise_distances.distance_bounds(keys.arrays, rows, norms))
     low, width = low[: len(fake)], width[: len(fake)]  # without the padding
-    exact = neighbours.cdist(fake, real, "sqeuclidean") * keys.frame.scale**2
+    exact = cdist(fake, real, "sqeuclidean") * keys.frame.scale**2
     assert (low <= exact).all() and (exact <= low + width).all()
     typical = np.median(exact)
     assert np.median(width) < 1e-3 * typical  # and it is narrow enough to decide almost all

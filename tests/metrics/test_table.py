@@ -5,6 +5,7 @@ import pytest
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics.table import (
     check_one_protocol,
+    distance_entries,
     format_means,
     format_table,
     headline_line,
@@ -15,33 +16,6 @@ from noisytwins_jax.metrics.table import (
 
 INCEPTION = {"name": "inception-6726825d", "sha256": "a" * 64, "description": {"preprocessing": "noisytwins"}}
 CLIP = {"name": "clip", "sha256": "b" * 64, "description": {"preprocessing": "openai"}}
-PROTOCOL = {
-    "name": "noisytwins",
-    "headline_extractor": "inception",
-    "extractor": "inception-6726825d",
-    "extractor_sha256": "a" * 64,
-    "extractors": {"inception": INCEPTION, "clip": CLIP},
-    "reference_fingerprint": "c" * 64,
-    "preprocessing": "center-lanczos",
-    "reference_split": "valid",
-    "n_real": 1000,
-    "n_fake": 5000,
-    "n_fake_per_class": 500,
-    "n_fake_pooled": 5000,
-    "labels": "balanced",
-    "k": 5,
-    "inclusive": False,
-    "seed": 0,
-    "weights": "ema",
-    "truncation_psi": 1.0,
-    "class_noise": False,
-    "inception_score": {"logits": "1008 with bias", "splits": 1, "shuffle_seed": None},
-    "kid": {"subsets": 100, "subset_size": 1000},
-    "class_groups": {"head": [0], "tail": [1]},
-}
-METRICS = dict.fromkeys(
-    ("fid", "ifid", "tail_ifid", "precision", "recall", "tail_recall", "w_ratio", "class_accuracy"), 0.5
-)
 # What evaluations recorded before protocols had names.
 OLD = {
     "extractor": "digits",
@@ -57,10 +31,31 @@ OLD = {
     "truncation_psi": 1.0,
     "class_noise": False,
 }
+PROTOCOL = OLD | {
+    "name": "noisytwins",
+    "headline_extractor": "inception",
+    "extractor": INCEPTION["name"],
+    "extractor_sha256": INCEPTION["sha256"],
+    "extractors": {"inception": INCEPTION, "clip": CLIP},
+    "preprocessing": "center-lanczos",
+    "reference_split": "valid",
+    "n_fake": 5000,
+    "n_fake_per_class": 500,
+    "n_fake_pooled": 5000,
+    "labels": "balanced",
+    "inception_score": {"logits": "1008 with bias", "splits": 1, "shuffle_seed": None},
+    "kid": {"subsets": 100, "subset_size": 1000},
+    "class_groups": {"head": [0], "tail": [1]},
+}
+METRICS = dict.fromkeys(
+    ("fid", "ifid", "tail_ifid", "precision", "recall", "tail_recall", "w_ratio", "class_accuracy"), 0.5
+)
 
 
-def run(protocol=PROTOCOL, metrics=METRICS, **changed):
-    return {"protocol": dict(protocol) | changed, "metrics": dict(metrics)}
+def run(protocol=PROTOCOL, metrics=METRICS, floor=None, without=(), **changed):
+    """An evaluation; ``changed`` are entries of its protocol, ``without`` those that were not recorded."""
+    protocol = {key: value for key, value in (protocol | changed).items() if key not in without}
+    return {"protocol": protocol, "metrics": dict(metrics), "floor": floor or {}}
 
 
 @pytest.mark.parametrize(
@@ -122,9 +117,7 @@ def test_the_first_difference_is_the_protocols_name():
     [
         run(class_groups={"head": [0, 1], "tail": []}, step=9, n_train=7, warnings=["few images"]),
         run(extractors={"inception": INCEPTION}),  # without CLIP's numbers
-        run(
-            {key: value for key, value in PROTOCOL.items() if key not in ("kid", "inception_score", "reference_split")}
-        ),
+        run(without=("kid", "inception_score", "reference_split")),
         run(truncation_psi=1, description="other words"),
     ],
 )
@@ -133,19 +126,25 @@ def test_what_does_not_change_common_numbers_may_differ(other):
 
 
 def test_evaluations_without_newer_entries_stand_beside_newer_ones_of_the_same_protocol():
-    newer = OLD | {"name": "embedded", "headline_extractor": "classifier", "labels": "balanced", "n_fake_pooled": 600}
-    newer |= {"preprocessing": "", "extractors": {"classifier": {"name": "digits", "sha256": "d" * 64}}}
-    check_one_protocol({"old": run(OLD), "older": run(OLD), "new": run(newer)})
+    newer = run(
+        OLD,
+        name="embedded",
+        headline_extractor="classifier",
+        labels="balanced",
+        n_fake_pooled=600,
+        preprocessing="",
+        extractors={"classifier": {"name": "digits", "sha256": "d" * 64}},
+    )
+    check_one_protocol({"old": run(OLD), "older": run(OLD), "new": newer})
     check_one_protocol({"old": {"metrics": {}}, "older": {"protocol": None}})
     for entry in ("n_real", "k", "extractor_sha256"):  # nothing says what it was
-        lacking = {key: value for key, value in OLD.items() if key != entry}
         with pytest.raises(UserError, match=f"{entry}: not recorded and"):
-            check_one_protocol({"lacking": run(lacking), "new": run(newer)})
+            check_one_protocol({"lacking": run(OLD, without=[entry]), "new": newer})
 
 
 def test_a_row_a_run_then_the_floor_and_the_protocol():
-    numbers = dict.fromkeys(METRICS, 0.5) | {"fid": 12.345, "tail_ifid": 7.5, "class_accuracy": 0.625}
-    first = run(OLD, numbers) | {"floor": {"fid": 0.25, "ifid": 1.0}}
+    numbers = METRICS | {"fid": 12.345, "tail_ifid": 7.5, "class_accuracy": 0.625}
+    first = run(OLD, numbers, floor={"fid": 0.25, "ifid": 1.0})
     lines = format_table({"baseline": first, "ours": run(OLD, numbers | {"recall": None})}).splitlines()
     columns = ["FID", "iFID", "tail iFID", "precision", "recall", "tail recall", "W ratio", "class accuracy"]
     assert [word for word in columns if word in lines[0]] == columns
@@ -211,10 +210,15 @@ def test_what_nobody_knows_of_images_from_files_is_no_difference():
 
 
 def test_without_classes_only_what_is_pooled_must_be_alike():
-    pooled = files(classes=False, n_fake_per_class=5000, class_groups={}, labels="as in the files")
-    pooled["metrics"] = {"fid": 1.25, "recall": 0.5, "ifid": None, "tail_ifid": None}
-    pooled["floor"] = {"fid": 0.125, "ifid": 0.25}
-    for runs in ({"a": run(), "b": pooled}, {"b": pooled, "a": run() | {"floor": {"fid": 0.375}}}):
+    def of_files(**changed):
+        return files(
+            metrics={"fid": 1.25, "recall": 0.5, "ifid": None, "tail_ifid": None},
+            floor={"fid": 0.125, "ifid": 0.25},
+            **{"classes": False, "n_fake_per_class": 5000, "class_groups": {}, "labels": "as in the files"} | changed,
+        )
+
+    pooled = of_files()
+    for runs in ({"a": run(), "b": pooled}, {"b": pooled, "a": run(floor={"fid": 0.375})}):
         text = format_table(runs)
         assert "tail iFID" in text and "different classes" not in text and "500 generated images per class" in text
         (row,) = [line for line in text.splitlines() if line.startswith("b ")]
@@ -224,7 +228,7 @@ def test_without_classes_only_what_is_pooled_must_be_alike():
     assert "iFID" not in alone and "per class" not in alone and "tail" not in alone
     assert "5000 generated images, without classes, against 1000 real ones" in alone
     with pytest.raises(UserError, match="n_fake_pooled: 5000 and 4000"):
-        check_one_protocol({"a": run(), "b": pooled | {"protocol": pooled["protocol"] | {"n_fake_pooled": 4000}}})
+        check_one_protocol({"a": run(), "b": of_files(n_fake_pooled=4000)})
 
 
 def test_labels_of_files_are_never_per_class():
@@ -251,7 +255,7 @@ def test_columns_without_a_number_are_left_out():
     ],
 )  # fmt: skip
 def test_the_headline_in_one_line(protocol, metrics, line):
-    assert headline_line(run(PROTOCOL | protocol, metrics)) == line
+    assert headline_line(run(metrics=metrics, **protocol)) == line
     assert headline_line({}) == "no headline numbers (protocol embedded, ? images)"
 
 
@@ -259,3 +263,22 @@ def test_undefined_numbers_are_dashes():
     text = format_means({"a": [run(), run(metrics={"fid": None})]})
     assert text.splitlines()[2].count(" - ") + text.splitlines()[2].endswith(" -") == 8
     assert format_table({}) == "no evaluations" and "0 seeds" not in format_means({})
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "same"),
+    [
+        ("name", "tf1", False),
+        ("headline_extractor", "clip", False),
+        ("extractor_sha256", "e" * 64, False),
+        ("reference_fingerprint", "e" * 64, False),
+        ("n_fake_pooled", 4000, False),
+        ("seed", 1, False),
+        ("k", 3, True),  # no matter to a distance
+        ("extractors", {"inception": INCEPTION}, True),
+        ("step", 9, True),
+    ],
+)
+def test_entries_that_make_distances_of_one_run_comparable(entry, value, same):
+    changed = distance_entries(run(**{entry: value}))
+    assert (changed == distance_entries(run())) == same and changed.get(entry, value) == value
