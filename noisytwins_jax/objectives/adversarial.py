@@ -4,6 +4,7 @@ Each loss is a pair of functions: ``discriminator(real_logits [N], fake_logits [
 ``generator(fake_logits [N]) → [N]``.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,6 +22,13 @@ class AdversarialLoss(NamedTuple):
     generator: Callable[[Array], Array]
 
 
+def _hinge(margin: float) -> AdversarialLoss:
+    return AdversarialLoss(
+        discriminator=lambda real, fake: relu(margin - real) + relu(margin + fake),
+        generator=lambda fake: -fake,
+    )
+
+
 ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {
     # Non-saturating logistic loss (Goodfellow et al., 2014; NoisyTwins eq. 1 and 2), "vanilla" in StudioGAN.
     "logistic": AdversarialLoss(
@@ -28,10 +36,7 @@ ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {
         generator=lambda fake: softplus(-fake),
     ),
     # Hinge loss (Lim & Ye, 2017; BigGAN Sec. 3).
-    "hinge": AdversarialLoss(
-        discriminator=lambda real, fake: relu(1.0 - real) + relu(1.0 + fake),
-        generator=lambda fake: -fake,
-    ),
+    "hinge": _hinge(1.0),
     # Wasserstein loss (Arjovsky et al., 2017, eq. 2); what bounds the discriminator's slope, such as R1, is apart.
     "wasserstein": AdversarialLoss(
         discriminator=lambda real, fake: fake - real,
@@ -43,3 +48,23 @@ ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {
         generator=lambda fake: 0.5 * jnp.square(fake - 1.0),
     ),
 }
+
+
+def adversarial_loss(name: str, margin: float = 1.0) -> AdversarialLoss:
+    """One of `ADVERSARIAL_LOSSES`; the hinge loss also with another margin: ``relu(m - real) + relu(m + fake)``.
+
+    BigGAN (appendix H) tried margins of 0.5 (worse), up to 3 (no gain) and beyond (unstable); spectral normalisation is
+    what gives them a meaning.
+
+    Raises:
+      ValueError: for an unknown name, a margin that is not above 0, or one other than 1 for a loss that has none.
+    """
+    if name not in ADVERSARIAL_LOSSES:
+        raise ValueError(f"no adversarial loss {name!r}; there are {', '.join(ADVERSARIAL_LOSSES)}.")
+    if not 0 < margin < math.inf:
+        raise ValueError(f"a margin must be above 0 and finite, but it is {margin}.")
+    if name == "hinge":
+        return _hinge(margin)
+    if margin != 1:
+        raise ValueError(f"only the hinge loss has a margin; {name} has none, so leave it at 1, not {margin}.")
+    return ADVERSARIAL_LOSSES[name]

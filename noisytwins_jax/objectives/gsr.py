@@ -4,12 +4,15 @@ Regularization", ECCV 2022).
 Where a tail class collapses, the spectral norm of its own parameters explodes: each class's vector, reshaped into a
 matrix of groups, has its largest singular value σ penalised, the rarer the class the more.
 
-The paper has the gains and biases of BigGAN's class-conditional normalisation. For StyleGAN2 it is, as in the comparisons
-of NoisyTwins, the class embedding of the generator's mapping network; how exactly was not published, so that part is ours.
+The paper has the gains and biases of class-conditional batch normalisation: with BigGAN's shared embedding, their linear
+maps of it with all latents zero; otherwise the classes' rows in the layers' own tables. For StyleGAN2 it is, as in the
+comparisons of NoisyTwins, the class embedding of the generator's mapping network; how exactly was not published, so that
+part is ours.
 """
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -77,40 +80,91 @@ def group_spectral_penalty(sigma: Array, weights: Array) -> Array:
 
 @dataclass(frozen=True)
 class GroupSpectralNorm(Objective):
-    """`group_spectral_penalty` of the StyleGAN2 generator's class embeddings, in the generator's loss.
+    """`group_spectral_penalty` of the generator's class vectors, in the generator's loss.
 
-    Published with weight 0.5 on CIFAR10-LT and 0.01 on large data sets. State: u ``[C, a]`` of power iteration.
+    Of a StyleGAN2 generator: its class embeddings. Of a BigGAN generator: those of gains and of biases added, and
+    averaged over its conditional batch normalisations. Published with weight 0.5 on CIFAR10-LT and 0.01 on large data
+    sets.
+
+    State: u of power iteration, ``[C, a]`` for StyleGAN2; for BigGAN a dict by layer, each with ``"classes"`` ``[2C, a]``
+    (gains, then biases) and, if maps are normalised here, ``"maps"`` ``[2, channels]``.
     """
 
     alpha: float = number(0.99, at_least=0, below=1)  # α of the effective number of samples
     power_iterations: int = number(4, at_least=1)  # a step
-    # NoisyTwins speaks of "embedding parameters": those "stored". The penalty's pull on a class, against that of the
-    # adversarial loss, is then the same for any number of classes C. On embeddings as they are in "effect", divided by √C
-    # at run time, it shrinks with 1/C.
+    # StyleGAN2: NoisyTwins speaks of "embedding parameters": those "stored". The penalty's pull on a class, against that
+    # of the adversarial loss, is then the same for any number of classes C. On embeddings as they are in "effect", divided
+    # by √C at run time, it shrinks with 1/C.
+    # BigGAN: maps of the shared embedding as "stored", or as they are in effect, divided by their spectral norms, in a
+    # generator with spectral normalisation; so it is in the published code. There the scale of a stored map changes no
+    # image, and the penalty on it can be met by scale alone.
     embedding: str = choice("stored", "effective")
 
-    def init(self, generator_params: PyTree, discriminator_params: PyTree) -> Array:
+    def init(self, generator_params: PyTree, discriminator_params: PyTree) -> PyTree:
         """The leading left singular vectors, after `FIRST_ITERATIONS` from a fixed start."""
         del discriminator_params
-        matrices = self._matrices(generator_params)
-        start = _normalize(jax.random.normal(jax.random.key(0), matrices.shape[:2], matrices.dtype))
-        return power_iteration(matrices, start, FIRST_ITERATIONS)[0]
+        return self._norms(generator_params, None)[1]
 
-    def generator(self, seen: GeneratorPass, state: Array) -> tuple[Array, Array]:
+    def generator(self, seen: GeneratorPass, state: PyTree) -> tuple[Array, PyTree]:
         """See `Objective`."""
-        matrices = self._matrices(seen.params)
-        u, v = power_iteration(matrices, state, self.power_iterations)
+        sigmas, state = self._norms(seen.params, state)
         weights = class_weights(seen.class_counts, self.alpha)
-        return group_spectral_penalty(spectral_norms(matrices, u, v), weights), u
+        terms = [group_spectral_penalty(one, weights) for sigma in sigmas for one in sigma.reshape(-1, weights.size)]
+        return sum(terms) / len(sigmas), state
 
-    def _matrices(self, params: PyTree) -> Array:
-        try:
+    def _norms(self, params: PyTree, state: PyTree | None) -> tuple[list[Array], PyTree]:
+        """Spectral norms of each layer's matrices, ``[C]`` or ``[2C]``, and the state; ``None`` is the one before any."""
+        if "embed" in params.get("mapping", {}):
             weight = params["mapping"]["embed"]["weight"]  # [C, w_dim]
-        except KeyError:
+            weight = weight / math.sqrt(weight.shape[0]) if self.embedding == "effective" else weight
+            sigma, u = self._follow(group_matrices(weight), state)
+            return [sigma], u
+        layers = _conditional_norms(params)
+        if not layers:
             raise ValueError(
-                "gSR needs a generator whose mapping network embeds classes; this one's does not."
-            ) from None
-        return group_matrices(weight / math.sqrt(weight.shape[0]) if self.embedding == "effective" else weight)
+                "gSR needs a generator whose mapping network or batch normalisation embeds classes; this one's does not."
+            )
+        sigmas, after = [], {}
+        for name, layer in layers.items():
+            before = state[name] if state else {}
+            vectors, maps = self._class_vectors(layer, params.get("shared"), before.get("maps"))
+            sigma, classes = self._follow(group_matrices(vectors), before.get("classes"))
+            sigmas.append(sigma)
+            after[name] = {"classes": classes} | ({} if maps is None else {"maps": maps})
+        return sigmas, after
+
+    def _class_vectors(self, layer: PyTree, shared: PyTree | None, u: Array | None) -> tuple[Array, Array | None]:
+        """Gains, then biases of the classes, ``[2C, channels]``, with all latents zero; and the maps' u, if followed."""
+        if "gain_table" in layer:
+            return jnp.concatenate([layer[f"{kind}_table"]["weight"] for kind in ("gain", "bias")]), None
+        maps = jnp.stack([layer[kind]["weight"].T for kind in ("gain", "bias")])  # [2, channels, E + latents]
+        if self.embedding == "effective":
+            scale, u = self._follow(maps, u)
+            maps = maps / scale[:, None, None]
+        embedding = shared["weight"]  # [C, E]
+        vectors = _einsum("ce,kde->kcd", embedding, maps[..., : embedding.shape[1]])
+        return vectors.reshape(-1, vectors.shape[-1]), u
+
+    def _follow(self, matrices: Array, u: Array | None) -> tuple[Array, Array]:
+        """Spectral norms and the new u, from the last step's u or from a start."""
+        iterations = self.power_iterations
+        if u is None:
+            u = _normalize(jax.random.normal(jax.random.key(0), matrices.shape[:2], matrices.dtype))
+            iterations = FIRST_ITERATIONS
+        u, v = power_iteration(matrices, u, iterations)
+        return spectral_norms(matrices, u, v), u
+
+
+def _conditional_norms(params: PyTree, prefix: str = "") -> dict[str, PyTree]:
+    """BigGAN's conditional batch normalisations by path: those with maps of the shared embedding, or with tables."""
+    found = {}
+    for name, inner in params.items():
+        if isinstance(inner, Mapping):
+            if "gain_table" in inner or isinstance(inner.get("gain"), Mapping):
+                found[prefix + name] = inner
+            else:
+                found |= _conditional_norms(inner, f"{prefix}{name}/")
+    return found
 
 
 def _normalize(x: Array) -> Array:

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from noisytwins_jax.fields import choice
 from noisytwins_jax.objectives.objective import GeneratorPass, Objective, PyTree
 
 Array = jax.Array
+
+CLASS_EMBEDDINGS = ("shared", "gain_table", "bias_table")  # of BigGAN, by name
 
 
 def orthogonal_penalty(weight: Array) -> Array:
@@ -34,23 +37,32 @@ def filters(generator_params: PyTree) -> list[Array]:
     """The weights that the regularisation acts on: every matrix and convolution kernel, but class embeddings.
 
     Of a BigGAN generator: all parameters of two or four axes, as they are before spectral normalisation, but the
-    embedding that the layers share (``shared``). Of a StyleGAN2 generator: those of its synthesis network, convolutions
-    and style affines; they are stored with unit variance and divided by √fan_in at run time, and so they are here. The
-    mapping network is left out, like BigGAN's shared embedding and unlike anything else in BigGAN.
+    embedding that the layers share (``shared``) or the tables of their own (``gain_table``, ``bias_table``). Of a
+    StyleGAN2 generator: those of its synthesis network, convolutions and style affines; they are stored with unit variance
+    and divided by √fan_in at run time, and so they are here. The mapping network is left out, like BigGAN's shared
+    embedding and unlike anything else in BigGAN.
     """
-    stylegan2 = "synthesis" in generator_params
-    params = generator_params["synthesis"] if stylegan2 else {**generator_params, "shared": ()}
-    weights = [x for x in jax.tree.leaves(params) if x.ndim in (2, 4)]
-    return [x / math.sqrt(math.prod(x.shape[:-1])) for x in weights] if stylegan2 else weights
+    if "synthesis" in generator_params:
+        weights = [x for x in jax.tree.leaves(generator_params["synthesis"]) if x.ndim in (2, 4)]
+        return [x / math.sqrt(math.prod(x.shape[:-1])) for x in weights]
+    weights = [(path, x) for path, x in jax.tree.leaves_with_path(generator_params) if x.ndim in (2, 4)]
+    return [x for path, x in weights if not any(key.key in CLASS_EMBEDDINGS for key in path)]
 
 
 @dataclass(frozen=True)
 class Orthogonal(Objective):
     """The sum of `orthogonal_penalty` over the generator's filters, in the generator's loss.
 
-    Published with weight 1e-4 (β). The PyTorch release adds half of this penalty's gradient: that is weight 5e-5 here.
+    Published with weight 1e-4 (β).
     """
+
+    # The paper's penalty has the "true" gradient. The PyTorch release adds half of it, which "published" does: the value
+    # stays, the gradient is that of half the weight.
+    gradient: str = choice("true", "published")
 
     def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
         """See `Objective`."""
-        return sum(orthogonal_penalty(weight) for weight in filters(seen.params)), state
+        value = sum(orthogonal_penalty(weight) for weight in filters(seen.params))
+        if self.gradient == "published":
+            value = 0.5 * (value + jax.lax.stop_gradient(value))
+        return value, state

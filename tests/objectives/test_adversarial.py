@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from golden_numbers import Golden, assert_close
 
-from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES
+from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES, adversarial_loss
 
 # Ours and the official name. "vanilla" is the cross-entropy of a sigmoid: the logistic loss by another formula.
 NAMES = [
@@ -51,3 +51,37 @@ def test_losses_are_unreduced_and_finite(name):
     loss = ADVERSARIAL_LOSSES[name]
     for values in (loss.discriminator(extreme, -extreme), loss.generator(extreme)):
         assert values.shape == (3,) and np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("margin", [0.5, 1.0, 3.0])
+def test_margin_of_the_hinge_loss(margin):
+    loss = adversarial_loss("hinge", margin)
+    real, fake = np.float32([-4, -1, 0, 0.4, 0.6, 2, 5]), np.float32([-5, -2, -0.6, -0.4, 0, 1, 4])
+    expected = np.maximum(0, margin - real) + np.maximum(0, margin + fake)
+    np.testing.assert_allclose(loss.discriminator(real, fake), expected, rtol=1e-6)
+    # A margin is a change of the logits' scale.
+    scaled = margin * ADVERSARIAL_LOSSES["hinge"].discriminator(real / margin, fake / margin)
+    np.testing.assert_allclose(loss.discriminator(real, fake), scaled, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(loss.generator(fake), -fake)
+
+
+@pytest.mark.parametrize("name", sorted(ADVERSARIAL_LOSSES))
+def test_without_a_margin_every_loss_is_the_listed_one(name):
+    real, fake = np.float32([-2, 0.5, 3]), np.float32([-3, -0.5, 2])
+    loss = adversarial_loss(name)
+    np.testing.assert_array_equal(loss.discriminator(real, fake), ADVERSARIAL_LOSSES[name].discriminator(real, fake))
+    np.testing.assert_array_equal(loss.generator(fake), ADVERSARIAL_LOSSES[name].generator(fake))
+
+
+@pytest.mark.parametrize(
+    ("name", "margin", "message"),
+    [
+        *[(name, 2.0, "only the hinge loss") for name in sorted(ADVERSARIAL_LOSSES) if name != "hinge"],
+        ("hinges", 1.0, "no adversarial loss"),
+        ("hinge", 0.0, "above 0"),
+        ("hinge", float("nan"), "above 0"),
+    ],
+)
+def test_what_no_loss_can_be_made_of(name, margin, message):
+    with pytest.raises(ValueError, match=message):
+        adversarial_loss(name, margin)

@@ -7,6 +7,7 @@ import pytest
 from golden_numbers import Golden, assert_close
 from objective_passes import generator_pass, jit
 
+from noisytwins_jax.networks.biggan import Generator
 from noisytwins_jax.noisytwins import effective_number
 from noisytwins_jax.objectives import gsr
 from noisytwins_jax.objectives.gsr import GroupSpectralNorm
@@ -121,6 +122,126 @@ def test_the_gradient_is_that_of_the_singular_value(embedding):
     np.testing.assert_array_equal(gradient["bias"], 0.0)
 
 
-def test_a_generator_without_class_embedding():
+@pytest.mark.parametrize("params", [{"mapping": {"fc0": {}}, "synthesis": {}}, {"linear": {"weight": np.ones((2, 2))}}])
+def test_a_generator_without_class_embedding(params):
     with pytest.raises(ValueError, match="gSR needs"):
-        GroupSpectralNorm().init({"mapping": {"fc0": {}}}, {})
+        GroupSpectralNorm().init(params, {})
+
+
+CLASSES, E = 3, 5
+COUNTS = jnp.float32([90, 9, 1])
+
+
+def biggan(**options) -> tuple[Generator, dict]:
+    """A small generator and its variables, at random."""
+    options = {"resolution": 8, "num_classes": CLASSES, "z_dim": 4, "width": 4, "attention": False} | options
+    generator = Generator(embedding_dim=E, **options)
+    arguments = jax.ShapeDtypeStruct((1, 4), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    shapes = jax.eval_shape(generator.init, jax.random.key(0), *arguments)
+    rng = np.random.default_rng(0)
+    return generator, jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), shapes)
+
+
+def class_vectors(params, embedding: str) -> dict[str, np.ndarray]:
+    """Gains, then biases of every class, [2C, channels], by layer."""
+    found = {}
+    for block, layers in params.items():
+        for norm in [name for name in layers if name.startswith("bn")]:
+            layer, both = layers[norm], []
+            for kind in ("gain", "bias"):
+                if f"{kind}_table" in layer:
+                    both.append(layer[f"{kind}_table"]["weight"])
+                    continue
+                weight, shared = layer[kind]["weight"], params["shared"]["weight"]
+                padded = np.pad(shared, ((0, 0), (0, weight.shape[0] - shared.shape[1])))
+                both.append(padded @ (weight / (np.linalg.norm(weight, 2) if embedding == "effective" else 1.0)))
+            found[f"{block}/{norm}"] = np.concatenate(both)
+    return found
+
+
+def expected_penalty(params, embedding: str = "stored") -> float:
+    weights, terms = np.tile(gsr.class_weights(COUNTS, 0.9), 2), []
+    for vectors in class_vectors(params, embedding).values():
+        sigma = np.linalg.svd(vectors.reshape(2 * CLASSES, *gsr.group_shape(vectors.shape[1])), compute_uv=False)[:, 0]
+        terms.append((weights * sigma**2).sum() / CLASSES)
+    return float(np.mean(terms))
+
+
+@pytest.mark.parametrize("embedding", ["stored", "effective"])
+@pytest.mark.parametrize(
+    "options", [{}, {"deep": True}, {"skip_z": False}, {"shared_embedding": False}], ids=lambda x: str(*x)
+)
+def test_of_biggan_the_gains_and_biases(options, embedding):
+    params = biggan(**options)[1]["params"]
+    objective = GroupSpectralNorm(alpha=0.9, embedding=embedding, power_iterations=200)
+    state = jit(objective.init)(params, {})
+    vectors = class_vectors(params, embedding)
+    assert list(state) == list(vectors) and len(state) == (8 if "deep" in options else 2)
+    normalized = embedding == "effective" and "shared_embedding" not in options
+    for name, layer in state.items():
+        channels = vectors[name].shape[1]
+        shapes = {"classes": (2 * CLASSES, gsr.group_shape(channels)[0])} | (
+            {"maps": (2, channels)} if normalized else {}
+        )
+        assert {name: u.shape for name, u in layer.items()} == shapes
+
+    def loss(params):
+        return objective.generator(generator_pass(params=params, class_counts=COUNTS), state)
+
+    (value, after), gradients = jit(jax.value_and_grad(loss, has_aux=True))(params)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert float(value) == pytest.approx(expected_penalty(params, embedding), rel=1e-4)
+    suffixes = ("_table/weight",) if "shared_embedding" in options else ("gain/weight", "bias/weight", "shared/weight")
+    for path, gradient in jax.tree.leaves_with_path(gradients):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        assert bool(gradient.any()) == name.endswith(suffixes), name
+
+
+def test_the_gradient_reaches_the_scale_of_maps_only_as_stored():
+    """Penalised in effect, a map cannot escape by its scale, which changes no image."""
+    params = biggan()[1]["params"]
+
+    def loss(scale, objective):
+        scaled = jax.tree.map(lambda x: x, params)
+        for norm in ("bn1", "bn2"):
+            for kind in ("gain", "bias"):
+                scaled["blocks_0"][norm][kind]["weight"] *= scale
+        return objective.generator(generator_pass(params=scaled, class_counts=COUNTS), objective.init(params, {}))[0]
+
+    stored, effective = (
+        GroupSpectralNorm(alpha=0.9, power_iterations=200, embedding=x) for x in ("stored", "effective")
+    )
+    slope = jit(jax.grad(loss), static_argnums=1)
+    assert float(slope(1.0, stored)) == pytest.approx(2 * expected_penalty(params), rel=1e-4)
+    assert float(slope(1.0, effective)) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_of_biggan_the_class_vectors_are_what_the_network_adds_for_latents_of_zero():
+    generator, variables = biggan(spectral_norm=False)
+    _, seen = jit(
+        lambda variables: generator.apply(
+            variables,
+            jnp.zeros((CLASSES, 4)),
+            jnp.arange(CLASSES),
+            train=True,
+            capture_intermediates=lambda module, _: module.name in ("gain", "bias"),
+        )
+    )(variables)
+    for path, vectors in class_vectors(variables["params"], "stored").items():
+        block, norm = path.split("/")
+        found = seen["intermediates"][block][norm]
+        both = np.concatenate([found[kind]["__call__"][0] for kind in ("gain", "bias")])
+        np.testing.assert_allclose(both, vectors, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("embedding", ["stored", "effective"])
+def test_of_biggan_singular_values_are_followed(embedding):
+    params = biggan()[1]["params"]
+    objective = GroupSpectralNorm(alpha=0.9, embedding=embedding)
+    state = jit(objective.init)(params, {})
+    changed = jax.tree.map(lambda x: x[::-1], params)  # every singular vector is another
+    step = jit(lambda params, state: objective.generator(generator_pass(params=params, class_counts=COUNTS), state))
+    assert float(step(changed, state)[0]) != pytest.approx(expected_penalty(changed, embedding), rel=1e-3)
+    for _ in range(50):
+        value, state = step(changed, state)
+    assert float(value) == pytest.approx(expected_penalty(changed, embedding), rel=1e-4)

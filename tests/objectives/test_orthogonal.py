@@ -7,6 +7,7 @@ import pytest
 from golden_numbers import Golden, assert_close
 from objective_passes import generator_pass, jit
 
+from noisytwins_jax.networks.biggan import Generator as BigGAN
 from noisytwins_jax.networks.stylegan2 import Generator
 from noisytwins_jax.objectives.orthogonal import Orthogonal, filters, orthogonal_penalty
 
@@ -59,11 +60,36 @@ def test_of_stylegan2_the_convolutions_and_affines(architecture):
         assert bool(np.any(gradient)) == (name in chosen and not alone), name
 
 
-def test_of_biggan_everything_but_the_shared_embedding():
-    params = {
-        "shared": {"weight": np.ones((10, 8))},
-        "linear": {"weight": 2 * np.ones((6, 32)), "bias": np.ones(32)},
-        "block0": {"conv1": {"kernel": 3 * np.ones((3, 3, 4, 4))}, "bn1": {"gain": {"weight": 4 * np.ones((8, 4))}}},
-        "attention": {"gamma": np.zeros(())},
-    }
-    assert sorted(float(x.ravel()[0]) for x in filters(params)) == [2.0, 3.0, 4.0]
+@pytest.mark.parametrize("gradient", ["true", "published"])
+def test_the_release_adds_half_of_the_gradient(gradient):
+    golden = Golden("biggan_spectral_norm")
+    names = ["conv", "linear"]
+    params = {name: {"weight": np.moveaxis(golden[f"in/{name}/W"], 0, -1)} for name in names}
+    objective = Orthogonal(gradient=gradient)
+    loss = jit(jax.value_and_grad(lambda params: STRENGTH * objective.generator(generator_pass(params=params), ())[0]))
+    value, gradients = loss(params)
+    assert_close(value, sum(golden[f"out/{name}/ortho_true_loss"] for name in names), 1e-6)
+    for name in names:
+        expected = golden[f"out/{name}/{'ortho_true_grad' if gradient == 'true' else 'ortho_update'}"]
+        assert_close(np.moveaxis(gradients[name]["weight"], -1, 0), expected, 2e-6)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("deep", [True, False])
+def test_of_biggan_everything_but_class_embeddings(shared, deep):
+    options = {"deep": deep, "shared_embedding": shared, "embedding_dim": 5, "attention": (8,)}
+    generator = BigGAN(resolution=8, num_classes=3, z_dim=4, width=8, **options)
+    params = jax.eval_shape(
+        lambda: generator.init(jax.random.key(0), jnp.zeros((2, 4)), jnp.zeros(2, jnp.int32))["params"]
+    )
+    leaves = jax.tree.leaves_with_path(params)
+    names = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+    matrices = [name for name, x in names.items() if x.ndim > 1]
+    classes = [name for name in matrices if name == "shared/weight" or "_table/" in name]
+    norms = {name.rpartition("/")[0] for name in names if name.endswith("gain/weight")}
+    assert len(norms) == (8 if deep else 2)
+    assert len(classes) == (1 if shared else 2 * len(norms))
+    params = jax.tree.unflatten(jax.tree.structure(params), [jnp.full(x.shape, i) for i, (_, x) in enumerate(leaves)])
+    chosen = {list(names)[int(x.ravel()[0])] for x in filters(params)}
+    assert chosen == set(matrices) - set(classes)
+    assert {"linear/weight", "output_conv/weight", f"blocks_{int(deep)}/attention/theta/weight"} <= chosen
