@@ -5,14 +5,13 @@ import math
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental.multihost_utils import sync_global_devices
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from noisytwins_jax.errors import TryAgainError, UserError, first_line
@@ -24,6 +23,7 @@ from noisytwins_jax.workdir import write_atomically
 
 PyTree = Any
 EVALUATIONS = "evaluations.json"  # beside the checkpoints: what they were found to be worth
+PINNED = "pinned.json"  # beside the checkpoints: which of them are kept for good
 FILES = "files.json"  # in every checkpoint: size and CRC-32 of each of its files
 TIMEOUT = 600  # seconds for writing a checkpoint, and for which a process waits for others that cannot
 WAIT = 5.0  # seconds before a checkpoint that could not be written is tried again
@@ -46,35 +46,38 @@ class Evaluated(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a workdir, written in the background: the latest two and the best one are kept.
+    """The checkpoints of a workdir, written in the background: the latest, the best one and those pinned are kept.
 
     The best has the lowest distance of those that were evaluated under the protocol of the evaluation made last.
     Evaluations are made when the state is on disk already, so they are kept in a file of their own.
 
-    Two, so that a run whose newest checkpoint was damaged on disk can go back to a whole one. To notice damage, every
-    file's CRC-32 is kept beside it: the array storage below finds missing and short files, but not changed values.
+    Two of the latest by default, so that a run whose newest checkpoint was damaged on disk can go back to a whole one.
+    To notice damage, every file's CRC-32 is kept beside it: the array storage below finds missing and short files, but
+    not changed values.
 
     Saving copies the state off the device before it returns: donating the state to the next program is safe.
 
     Args:
       workdir: the run.
       writable: for the one process group that trains. Others only read, and leave what is being written alone.
+      keep: how many of the latest are kept, at least 1.
     """
 
-    def __init__(self, workdir: Path, writable: bool = False):
+    def __init__(self, workdir: Path, writable: bool = False, keep: int = 2):
         self._directory = Path(workdir).absolute() / "checkpoints"
         self._writable = writable
         self._saving = Saving(self._directory, "*.orbax-checkpoint-tmp*")
         self._pending = False  # whether a checkpoint is being written
         # Every process has to know them, since all decide together which checkpoints are deleted.
         self._evaluations = on_first_process(lambda: _read_evaluations(self._directory / EVALUATIONS))
+        self._pinned = on_first_process(lambda: _read_pinned(self._directory / PINNED))
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 read_only=not writable,
                 create=writable,
                 cleanup_tmp_directories=writable,
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), _KeepBest(self._best_of)]),
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), _KeepSome(self._worth)]),
                 async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT, post_finalization_callback=self._write_digests),
             ),
         )
@@ -96,6 +99,14 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
+
+    def newest_at_or_before(self, step: int) -> int | None:
+        """The newest step up to this one that has a checkpoint; None if there is none."""
+        return max((saved for saved in self.steps() if saved <= step), default=None)
+
+    def pinned_steps(self) -> list[int]:
+        """Steps whose checkpoint is kept for good, oldest first."""
+        return [step for step in self.steps() if step in self._pinned]
 
     def evaluated_steps(self) -> list[int]:
         """Steps that were evaluated, oldest first; some may have no checkpoint any more."""
@@ -125,6 +136,49 @@ class Checkpoints:
         self._evaluations.pop(step, None)  # the one recorded last comes last
         self._evaluations[step] = Evaluated(float(distance) if finite else None, protocol)
         self._write_evaluations()
+
+    def pin(self, step: int) -> None:
+        """Keeps the checkpoint of a saved step for good, also when the run goes on later.
+
+        To be called by all processes of the run that trains.
+
+        Raises:
+          ValueError: the step has no checkpoint.
+          OSError: the file cannot be written.
+        """
+        if step not in self.steps():
+            raise ValueError(f"step {step} has no checkpoint to pin in {self._directory}")
+        if step not in self._pinned:
+            self._pinned.add(step)
+            self._write_pinned()
+
+    def forget_after(self, step: int) -> list[Path]:
+        """Moves the checkpoints of later steps to the workdir's ``collapsed_checkpoints``: training went back.
+
+        Nothing is deleted: where such a checkpoint was evaluated, that goes along as its `EVALUATIONS`. To be called by
+        all processes of the run that trains; what is being written is waited for.
+
+        Args:
+          step: what training goes on from; later ones are given up, with their evaluations and pins.
+
+        Returns:
+          Where the checkpoints are now, oldest first.
+
+        Raises:
+          UserError: in all processes: what was being written cannot be written.
+          OSError: a checkpoint cannot be moved.
+        """
+        self.wait()
+        # The newest first: if this is cut short, the latest that is left is as near to `step` as can be.
+        later = [saved for saved in reversed(self.steps()) if saved > step]
+        evaluations = {at: self._evaluations.pop(at) for at in sorted(self._evaluations) if at > step}
+        targets = self._move(later, "collapsed_checkpoints", evaluations)
+        if evaluations:
+            self._write_evaluations()
+        if any(at > step for at in self._pinned):
+            self._pinned = {at for at in self._pinned if at <= step}
+            self._write_pinned()
+        return targets[::-1]
 
     def save(
         self,
@@ -295,22 +349,40 @@ class Checkpoints:
         *_, last = known.values()
         return min((x.distance, step) for step, x in known.items() if x.protocol == last.protocol)[1]
 
+    def _worth(self, steps: Sequence[int]) -> set[int]:
+        """The steps to be kept whatever their age."""
+        best = self._best_of(steps)
+        return self._pinned | ({best} if best is not None else set())
+
     def _write_evaluations(self) -> None:
-        rows = {str(step): evaluated._asdict() for step, evaluated in self._evaluations.items()}
-        text = json.dumps(rows, indent=2, allow_nan=False) + "\n"
+        text = _evaluations_text(self._evaluations)
         on_first_process(lambda: write_atomically(self._directory / EVALUATIONS, text))
+
+    def _write_pinned(self) -> None:
+        text = json.dumps(sorted(self._pinned)) + "\n"
+        on_first_process(lambda: write_atomically(self._directory / PINNED, text))
+
+    def _move(self, steps: Sequence[int], folder: str, evaluations: Mapping[int, Evaluated]) -> list[Path]:
+        """Moves checkpoints, with their evaluations, to a folder of the workdir, for all processes to call."""
+
+        def move(step: int) -> Path:
+            target = self._directory.parent / folder / str(step)
+            target.parent.mkdir(exist_ok=True)
+            while target.exists():
+                target = target.with_name(f"{target.name}_")
+            (self._directory / str(step)).rename(target)
+            if step in evaluations:
+                write_atomically(target / EVALUATIONS, _evaluations_text({step: evaluations[step]}))
+            return target
+
+        targets = on_first_process(lambda: [move(step) for step in steps])
+        self._manager.reload()
+        return targets
 
     def _set_aside(self, step: int, reason: Exception) -> None:
         message = f"The checkpoint of step {step} is damaged ({reason})"
         if self._writable:
-            target = self._directory.parent / "damaged_checkpoints" / str(step)
-            if jax.process_index() == 0:
-                target.parent.mkdir(exist_ok=True)
-                while target.exists():
-                    target = target.with_name(f"{target.name}_")
-                (self._directory / str(step)).rename(target)
-            sync_global_devices("damaged checkpoint set aside")
-            self._manager.reload()
+            [target] = self._move([step], "damaged_checkpoints", {})
             message += f"; it was moved to {target}"
         if jax.process_index() == 0:
             print(f"{message}; going back to the one before.", flush=True)
@@ -325,21 +397,21 @@ class Checkpoints:
                 retry(lambda path=path: path.write_text(json.dumps(_digests(path.parent))), f"Writing {path}")
 
 
-class _KeepBest(policies.PreservationPolicy):
-    """Keeps one checkpoint, or none.
+class _KeepSome(policies.PreservationPolicy):
+    """Keeps some checkpoints, or none.
 
     Args:
-      best_of: gives the best of some steps.
+      worth: gives those of some steps that are worth keeping; it may give others too.
     """
 
-    def __init__(self, best_of: Callable[[Sequence[int]], int | None]) -> None:
-        self._best_of = best_of
+    def __init__(self, worth: Callable[[Sequence[int]], set[int]]) -> None:
+        self._worth = worth
 
     def should_preserve(
         self, checkpoints: Sequence[policies.PolicyCheckpointInfo], *, context: policies.PreservationContext
     ) -> Sequence[bool]:
-        best = self._best_of([checkpoint.step for checkpoint in checkpoints])
-        return [checkpoint.step == best for checkpoint in checkpoints]
+        kept = self._worth([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
 class _DamagedError(Exception):
@@ -357,6 +429,21 @@ def _read_evaluations(path: Path) -> dict[int, Evaluated]:
     except (OSError, ValueError, TypeError, AttributeError):  # missing, no JSON, or not what is written above
         return {}
     return known if whole else {}
+
+
+def _evaluations_text(evaluations: Mapping[int, Evaluated]) -> str:
+    rows = {str(step): evaluated._asdict() for step, evaluated in evaluations.items()}
+    return json.dumps(rows, indent=2, allow_nan=False) + "\n"
+
+
+def _read_pinned(path: Path) -> set[int]:
+    """Steps; none where the file is missing or damaged."""
+    try:
+        steps = json.loads(retry(lambda: path.read_text(encoding="utf-8"), f"Reading {path}"))
+    except (OSError, ValueError):
+        return set()
+    whole = isinstance(steps, list) and all(type(step) is int for step in steps)
+    return set(steps) if whole else set()
 
 
 def _digests(checkpoint: Path) -> dict[str, list[int]]:

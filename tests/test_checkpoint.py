@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny_run import arrays
 
-from noisytwins_jax.checkpoint import EVALUATIONS, FILES, Checkpoints
+from noisytwins_jax.checkpoint import EVALUATIONS, FILES, PINNED, Checkpoints
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.sharding import Layout
 
@@ -213,6 +213,91 @@ def test_what_is_saved_is_not_what_later_programs_write(tmp_path):
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         for step in (1, 2):
             jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(shapes, step).state, want[step])
+
+
+# --- going back further -----------------------------------------------------------------------------------------------
+
+
+def test_as_many_of_the_latest_are_kept_as_asked_for(tmp_path):
+    with Checkpoints(tmp_path, writable=True, keep=4) as checkpoints:
+        assert checkpoints.newest_at_or_before(10) is None
+        for step in range(10, 70, 10):
+            save(checkpoints, step)
+        assert checkpoints.steps() == [30, 40, 50, 60]
+        wanted = {29: None, 30: 30, 39: 30, 60: 60, 99: 60}
+        assert {step: checkpoints.newest_at_or_before(step) for step in wanted} == wanted
+
+
+def test_what_is_pinned_is_kept_for_good(tmp_path):
+    with Checkpoints(tmp_path, writable=True) as checkpoints:
+        for step in (1, 2):
+            save(checkpoints, step)
+        checkpoints.pin(1)
+        checkpoints.pin(1)
+        for step in (3, 4):
+            save(checkpoints, step)
+        assert (checkpoints.steps(), checkpoints.pinned_steps()) == ([1, 3, 4], [1])
+        with pytest.raises(ValueError, match="step 2 has no checkpoint"):
+            checkpoints.pin(2)
+    with Checkpoints(tmp_path, writable=True) as checkpoints:
+        assert checkpoints.pinned_steps() == [1]
+        checkpoints.pin(4)
+        for step in (5, 6, 7):
+            save(checkpoints, step)
+    with Checkpoints(tmp_path) as reader:
+        assert (reader.steps(), reader.pinned_steps()) == ([1, 4, 6, 7], [1, 4])
+        check(reader.restore(abstract(), 1), 1)
+
+
+@pytest.mark.parametrize("text", ["", "[1", "{}", "1", '["1"]', "[true]"])
+def test_damaged_pins_are_none(two_steps, tmp_path, text):
+    workdir = shutil.copytree(two_steps, tmp_path / "run")
+    (workdir / "checkpoints" / PINNED).write_text(text)
+    with Checkpoints(workdir, writable=True) as checkpoints:
+        assert checkpoints.pinned_steps() == []
+        checkpoints.pin(2)
+    with Checkpoints(workdir) as reader:
+        assert reader.pinned_steps() == [2]
+
+
+def test_training_that_went_back_moves_later_checkpoints_away(two_steps, tmp_path):
+    workdir = shutil.copytree(two_steps, tmp_path / "run")
+    aside = workdir / "collapsed_checkpoints"
+    with Checkpoints(workdir, writable=True, keep=4) as checkpoints:
+        assert checkpoints.forget_after(2) == []
+        assert not aside.exists()
+        save(checkpoints, 3, fid=2.0)
+        checkpoints.pin(1)
+        checkpoints.pin(3)
+        save(checkpoints, 4)  # which is still being written
+        assert checkpoints.forget_after(2) == [aside / "3", aside / "4"]
+        assert (checkpoints.steps(), checkpoints.pinned_steps()) == ([1, 2], [1])
+        assert (checkpoints.evaluated_steps(), checkpoints.best_step()) == ([1, 2], 1)
+        check(checkpoints.restore(abstract()), 2)
+        save(checkpoints, 3)  # the run comes to that step again, and collapses again
+        check(checkpoints.restore(abstract()), 3)
+        assert checkpoints.forget_after(2) == [aside / "3_"]
+    assert json.loads((aside / "3" / EVALUATIONS).read_text()) == {"3": {"distance": 2.0, "protocol": "a"}}
+    assert not (aside / "4" / EVALUATIONS).exists()
+    assert not (aside / "3_" / EVALUATIONS).exists()
+    with Checkpoints(workdir) as reader:
+        assert (reader.steps(), reader.pinned_steps(), reader.evaluated_steps()) == ([1, 2], [1], [1, 2])
+    # Nothing is lost: moved back, they can be read.
+    for step in ("3", "4"):
+        (aside / step).rename(workdir / "checkpoints" / step)
+    with Checkpoints(workdir) as reader:
+        check(reader.restore(abstract()), 4)
+        check(reader.restore(abstract(), 3), 3)
+
+
+def test_training_may_go_back_to_its_start(two_steps, tmp_path):
+    workdir = shutil.copytree(two_steps, tmp_path / "run")
+    with Checkpoints(workdir, writable=True) as checkpoints:
+        assert len(checkpoints.forget_after(0)) == 2
+        assert checkpoints.restore(abstract()) is None
+        save(checkpoints, 1)
+    with Checkpoints(workdir) as reader:
+        check(reader.restore(abstract()), 1)
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
