@@ -28,6 +28,27 @@ ADA = {
 }
 NOISE = {"noisytwins.sigma": 0.1}
 TWINS = {"noisytwins.weight": 0.4, "noisytwins.gamma": 0.05}
+BIGGAN = {
+    "network": "biggan",
+    "loss": "hinge",
+    "generator.z_dim": 40,
+    "discriminator.mbstd_group_size": 1,
+    "biggan.generator_width": 16,
+    "biggan.discriminator_width": 16,
+    "biggan.embedding_dim": 32,
+    "optimizer.generator_lr": 0.001,
+    "optimizer.discriminator_lr": 0.004,
+    "optimizer.beta2": 0.999,
+    "r1.gamma": 0.0,
+    "r1.interval": 1,
+    "path_length.interval": 1,
+    "orthogonal.weight": 1e-4,
+    "spectra.interval": 50,
+    "memorisation_interval_kimg": 10.0,
+    "collapse.action": "report",
+    "ema.rampup": 0.05,
+}
+BIGGAN_NOISE = {"noisytwins.sigma": 0.1}
 TRANSITIONAL = {"transitional.weight": 1.0, "transitional.start_kimg": 40.0, "transitional.end_kimg": 80.0}
 
 ROWS = {
@@ -43,6 +64,9 @@ ROWS = {
     "transitional": DIFFAUG | TRANSITIONAL,
     "transitional_noisytwins": DIFFAUG | TRANSITIONAL | NOISE | TWINS,
     "utlo": DIFFAUG | {"utlo.weight": 1.0, "utlo.resolution": 4},
+    "biggan": DIFFAUG | BIGGAN,
+    "biggan_gsr": DIFFAUG | BIGGAN | {"gsr.weight": 0.5, "gsr.alpha": 0.99, "gsr.power_iterations": 4},
+    "biggan_noisytwins": DIFFAUG | BIGGAN | BIGGAN_NOISE | TWINS,
 }
 METHODS = tuple(ROWS)
 

@@ -32,7 +32,8 @@ from noisytwins_jax.tpu.hlo import read_program
 from noisytwins_jax.tpu.model_flops import count_flops, network_flops, program_flops
 from noisytwins_jax.tpu.report import format_result
 from noisytwins_jax.tpu.topology import compiler_version, tpu_devices
-from noisytwins_jax.training.model import Model, build_model
+from noisytwins_jax.training.model import Model
+from noisytwins_jax.training.networks import build_model
 from noisytwins_jax.training.programs import SEVERAL, check_batch, lower_programs, lower_several_steps
 from noisytwins_jax.training.schedule import runs_per_step
 from noisytwins_jax.training.step import ClassTable, TrainingStep
@@ -123,7 +124,7 @@ def _lower(
 
 
 def _lower_sampler(config: RunConfig, model: Model, step: TrainingStep, layout: Layout) -> jax.stages.Lowered:
-    program = sample_program(model.generator, 0, config.generator.noise_mode)
+    program = sample_program(model, config.z, 0)
     variables = step.abstract_state(layout.replicated).ema
     rows = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=layout.split)
     return program.lower(variables, None, rows, rows)

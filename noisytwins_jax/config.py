@@ -8,6 +8,7 @@ Units: ``kimg`` is thousands of real images shown to the discriminator; a ``step
 """
 
 import dataclasses
+import math
 import pkgutil
 import types
 import typing
@@ -18,11 +19,13 @@ import ml_collections
 
 from noisytwins_jax.errors import UserError, did_you_mean
 from noisytwins_jax.fields import choice, number, objection
+from noisytwins_jax.latents import LATENTS, TRUNCATIONS, Latents, check_truncation
 from noisytwins_jax.metrics.protocols import PROTOCOLS, chosen_extractors
 from noisytwins_jax.metrics.settings import Settings
 from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES
 from noisytwins_jax.objectives.objective import Objective
 from noisytwins_jax.profiling import traced_steps
+from noisytwins_jax.survival.collapse import CollapseConfig
 
 
 def listed(path: str) -> Objective:
@@ -42,6 +45,7 @@ class Objectives:
     d2dce: Objective = listed("noisytwins_jax.objectives.d2dce.D2DCE")
     contrastive: Objective = listed("noisytwins_jax.objectives.contrastive.Contrastive")
     transitional: Objective = listed("noisytwins_jax.objectives.transitional.Transitional")
+    spectrum: Objective = listed("noisytwins_jax.objectives.spectrum.Spectrum")
     utlo: Objective = listed("noisytwins_jax.objectives.utlo.UTLO")
 
 
@@ -68,7 +72,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """StyleGAN2 generator; see `networks.stylegan2.Generator`."""
+    """StyleGAN2 generator; see `networks.stylegan2.Generator`. BigGAN's takes `z_dim` alone."""
 
     z_dim: int = number(512, at_least=1)
     w_dim: int = number(512, at_least=1)
@@ -91,6 +95,62 @@ class DiscriminatorConfig:
     mbstd_group_size: int = number(8, at_least=1)  # samples a minibatch-standard-deviation group, 1 for none
     mapping_layers: int = number(8, at_least=0)
     conv_clamp: float | None = number(None, above=0)
+
+
+@dataclass(frozen=True)
+class BigGANConfig:
+    """Both networks where ``network`` is biggan or biggan_deep; see `networks.biggan`. z_dim is ``generator.z_dim``."""
+
+    generator_width: int = number(96, at_least=1)  # ch, the unit of the tables of channels
+    discriminator_width: int = number(96, at_least=1)
+    embedding_dim: int = number(128, at_least=1)  # of the class embedding that all blocks share
+    shared_embedding: bool = True  # off: every conditional BatchNorm has tables of its own (SA-GAN)
+    skip_z: bool = True  # every block sees a part of z (deep: all of it); off: only the first layer does
+    attention: str = ""  # resolutions with self-attention, with commas; empty for the published, none for none
+    wide_rgb: bool = False  # deep: the last convolution has `generator_width` outputs, of which three are the image
+    spectral_norm: bool = True
+    spectral_norm_epsilon: float = number(1e-4, above=0)
+    batch_norm_epsilon: float = number(1e-4, above=0)
+    batch_norm_decay: float = number(0.9, at_least=0, below=1)  # of running moments, which only diagnostics use
+    dropout: float = number(0.0, at_least=0, below=1)  # share of the discriminator's last features that is dropped
+
+    @property
+    def attention_resolutions(self) -> bool | tuple[int, ...]:
+        """True for the published place.
+
+        Raises:
+          UserError: they are no numbers.
+        """
+        if self.attention in ("", "none"):
+            return self.attention == ""
+        try:
+            return tuple(int(word) for word in self.attention.split(","))
+        except ValueError:
+            raise UserError(
+                f"config.biggan.attention={self.attention} is no list of resolutions; give for example 64, none, or "
+                "nothing for the published one."
+            ) from None
+
+
+@dataclass(frozen=True)
+class LatentsConfig:
+    """What z is drawn from; see `latents`."""
+
+    kind: str = choice(*LATENTS)
+    low_std: float = number(0.5, above=0)  # random_std: bounds of each sample's standard deviation
+    high_std: float = number(1.5, above=0)
+    # Above 0: in training z is multiplied by a factor that goes from start_std to 1 over so many kimg (appendix E).
+    anneal_kimg: float = number(0.0, at_least=0)
+    start_std: float = number(2.0, above=0)
+
+
+@dataclass(frozen=True)
+class SpectraConfig:
+    """Singular values of every weight, which warn of collapse (BigGAN, Sec. 4); see `spectra`."""
+
+    interval: int = number(0, at_least=0)  # steps between two looks; 0 for none
+    iterations: int = number(2, at_least=1)  # of subspace iteration, a look
+    clamp: float = number(0.0, at_least=0)  # at each look, larger singular values are set to this (eq. 4); 0 for none
 
 
 @dataclass(frozen=True)
@@ -129,7 +189,8 @@ class OptimizerConfig:
 class EmaConfig:
     """Moving average of the generator, which evaluation and sampling use."""
 
-    kimg: float = number(20.0, at_least=0)  # half-life
+    kimg: float = number(20.0, at_least=0)  # half-life; a decay of .9999 a step is 6.931 · batch_size kimg
+    start_step: int = number(0, at_least=0)  # before it the average is the generator itself
     # The half-life is at most this fraction of the images seen; None for no ramp-up.
     rampup: float | None = number(None, at_least=0)
 
@@ -165,11 +226,15 @@ class EvaluationConfig:
     pooled_images: int = number(50_000, at_least=2)  # behind FID and everything else of all classes: at most so many
     neighbours: int = number(0, at_least=0)  # k of precision and recall; 0 for the protocol's
     memorisation: bool = True  # look for the training images that are nearest to generated ones
-    truncations: str = ""  # sweep over ψ in W, as 1,0.9,0.8; empty for none
+    truncations: str = ""  # sweep over strengths of truncation, as 1,0.9,0.8; empty for none
+    truncation_kind: str = choice("", *TRUNCATIONS)  # empty: psi where there is a W, else threshold; see `latents`
     batch_size: int = number(
         0, at_least=0
     )  # images that a device takes at once, 0 for what suits; no result depends on it
     seed: int = number(0, at_least=0, at_most=2**32 - 1)  # JAX takes the lowest 32 bits
+    # BigGAN's BatchNorm: means over so many passes of so many images of the averaged generator (standing statistics).
+    standing_passes: int = number(100, at_least=1)
+    standing_batch: int = number(64, at_least=1)
     # Evaluate this often while training, and keep the best; 0 for at the end only.
     interval_kimg: float = number(0.0, at_least=0)
 
@@ -189,16 +254,16 @@ class EvaluationConfig:
         """The truncations of the sweep.
 
         Raises:
-          UserError: they are no numbers from 0 to 1.
+          UserError: they are no different numbers from 0 on.
         """
         words = [word.strip() for word in self.truncations.split(",") if word.strip()]
         try:
             values = tuple(float(word) for word in words)
         except ValueError:
             values = (-1.0,)
-        if not all(0 <= value <= 1 for value in values) or len(set(values)) < len(values):
+        if not all(0 <= value < math.inf for value in values) or len(set(values)) < len(values):
             raise UserError(
-                f"config.evaluation.truncations={self.truncations} is no list of different numbers from 0 to 1; give for "
+                f"config.evaluation.truncations={self.truncations} is no list of different numbers from 0 on; give for "
                 "example 1,0.9,0.8."
             )
         return values
@@ -230,6 +295,17 @@ class FaultsConfig:
 
 
 @dataclass(frozen=True)
+class InterventionConfig:
+    """What changes in the middle of a run. To go on from a checkpoint with other settings, change these and resume."""
+
+    step: int = number(0, at_least=0)  # after so many steps (rounded up to whole dispatches); 0 for never
+    freeze: str = choice("", "generator", "discriminator")  # this network is not trained any more
+    generator_lr: float = number(1.0, at_least=0)  # factors on the learning rates
+    discriminator_lr: float = number(1.0, at_least=0)
+    reset_momenta: bool = False  # the optimisers forget their moments
+
+
+@dataclass(frozen=True)
 class RunConfig(Objectives):
     """Everything that defines a run."""
 
@@ -238,6 +314,8 @@ class RunConfig(Objectives):
     batch_size: int = number(128, at_least=1)  # images, over all devices
     total_kimg: float = number(1000.0, at_least=0)
     loss: str = choice(*ADVERSARIAL_LOSSES)
+    loss_margin: float = number(1.0, above=0)  # of the hinge loss
+    network: str = choice("stylegan2", "biggan", "biggan_deep")
     fake_labels: str = choice("uniform", "empirical")  # classes of generated images (empirical: as in the training set)
     style_mixing: float = number(0.0, at_least=0, at_most=1)  # probability that a batch mixes the styles of two latents
     dtype: str = choice("float32", "bfloat16")  # of activations; parameters are always float32
@@ -245,11 +323,15 @@ class RunConfig(Objectives):
     up_impl: str = choice("conv", "phase")  # conv is fast on TPUs, phase on CPUs: the same numbers, see networks.fir
     log_interval_kimg: float = number(1.0, at_least=0)
     w_ratio_interval_kimg: float = number(10.0, at_least=0)  # share of W's variance within classes; 0 for never
+    memorisation_interval_kimg: float = number(0.0, at_least=0)  # D's accuracy on images trained with and held out
     checkpoint_interval_kimg: float = number(50.0, at_least=0)
     sheet_interval_kimg: float = number(0.0, at_least=0)  # sample sheet while training; 0 for at the end only
     data: DataConfig = field(default_factory=DataConfig)
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    biggan: BigGANConfig = BigGANConfig()
+    latents: LatentsConfig = LatentsConfig()
+    spectra: SpectraConfig = SpectraConfig()
     r1: R1Config = R1Config()
     path_length: PathLengthConfig = PathLengthConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -260,12 +342,24 @@ class RunConfig(Objectives):
     mesh: MeshConfig = MeshConfig()
     profile: ProfileConfig = ProfileConfig()
     faults: FaultsConfig = FaultsConfig()
+    collapse: CollapseConfig = CollapseConfig()
+    intervention: InterventionConfig = InterventionConfig()
 
     @property
     def objectives(self) -> dict[str, Objective]:
         """The terms that are switched on, by name."""
         terms = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(Objectives)}
         return {name: term for name, term in terms.items() if term.weight > 0}
+
+    @property
+    def z(self) -> Latents:
+        """The distribution of the generator's latents."""
+        return Latents(self.generator.z_dim, self.latents.kind, (self.latents.low_std, self.latents.high_std))
+
+    @property
+    def truncation_kind(self) -> str:
+        """How generated images are truncated unless somebody says otherwise."""
+        return self.evaluation.truncation_kind or ("psi" if self.network == "stylegan2" else "threshold")
 
     @property
     def makes_twins(self) -> bool:
@@ -291,13 +385,16 @@ class RunConfig(Objectives):
 # Fields that change how a run is computed, watched or measured, not what is trained: a workdir accepts other values.
 FREE_FIELDS = (
     "checkpoint_interval_kimg",
+    "collapse.",
     "data.cache",
     "data.dir",
     "data.head_above",
     "data.tail_below",
     "evaluation.",
     "faults.",
+    "intervention.",
     "log_interval_kimg",
+    "memorisation_interval_kimg",
     "mesh.",
     "profile.",
     "sheet_interval_kimg",
@@ -356,8 +453,14 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _check_together(run: RunConfig) -> None:
     """Raises a `UserError` for fields that are fine alone and not together."""
+    if run.network != "stylegan2":
+        _check_biggan(run)
+    if run.loss_margin != 1 and run.loss != "hinge":
+        raise UserError(
+            f"config.loss_margin is the hinge loss's; leave it at 1 for {run.loss}, or --config.loss=hinge."
+        )
     for name, network in (("generator", run.generator), ("discriminator", run.discriminator)):
-        if network.channel_base < run.data.resolution:
+        if run.network == "stylegan2" and network.channel_base < run.data.resolution:
             raise UserError(
                 f"config.{name}.channel_base={network.channel_base} leaves no channels at {run.data.resolution} px; "
                 f"it must be at least the resolution, better {32 * run.data.resolution} or more."
@@ -385,6 +488,36 @@ def _check_together(run: RunConfig) -> None:
         )
     traced_steps(run.profile.steps)  # refuses what is no range
     _check_evaluation(run.evaluation)
+    for strength in run.evaluation.sweep:
+        check_truncation(run.truncation_kind, strength, run.latents.kind, run.network == "stylegan2")
+    if run.latents.high_std < run.latents.low_std:
+        raise UserError("config.latents.high_std is below config.latents.low_std; it must not be.")
+
+
+def _check_biggan(run: RunConfig) -> None:
+    """Refuses what acts in the mapping or synthesis network of StyleGAN2, or on another head of its discriminator."""
+    _ = run.biggan.attention_resolutions  # refuses what are no resolutions
+    needing = {
+        "style_mixing": run.style_mixing,
+        "path_length.weight": run.path_length.weight,
+        **{f"{name}.weight": getattr(run, name).weight for name in ("transitional", "utlo", "d2dce", "contrastive")},
+    }
+    for name, value in needing.items():
+        if value > 0:
+            raise UserError(
+                f"config.{name} needs StyleGAN2's networks and config.network={run.network} has others; set it to 0, or "
+                "--config.network=stylegan2."
+            )
+    if run.discriminator.mbstd_group_size > 1:
+        raise UserError(
+            "config.discriminator.mbstd_group_size is of StyleGAN2's minibatch standard deviation, which BigGAN has not; "
+            "set it to 1."
+        )
+    if run.biggan.skip_z and not run.biggan.shared_embedding:
+        raise UserError(
+            "config.biggan.skip_z goes beside a class embedding that the blocks share; set it to False, or "
+            "config.biggan.shared_embedding to True."
+        )
 
 
 def _check_evaluation(evaluation: EvaluationConfig) -> None:

@@ -6,7 +6,6 @@ the first one computes the numbers and writes the files.
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,8 +25,10 @@ from noisytwins_jax.diagnostics.factor_figure import factor_figure
 from noisytwins_jax.diagnostics.neighbour_sheet import neighbour_sheet
 from noisytwins_jax.diagnostics.report import write_report
 from noisytwins_jax.diagnostics.sheets import head_to_tail, sample_sheet
+from noisytwins_jax.diagnostics.spectra_figure import spectra_figure
 from noisytwins_jax.diagnostics.w_projection import w_projection_figure
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.latents import Truncation
 from noisytwins_jax.logs import read_metrics
 from noisytwins_jax.metrics.classifier import classifier_extractor, load_or_train_classifier
 from noisytwins_jax.metrics.evaluation import evaluate_generator
@@ -39,11 +40,12 @@ from noisytwins_jax.metrics.parts import Scratch
 from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
 from noisytwins_jax.metrics.settings import Settings
 from noisytwins_jax.metrics.table import format_table
-from noisytwins_jax.sampling import Sampler
+from noisytwins_jax.sampling import Sampler, standing_statistics, variables_sha256
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.survival.agreement import check_agreement, code_fingerprint, failing_together
+from noisytwins_jax.survival.collapse_log import read_collapses
 from noisytwins_jax.together import local_copy, on_first_process, say, shared_rows
-from noisytwins_jax.training.model import build_model
+from noisytwins_jax.training.networks import build_model
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.workdir import cache_dir, needing_space, open_workdir, write_atomically
 
@@ -52,6 +54,10 @@ NEAREST_FILE = "nearest.png"
 NEAREST_CAPTION = (
     "Nearest training images. Left: generated, none selected; right of each, the training images that are nearest in "
     "feature space, with their distances."
+)
+SPECTRA_CAPTION = (
+    "Singular values of every weight (BigGAN, Fig. 3): the largest, and how far it is above the second. A sudden growth "
+    "in the generator foretells collapse."
 )
 SCRATCH = ".evaluation"  # in the workdir, while an evaluation is under way
 SHEET_CLASSES, SHEET_REAL, SHEET_FAKE = 30, 8, 16  # rows of the sample sheet, and images a row
@@ -124,10 +130,18 @@ def restore_generator(
     return splits, workdir, restored.step, restored.state.ema
 
 
-def build_sampler(config: RunConfig, variables: dict, splits: DataSplits, **options: Any) -> Sampler:
+def build_sampler(
+    config: RunConfig,
+    variables: dict,
+    splits: DataSplits,
+    truncation: Truncation | None = None,
+    **options: Any,
+) -> Sampler:
     """A sampler of a run's generator; `options` go to `Sampler`. To be called by all processes."""
     model = build_model(config, splits.train.channels, splits.train.num_classes)
-    return Sampler(model.generator, local_copy(variables), noise_mode=config.generator.noise_mode, **options)
+    counts = config.evaluation.standing_passes, config.evaluation.standing_batch
+    variables = standing_statistics(model, config.z, local_copy(variables), truncation, *counts)
+    return Sampler(model, config.z, variables, truncation=truncation, **options)
 
 
 def check_evaluation(config: RunConfig, on_its_data: bool = True) -> None:
@@ -196,11 +210,17 @@ def evaluate_variables(
         settings=settings,
         train=splits.train if options.memorisation and thorough else None,
         train_counts=splits.train.class_counts,
-        truncated={psi: functools.partial(sampler, psi=psi) for psi in options.sweep if thorough},
+        truncated={
+            strength: functools.partial(sampler, truncation=Truncation(config.truncation_kind, strength))
+            for strength in options.sweep
+            if thorough
+        },
+        truncation_kind=config.truncation_kind,
         reader=reader,
         cache=cache,
         scratch=Scratch(workdir / SCRATCH),
-        identity=f"{variables_sha256(variables)} {config.generator} {config.up_impl} {config.dtype}",
+        identity=f"{variables_sha256(variables)} {config.network} {config.generator} {config.biggan} {config.latents} "
+        f"{options.standing_passes} {options.standing_batch} {config.up_impl} {config.dtype}",
         between=between,
     )
 
@@ -243,15 +263,6 @@ def _chosen(config: RunConfig) -> dict[str, str]:
     return chosen_extractors(config.evaluation.settings.protocol, config.evaluation.extractors)
 
 
-def variables_sha256(variables: dict) -> str:
-    """Hexadecimal SHA-256 of a generator's variables, names and values."""
-    digest = hashlib.sha256()
-    for path, value in jax.tree_util.tree_leaves_with_path(variables):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(np.asarray(value)).tobytes())
-    return digest.hexdigest()
-
-
 def write_results(
     config: RunConfig,
     variables: dict,
@@ -287,7 +298,7 @@ def _write_report(
 ) -> Path:
     np.savez(workdir / W_FILE, w=w, labels=labels)
     names, counts = splits.train.class_names, splits.train.class_counts
-    kimg = step * config.images_per_step / 1000
+    kimg, records = step * config.images_per_step / 1000, read_metrics(workdir)
     return write_report(
         workdir / REPORT_FILE,
         title=config.name,
@@ -303,9 +314,23 @@ def _write_report(
             ),
             *([(NEAREST_CAPTION, nearest)] if nearest else []),
             *_known_factors(result),
-            ("Training. Means over each logging interval.", training_curves(read_metrics(workdir))),
+            ("Training. Means over each logging interval.", training_curves(records)),
+            *_spectra(records, workdir),
         ],
     )
+
+
+def _spectra(records: list[dict[str, Any]], workdir: Path) -> list[tuple[str, Any]]:
+    """Singular values over training; of what was given up after a collapse too."""
+    collapses = read_collapses(workdir)
+    marks = {record["step"]: "collapse" for record in collapses if not record["returned"]}
+    found = [(SPECTRA_CAPTION, spectra_figure(records, marks=marks))]
+    for record in collapses:
+        if record["returned"]:
+            caption = f"Given up: {record['sign']}. Training went on from step {record['kept']}."
+            lost = read_metrics(workdir / record["log"])
+            found.append((caption, spectra_figure(lost, marks={record["step"]: "collapse", record["kept"]: "kept"})))
+    return [(caption, figure) for caption, figure in found if figure is not None]
 
 
 def _known_factors(result: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -54,6 +54,15 @@ TRUNCATIONS = (
 )
 
 
+KINDS = {  # what each does, for people
+    "psi": "w is drawn towards its mean",
+    "threshold": "elements of z above the threshold are drawn again",
+    "scaled": "z is a normal one cut off at 2, times the scale",
+    "std": "z has this standard deviation",
+}
+SYMBOLS = {"psi": "ψ =", "threshold": "|z| ≤", "scaled": "scale =", "std": "std ="}  # before a strength, for people
+
+
 class Truncation(NamedTuple):
     """One way of truncating, of `TRUNCATIONS`, and how far; the smaller the strength, the less variety."""
 

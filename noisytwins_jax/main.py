@@ -44,7 +44,13 @@ _REFERENCE = flags.DEFINE_string(
 )
 _CLASSES = flags.DEFINE_list("classes", None, "sample: class ids; all by default.")
 _SAMPLES = flags.DEFINE_integer("samples_per_class", 16, "sample: images of each class.")
-_PSI = flags.DEFINE_float("psi", 1.0, "sample: truncation in W; 1 for none.")
+_TRUNCATION = flags.DEFINE_string(
+    "truncation",
+    "",
+    "sample: 0.7, or with its kind psi:0.7 (in W, StyleGAN2), threshold:0.5 (z drawn again until |z| is below it), "
+    "scaled:0.5 (as the published BigGAN modules) or std:0.5.",
+)
+_PSI = flags.DEFINE_float("psi", None, "sample: short for --truncation=psi:…; 1 for none.")
 _SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the latents.")
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v3:2x2", "compile: TPU cores that need not exist, as v4:2x2x1 or v5e:2x2.")
@@ -59,7 +65,7 @@ _PROCESS_ID = flags.DEFINE_integer(
 )
 
 # Flags that the other modes would ignore.
-_ONLY = dict.fromkeys(("classes", "samples_per_class", "psi", "seed"), ("sample",))
+_ONLY = dict.fromkeys(("classes", "samples_per_class", "truncation", "psi", "seed"), ("sample",))
 _ONLY |= dict.fromkeys(("topology", "programs", "compare"), ("compile",))
 _ONLY |= dict.fromkeys(("coordinator", "num_processes", "process_id"), ("train", "evaluate", "sample"))
 _ONLY |= {"checkpoint": ("evaluate", "sample"), "images": ("evaluate",), "reference": ("evaluate",)}
@@ -123,7 +129,8 @@ def _run(config: RunConfig, workdir: str) -> None:
             from noisytwins_jax.sample import sample
 
             classes = None if _CLASSES.value is None else [_class_id(c) for c in _CLASSES.value]
-            picture = sample(config, workdir, _CHECKPOINT.value, classes, _SAMPLES.value, _PSI.value, _SEED.value)
+            truncation = _TRUNCATION.value if _PSI.value is None else f"psi:{_PSI.value}"
+            picture = sample(config, workdir, _CHECKPOINT.value, classes, _SAMPLES.value, truncation, _SEED.value)
             say(f"Samples: {picture}")
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
@@ -142,6 +149,8 @@ def _check_mode(mode: str) -> None:
         if flags.FLAGS[name].present and mode not in modes:
             field = f"; the run's own is --config.{name}" if name in flatten(RunConfig()) else ""
             raise UserError(f"--{name} is for --mode={' or '.join(modes)}, not for {mode}{field}.")
+    if _PSI.value is not None and _TRUNCATION.value:
+        raise UserError("--psi and --truncation both truncate; give one of them.")
     if _IMAGES.value is None and _REFERENCE.value is not None:
         raise UserError("--reference is what files are compared with; give them too: --images=<folder or .npz>.")
     if "" in (_IMAGES.value, _REFERENCE.value):

@@ -8,6 +8,7 @@ from noisytwins_jax.config import RunConfig
 from noisytwins_jax.diagnostics.sheets import image_grid
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.evaluate import build_sampler, restore_generator
+from noisytwins_jax.latents import Truncation, check_truncation, parse_truncation
 from noisytwins_jax.together import on_first_process, shared_rows
 from noisytwins_jax.workdir import needing_space
 
@@ -18,7 +19,7 @@ def sample(
     which: str = "latest",
     classes: list[int] | None = None,
     per_class: int = 16,
-    psi: float = 1.0,
+    truncation: str = "",
     seed: int = 0,
 ) -> Path:
     """Draws a grid, a row a class, and writes it as PNG and as arrays into ``<workdir>/samples``.
@@ -31,7 +32,8 @@ def sample(
       which: ``"latest"``, ``"best"`` or a step.
       classes: class ids; all by default.
       per_class: images of each class.
-      psi: truncation in W, 1 for none, 0 for the mean image.
+      truncation: a strength, or a kind and a strength as ``threshold:0.5`` (see `latents`); empty for none. Without a
+        kind it is ψ in W, or for BigGAN the threshold of z.
       seed: of the latents. Image j of a class has the same latents whatever the other classes.
 
     Returns:
@@ -45,11 +47,20 @@ def sample(
         raise UserError("--classes is empty; give class ids, for example --classes=0,9, or leave it out for all.")
     if per_class < 1:
         raise UserError(f"--samples_per_class={per_class} is below 1; ask for at least one image a class.")
-    if not np.isfinite(psi):
-        raise UserError(f"--psi={psi} is not a finite number; 1 is no truncation, 0 the mean image.")
+    cut = parse_truncation(truncation, config.truncation_kind)
+    if cut is not None:
+        check_truncation(*cut, config.latents.kind, config.network == "stylegan2")
+    if cut == Truncation("psi", 1.0):
+        cut = None
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed={seed} must be from 0 to {2**32 - 1}.")
-    arguments = {"classes": classes, "samples_per_class": per_class, "psi": psi, "seed": seed, "checkpoint": which}
+    arguments = {
+        "classes": classes,
+        "samples_per_class": per_class,
+        "truncation": truncation,
+        "seed": seed,
+        "checkpoint": which,
+    }
     splits, workdir, step, variables = restore_generator(config, workdir, which, **arguments)
     num_classes = splits.train.num_classes
     classes = list(range(num_classes)) if classes is None else classes
@@ -58,13 +69,14 @@ def sample(
         raise UserError(f"There is no class {unknown[0]}; classes are 0 to {num_classes - 1}.")
     labels = np.repeat(classes, per_class)
     indices = labels * 2**20 + np.tile(np.arange(per_class), len(classes))
-    sampler = build_sampler(config, variables, splits, seed=seed, psi=psi)
+    sampler = build_sampler(config, variables, splits, seed=seed, truncation=cut)
     images, _ = shared_rows(lambda rows: sampler(labels[rows], indices[rows]), len(labels))
 
     def write() -> Path:
         directory = workdir / "samples"
         directory.mkdir(exist_ok=True)
-        stem = f"step{step}-psi{psi:g}-seed{seed}"
+        how = f"{cut.kind}{cut.strength:g}" if cut else "untruncated"
+        stem = f"step{step}-{how}-seed{seed}"
         picture = directory / f"{stem}.png"
         with needing_space(workdir):
             names = np.array(splits.train.class_names, str)  # what the ids mean

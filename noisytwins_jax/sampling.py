@@ -1,17 +1,24 @@
 """Images from a trained generator: each one a pure function of (seed, its index, its class, truncation)."""
 
 import functools
+import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisytwins_jax.networks.stylegan2 import Generator, truncate
+from noisytwins_jax.latents import Latents, Truncation
 from noisytwins_jax.randomness import sample_keys
 from noisytwins_jax.sharding import Layout
+from noisytwins_jax.together import shared_rows
+from noisytwins_jax.training.model import Model
 
 Array = jax.Array
+PyTree = Any
+Strength = Array | np.float32 | None
+_STANDING_KEY = 0x5354  # sets the draws of standing statistics apart from those of images
 
 
 def quantize(images: Array) -> Array:
@@ -22,69 +29,148 @@ def quantize(images: Array) -> Array:
 class Sampler:
     """Generates from fixed variables on this process's devices, in padded batches of one compiled shape.
 
-    Class noise is off. Image i depends on (seed, i, class, psi) only, whatever the number of devices or the other images.
+    Class noise is off. Image i depends on (seed, i, class, truncation) only, whatever the number of devices or the other
+    images. A network with BatchNorm needs variables with the `standing_statistics` of this truncation.
 
     Args:
-      generator: the network.
-      variables: its collections, usually the moving average; whole in this process (`together.local_copy`).
+      model: the networks.
+      latents: what z is drawn from.
+      variables: the generator's collections, usually the moving average; whole in this process (`together.local_copy`).
       seed: of latents and per-pixel noise.
-      noise_mode: per-pixel noise: ``"random"`` (by index), ``"const"`` or ``"none"``.
-      psi: truncation in W; ``None`` or 1 for none.
+      truncation: ``None`` for none.
       rows: images that each device makes in a call of the program. Another number changes the last bits.
       ahead: calls under way at once.
     """
 
     def __init__(
         self,
-        generator: Generator,
+        model: Model,
+        latents: Latents,
         variables: dict,
         seed: int = 0,
-        noise_mode: str = "random",
-        psi: float | None = None,
+        truncation: Truncation | None = None,
         rows: int = 64,
         ahead: int = 1,
     ):
         self._layout, self._rows, self._ahead = Layout(jax.local_devices()), rows, ahead
         self._variables = self._layout.put_everywhere(variables)
-        self._program = sample_program(generator, seed, noise_mode)
-        self._psi = None if psi in (None, 1) else np.float32(psi)
+        self._program = sample_program(model, latents, seed, truncation and truncation.kind)
+        self._strength = None if truncation is None else np.float32(truncation.strength)
         self.image_size = None  # the network's
 
     def __call__(self, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Labels ``[n]`` int and global sample indices ``[n]`` → images uint8 ``[n, H, W, C]`` and w ``[n, w_dim]``."""
+        """Labels ``[n]`` int and global sample indices ``[n]`` → images uint8 ``[n, H, W, C]`` and w ``[n, D]``."""
         images, w = self.looked_at(lambda images: (images,), labels, indices)
         return images, w
 
     def looked_at(
         self, look: Callable[[Array], tuple[Array, ...]], labels: np.ndarray, indices: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """What ``look(images)`` gives, called with images that are still on the devices; and w ``[n, w_dim]``."""
+        """What ``look(images)`` gives, called with images that are still on the devices; and w ``[n, D]``."""
 
         def program(variables: dict, labels: Array, indices: Array) -> tuple[Array, ...]:
-            images, w = self._program(variables, self._psi, labels, indices)
+            images, w = self._program(variables, self._strength, labels, indices)
             return *look(images), w
 
         rows = np.asarray(labels, np.int32), np.asarray(indices, np.int32)
         return self._layout.map_rows(program, self._variables, *rows, size=self._rows, ahead=self._ahead)
 
 
-@functools.lru_cache(maxsize=8)  # compiled once for all samplers of a generator: variables are arguments
+@functools.lru_cache(maxsize=8)  # compiled once for all samplers of a model: variables are arguments
 def sample_program(
-    generator: Generator, seed: int, noise_mode: str
-) -> Callable[[dict, Array | None, Array, Array], tuple[Array, Array]]:
-    """The program of a `Sampler`: (variables, ψ or None, labels int32 ``[n]``, indices int32 ``[n]``) → images and w."""
+    model: Model, latents: Latents, seed: int, truncation: str | None = None
+) -> Callable[[dict, Strength, Array, Array], tuple[Array, Array]]:
+    """The program of a `Sampler`: (variables, strength or None, labels int32 ``[n]``, indices int32 ``[n]``) → images, w.
 
-    def one(variables: dict, psi: Array | None, label: Array, key: Array) -> tuple[Array, Array]:
+    `truncation` is its kind, None for none.
+    """
+    in_w = truncation == "psi"
+    in_z = None if in_w else truncation
+
+    def one(variables: dict, strength: Strength, label: Array, key: Array) -> tuple[Array, Array]:
         z_key, noise_key = jax.random.split(key)
-        z = jax.random.normal(z_key, (1, generator.z_dim))
-        w, ws = generator.apply(variables, z, label[None], method="styles")
-        if psi is not None:
-            w, ws = (truncate(x, variables["buffers"]["mapping"]["w_avg"], psi) for x in (w, ws))
-        image = generator.apply(variables, ws, noise_mode, method="synthesize", rngs={"noise": noise_key})
+        z = latents.draw(z_key, 1, truncation_kind=in_z, strength=strength)
+        image, w = model.sample(variables, z, label[None], noise_key, strength if in_w else None)
         return quantize(image[0]), w[0]
 
     @jax.jit
-    def program(variables: dict, psi: Array | None, labels: Array, indices: Array) -> tuple[Array, Array]:
-        return jax.vmap(one, in_axes=(None, None, 0, 0))(variables, psi, labels, sample_keys(seed, indices))
+    def program(variables: dict, strength: Strength, labels: Array, indices: Array) -> tuple[Array, Array]:
+        return jax.vmap(one, in_axes=(None, None, 0, 0))(variables, strength, labels, sample_keys(seed, indices))
 
     return program
+
+
+def variables_sha256(variables: dict) -> str:
+    """Hexadecimal SHA-256 of a generator's variables, names and values."""
+    digest = hashlib.sha256()
+    for path, value in jax.tree_util.tree_leaves_with_path(variables):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(np.asarray(value)).tobytes())
+    return digest.hexdigest()
+
+
+_known_moments: dict[tuple, PyTree] = {}  # of this process's samplers, by what they are of
+_MOST_KNOWN = 64
+
+
+def standing_statistics(
+    model: Model, latents: Latents, variables: dict, truncation: Truncation | None, passes: int, batch: int
+) -> dict:
+    """The variables with moments of activations for sampling: plain means of batch moments over many passes.
+
+    BigGAN (Brock et al., ICLR 2019, Sec. 2.1 and appendix C): the generator runs on fresh z and classes, uniformly drawn,
+    and every BatchNorm's mean and variance are averaged over the passes. They go with one truncation, and make samples
+    independent of the batch they are made in. A pass is one device's, so the result is the same on any number of them.
+    To be called by all processes, which share the passes.
+
+    Args:
+      model: the networks; one without BatchNorm has its variables returned as they are.
+      latents: what z is drawn from.
+      variables: the generator's collections; whole in this process.
+      truncation: of the latents, None for none.
+      passes: how many.
+      batch: images of each.
+    """
+    if not model.standing_statistics:
+        return variables
+    key = (model, latents, variables_sha256(variables), truncation, passes, batch)
+    if key not in _known_moments:
+        while len(_known_moments) >= _MOST_KNOWN:
+            _known_moments.pop(next(iter(_known_moments)))
+        _known_moments[key] = _standing_moments(model, latents, variables, truncation, passes, batch)
+    return {**variables, **_known_moments[key]}
+
+
+def _standing_moments(
+    model: Model, latents: Latents, variables: dict, truncation: Truncation | None, passes: int, batch: int
+) -> PyTree:
+    layout = Layout(jax.local_devices())
+    program = _moments_program(model, latents, batch, truncation and truncation.kind)
+    strength = None if truncation is None else np.float32(truncation.strength)
+    put = layout.put_everywhere(variables)
+    structure = jax.tree.structure({"batch_stats": variables["batch_stats"]})
+
+    def compute(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        return layout.map_rows(
+            lambda tree, numbers: program(tree, strength, numbers), put, rows.astype(np.int32), size=1, ahead=2
+        )
+
+    moments = shared_rows(compute, passes)
+    means = [x.astype(np.float64).mean(axis=0).astype(np.float32) for x in moments]
+    return jax.tree.unflatten(structure, means)
+
+
+@functools.lru_cache(maxsize=8)
+def _moments_program(
+    model: Model, latents: Latents, batch: int, truncation: str | None
+) -> Callable[[dict, Strength, Array], tuple[Array, ...]]:
+    """(variables, strength or None, numbers of passes int32 ``[n]``) → each moment ``[n, …]``, in order of the tree."""
+    num_classes = model.num_classes
+
+    def one(variables: dict, strength: Strength, number: Array) -> tuple[Array, ...]:
+        z_key, label_key = jax.random.split(jax.random.fold_in(jax.random.key(_STANDING_KEY), number))
+        z = latents.draw(z_key, batch, truncation_kind=truncation, strength=strength)
+        labels = jax.random.randint(label_key, (batch,), 0, num_classes)
+        return tuple(jax.tree.leaves(model.batch_moments(variables, z, labels)))
+
+    return jax.jit(jax.vmap(one, in_axes=(None, None, 0)))

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -27,19 +27,24 @@ from noisytwins_jax.evaluate import (
     make_sheet,
     write_results,
 )
-from noisytwins_jax.logs import MetricsWriter, Progress
+from noisytwins_jax.logs import METRICS_FILE, MetricsWriter, Progress, read_metrics
 from noisytwins_jax.metrics.scores import FRECHET
 from noisytwins_jax.metrics.table import distance_entries, headline_line
 from noisytwins_jax.metrics.w_space import w_ratio_probe
 from noisytwins_jax.profiling import Stopwatch, Tracer
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.survival.agreement import check_agreement, check_same_data, failing_together
+from noisytwins_jax.survival.collapse import CollapseDetector
+from noisytwins_jax.survival.collapse_log import read_collapses, returns_to, write_collapse
 from noisytwins_jax.survival.finite import bad_tensors, divergence, first_bad_metric
 from noisytwins_jax.survival.lock import WorkdirLock
 from noisytwins_jax.survival.stopping import StopSignal
 from noisytwins_jax.survival.watchdog import TRAINING, Watchdog
-from noisytwins_jax.together import say
-from noisytwins_jax.training.model import StyleGAN2Model, build_model
+from noisytwins_jax.together import on_first_process, say
+from noisytwins_jax.training.interventions import intervene, with_rates
+from noisytwins_jax.training.model import Model
+from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.training.probes import memorisation_probe
 from noisytwins_jax.training.programs import Programs, check_batch
 from noisytwins_jax.training.schedule import in_order
 from noisytwins_jax.training.state import TrainState
@@ -68,7 +73,7 @@ class Run(NamedTuple):
     batches: TrainingBatches
     checkpoints: Checkpoints
     writer: MetricsWriter
-    w_ratio: Callable[[Any], dict[str, jax.Array]]  # numbers of the averaged generator's variables, to be logged
+    probes: dict[str, Callable[[TrainState], dict[str, jax.Array]]]  # looks at a state now and then, to be logged
 
 
 def train(config: RunConfig, workdir: str | Path) -> Path:
@@ -114,11 +119,11 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
         WorkdirLock(workdir),
         batches,
         contextlib.closing(MetricsWriter(workdir, disable=jax.process_index() > 0)) as writer,
-        Checkpoints(workdir, writable=True) as checkpoints,
+        Checkpoints(workdir, writable=True, keep=config.collapse.keep if config.collapse.watched else 2) as checkpoints,
     ):
         write_config(workdir, config)
-        w_ratio = jax.jit(w_ratio_of(config, model, splits), out_shardings=layout.replicated)
-        run = Run(config, layout, splits, workdir, step, batches, checkpoints, writer, w_ratio)
+        probes = probes_of(config, model, splits, layout)
+        run = Run(config, layout, splits, workdir, step, batches, checkpoints, writer, probes)
         state, start = restore_or_init(run)
         say(describe(run, start))
         programs = evaluation = None
@@ -165,17 +170,29 @@ def restore_or_init(run: Run) -> tuple[TrainState, int]:
         state, start = restored.state, restored.step
         run.batches.restore(restored.data)
     run.writer.truncate_after(start or -1)  # a run that starts anew logs its step 0 again
+    if returns := returns_to(on_first_process(lambda: read_collapses(run.workdir)), start):
+        change, rates = run.config.collapse, [float(x) for x in state.rates]
+        factors = (change.generator_lr**returns, change.discriminator_lr**returns)
+        state = with_rates(state, rates[0] * factors[0], rates[1] * factors[1], change.reset_momenta)
+        say(f"After a collapse: learning rates times {factors[0]:g} (generator) and {factors[1]:g} (discriminator).")
     return state, start
 
 
 def run_to_end(
     run: Run, programs: Programs | None, state: TrainState, start: int
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """As `run_loop`; if training diverges, goes back and skips what it diverged on as often as the configuration says."""
+    """As `run_loop`; if training diverges, goes back and skips what it diverged on as often as the configuration says.
+
+    If it collapses and the configuration says so, it goes back too.
+    """
     faults, rewinds, rewound_to = run.config.faults, 0, None
     while True:
         try:
             return run_loop(run, programs, state, start)
+        except Collapsed as error:
+            run.checkpoints.wait()
+            run.checkpoints.forget_after(error.kept)
+            state, start = restore_or_init(run)
         except Diverged as error:
             skipped = run.batches.state()["next_index"]
             run.checkpoints.wait()
@@ -205,6 +222,14 @@ class Diverged(Exception):
         self.step, self.loss, self.tensors = step, loss, tensors
 
 
+class Collapsed(Exception):
+    """Training collapsed, and is to go on from an earlier checkpoint."""
+
+    def __init__(self, kept: int):
+        super().__init__(kept)
+        self.kept = kept
+
+
 def run_loop(
     run: Run, programs: Programs | None, state: TrainState, start: int
 ) -> tuple[TrainState, dict[str, Any] | None]:
@@ -223,7 +248,7 @@ def run_loop(
       The state at the end, and its evaluation if one was due there.
 
     Raises:
-      Diverged: before anything of it is saved.
+      Diverged, Collapsed: before anything of it is saved.
       SystemExit: as `train_to_end`.
     """
     config, splits, workdir, writer = run.config, run.splits, run.workdir, run.writer
@@ -233,14 +258,14 @@ def run_loop(
         "save": interval(config, config.checkpoint_interval_kimg),
         "evaluate": interval(config, config.evaluation.interval_kimg),
         "sheet": interval(config, config.sheet_interval_kimg),
-        "w_ratio": interval(config, config.w_ratio_interval_kimg),
+        **{name: interval(config, getattr(config, f"{name}_interval_kimg")) for name in run.probes},
     }
-    probes = config.w_ratio_interval_kimg > 0  # at the start and at the end too
-    probe_owed = False
+    probes_owed: set[str] = set()  # at the start and at the end too
+    detector = collapse_detector(run)
     first_process = jax.process_index() == 0
     progress = Progress(config.total_kimg, start * config.images_per_step / 1000, disable=not first_process or None)
-    if start == 0 and probes:
-        writer.write_scalars(0, {**run.w_ratio(state.ema), "kimg": 0.0})
+    if start == 0 and run.probes:
+        writer.write_scalars(0, {**look(run, state, run.probes), "kimg": 0.0})
     pending, logged_step, done, before = [], start, start, start
     evaluation = None
 
@@ -277,20 +302,23 @@ def run_loop(
             last, stopping = done == config.total_steps, stop.agreed()
             save = due["save"] or due["evaluate"] or last or stopping
             kimg = done * config.images_per_step / 1000
-            probe_owed |= due["w_ratio"] or (last and probes)
+            probes_owed |= {name for name in run.probes if due[name] or last}
             if tracer.after(done, state):
                 progress.write(f"A trace up to step {done} is in {tracer.directory}.")
             if due["log"] or save:  # a state is saved only after its losses were looked at, and with all of them logged
                 numbers = in_order(pending)
                 logged = mean_metrics([metrics for _, metrics in numbers])
-                if probe_owed:  # when other numbers are fetched anyway
-                    logged |= {name: float(value) for name, value in run.w_ratio(state.ema).items()}
-                    probe_owed = False
+                logged |= look(run, state, probes_owed)  # when other numbers are fetched anyway
+                probes_owed.clear()
                 figures = stopwatch.lap(done - logged_step, config.images_per_step)
                 pending, logged_step = [], done
                 writer.write_scalars(done, {**logged, "kimg": kimg, **figures})
                 progress.update(kimg, G=logged["loss/generator"], D=logged["loss/discriminator"])
                 check_finite(numbers, state, thorough=save)
+                heed_collapse(run, detector, done, logged)
+            if before < config.intervention.step <= done:
+                state = intervene(state, config.intervention)
+                progress.write(f"step {done}: the intervention of the configuration is made.")
             stopwatch.pause()
             evaluation = None
             if save:
@@ -305,6 +333,7 @@ def run_loop(
                 writer.write_images(done, {"samples": make_sheet(config, state.ema, splits, workdir / SHEET_FILE)})
             if due["evaluate"]:
                 evaluation = evaluate_saved(run, state, done, heed_stop, progress)
+                heed_collapse(run, detector, done, measured(evaluation))
             stopwatch.resume()
     return state, evaluation
 
@@ -344,12 +373,49 @@ def evaluate_saved(
         config, state.ema, run.splits, run.workdir, thorough=step >= config.total_steps, between=between
     )
     metrics = evaluation["metrics"]
-    measured = {f"evaluation/{name}": value for name, value in metrics.items() if value is not None}
-    run.writer.write_scalars(step, {**measured, "kimg": step * config.images_per_step / 1000})
+    run.writer.write_scalars(step, {**measured(evaluation), "kimg": step * config.images_per_step / 1000})
     distance = metrics[FRECHET[evaluation["protocol"]["headline_extractor"]]]
     run.checkpoints.record(step, distance, protocol_digest(evaluation))
     progress.write(f"step {step}: {headline_line(evaluation)}")
     return evaluation
+
+
+def measured(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an evaluation, by the names they are logged by."""
+    return {f"evaluation/{name}": value for name, value in evaluation["metrics"].items() if value is not None}
+
+
+def collapse_detector(run: Run) -> CollapseDetector | None:
+    """What watches for collapse, if the configuration wants it, with what the run has logged so far."""
+    if not run.config.collapse.watched:
+        return None
+    detector = CollapseDetector(run.config.collapse)
+    detector.replay(on_first_process(lambda: read_metrics(run.workdir)))
+    return detector
+
+
+def heed_collapse(run: Run, detector: CollapseDetector | None, step: int, logged: Mapping[str, float]) -> None:
+    """Looks at the numbers of a step; at a collapse it says so and keeps the last good checkpoint.
+
+    Raises:
+      Collapsed: training is to go on from there.
+    """
+    collapse = detector.look(step, logged) if detector is not None else None
+    if collapse is None:
+        return
+    config, checkpoints, workdir = run.config.collapse, run.checkpoints, run.workdir
+    checkpoints.wait()
+    kept = checkpoints.newest_at_or_before(collapse.good_step)
+    if kept is not None:
+        checkpoints.pin(kept)
+    earlier = sum(record["returned"] for record in on_first_process(lambda: read_collapses(workdir)))
+    returning = config.action == "return" and kept is not None and earlier < config.max_returns
+    on_first_process(lambda: write_collapse(workdir, collapse, kept, returning, workdir / METRICS_FILE))
+    then = f"going back to step {kept}" if returning else "going on"
+    rest = f"the checkpoint of step {kept} is kept" if kept is not None else "no checkpoint of before is there"
+    say(f"Training collapses: {collapse.sign}; {rest}; {then}.", sys.stderr)
+    if returning:
+        raise Collapsed(kept)
 
 
 def protocol_digest(evaluation: Mapping[str, Any]) -> str:
@@ -369,15 +435,28 @@ def watched(
         yield batch
 
 
-def w_ratio_of(config: RunConfig, model: StyleGAN2Model, splits: DataSplits) -> Callable[[Any], dict[str, jax.Array]]:
-    """The W ratio of a generator's variables, by the classes of the training images; see `metrics.w_space`."""
+def probes_of(
+    config: RunConfig, model: Model, splits: DataSplits, layout: Layout
+) -> dict[str, Callable[[TrainState], dict[str, jax.Array]]]:
+    """The looks that the configuration wants, compiled; each has the field ``<name>_interval_kimg``."""
+    groups = class_groups(splits.train.class_counts, config.data.group_thresholds)
+    found: dict[str, Callable[[TrainState], dict[str, jax.Array]]] = {}
+    if config.w_ratio_interval_kimg > 0:
+        w_ratio = jax.jit(w_ratio_probe(model.latent_w, model.z_dim, groups), out_shardings=layout.replicated)
+        found["w_ratio"] = lambda state: w_ratio(state.ema)
+    memorisation = memorisation_probe(model, splits) if config.memorisation_interval_kimg > 0 else None
+    if memorisation is not None:
+        accuracies = jax.jit(memorisation, out_shardings=layout.replicated)
+        found["memorisation"] = lambda state: accuracies(state.discriminator.variables)
+    return found
 
-    def map_latents(variables: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
-        return model.generator.apply(variables, z, labels, method="map")
 
-    return w_ratio_probe(
-        map_latents, model.z_dim, class_groups(splits.train.class_counts, config.data.group_thresholds)
-    )
+def look(run: Run, state: TrainState, names: Collection[str]) -> dict[str, float]:
+    """The numbers of some probes."""
+    numbers: dict[str, float] = {}
+    for name in names:
+        numbers |= {key: float(value) for key, value in run.probes[name](state).items()}
+    return numbers
 
 
 def on_google_cloud() -> bool:

@@ -21,7 +21,7 @@ from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.train import mean_metrics
-from noisytwins_jax.training.model import build_model
+from noisytwins_jax.training.networks import build_model
 from noisytwins_jax.training.programs import Programs, check_batch
 from noisytwins_jax.training.schedule import in_order
 from noisytwins_jax.training.step import TrainingStep, class_table

@@ -242,7 +242,7 @@ def test_without_checkpoint(tmp_path, verb):
         ({"classes": [-1]}, "There is no class -1; classes are 0 to 3."),
         ({"classes": []}, "--classes is empty; give class ids"),
         ({"per_class": 0}, "--samples_per_class=0 is below 1"),
-        ({"psi": float("nan")}, "--psi=nan is not a finite number"),
+        ({"truncation": "psi:nan"}, "Truncation psi must be finite"),
         ({"seed": -1}, "--seed=-1 must be from 0 to 4294967295"),
     ],
 )

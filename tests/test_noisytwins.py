@@ -15,8 +15,9 @@ from noisytwins_jax.config import PathLengthConfig, RunConfig
 from noisytwins_jax.networks.discrimination import Discrimination
 from noisytwins_jax.networks.stylegan2 import Discriminator, Generator
 from noisytwins_jax.noisytwins import NoisyTwins
-from noisytwins_jax.training.model import FakeDraws, StyleGAN2Model
+from noisytwins_jax.training.model import FakeDraws
 from noisytwins_jax.training.step import TrainingStep, class_table
+from noisytwins_jax.training.stylegan2_model import StyleGAN2Model
 
 CIFAR10_LT = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 SETS = [f"N{n}_d8_{kind}" for n in (4, 64) for kind in ("close", "indep", "identical")]

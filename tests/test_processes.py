@@ -200,7 +200,7 @@ def test_evaluation_is_the_same_to_the_last_digit(joined, tmp_path):
 @pytest.mark.slow
 def test_samples_are_the_same(joined):
     fields = json.dumps(FIELDS | {"total_kimg": 0.096})
-    picture = joined / "samples" / "step12-psi1-seed0.png"
+    picture = joined / "samples" / "step12-untruncated-seed0.png"
     run(1, "sample", joined, fields)
     alone = picture.read_bytes()
     picture.unlink()

@@ -28,8 +28,8 @@ def drawn(monkeypatch, tmp_path):
 
 def test_every_truncation_and_seed_has_its_own_files(drawn, tmp_path):
     pictures = [
-        sample(RunConfig(), tmp_path, classes=[1], per_class=2, psi=psi, seed=seed)
-        for psi, seed in ((0.7, 0), (0.75, 0), (0.7, 1), (1.0, 0))
+        sample(RunConfig(), tmp_path, classes=[1], per_class=2, truncation=truncation, seed=seed)
+        for truncation, seed in (("0.7", 0), ("0.75", 0), ("0.7", 1), ("", 0))
     ]
     assert len(set(pictures)) == 4 and all(path.exists() for path in pictures)
     assert pictures[0].name == "step5-psi0.7-seed0.png"

@@ -80,7 +80,7 @@ def final_checkpoint(workdir: Path) -> dict[str, np.ndarray]:
     """Every leaf of a workdir's newest checkpoint, with its step and the position of its data."""
     from noisytwins_jax.checkpoint import Checkpoints
     from noisytwins_jax.sharding import Layout
-    from noisytwins_jax.training.model import build_model
+    from noisytwins_jax.training.networks import build_model
     from noisytwins_jax.training.step import TrainingStep
 
     config = tiny_config()

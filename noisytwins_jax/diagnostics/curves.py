@@ -32,6 +32,8 @@ PANELS: tuple[tuple[str, str], ...] = (
     ("Fréchet distance", r"fid"),
     ("Regularisers", r"loss/\w+/|r1|lecam|path|noisytwins|twins|barlow|ortho|spectral|regular|penalt"),
     ("Losses", r"loss"),
+    ("Discriminator accuracy on real images", r"discriminator_accuracy"),
+    ("Norms of class embeddings", r"embedding_norm"),
     ("Augmentation probability", r"(^|[/_])(ada|augment)"),
     ("Learning rates", r"(^|[/_])(lr|learning_rate)"),
     ("Images per second", r"img_per_s|images_per_sec|img_s|throughput"),
@@ -48,6 +50,7 @@ EVALUATION_PANELS: tuple[tuple[str, Mapping[str, str]], ...] = (  # heading, key
     ),
     ("Evaluation: class accuracy", {"class_accuracy": "class accuracy"}),
 )
+SPECTRA = "spectra/"  # hundreds of curves: they have a figure of their own, `spectra_figure`
 TIME_AXES = ("kimg", "step")  # the first of these that every record has is the horizontal axis
 NOT_CURVES = {"step", "kimg", "time", "seconds", "epoch"}
 LINES = ("-", "--", ":")
@@ -98,7 +101,7 @@ def _panels(names: Collection[str]) -> dict[str, dict[str, str]]:
     """Heading of each panel -> logged name -> name of the curve, in order of reading."""
     panels: dict[str, dict[str, str]] = {}
     for name in names:
-        if not name.startswith(EVALUATED):
+        if not name.startswith((EVALUATED, SPECTRA)):
             panels.setdefault(_panel_of(name), {})[name] = name
     rank = {panel: i for i, (panel, _) in enumerate(PANELS)}
     ordered = {panel: panels[panel] for panel in sorted(panels, key=lambda panel: rank.get(panel, len(rank)))}

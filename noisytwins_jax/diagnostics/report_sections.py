@@ -13,6 +13,7 @@ from noisytwins_jax.diagnostics.glossary import COLUMNS, DEVIATIONS, HEADLINES, 
 from noisytwins_jax.diagnostics.memorisation_figure import memorisation_figure
 from noisytwins_jax.diagnostics.truncation_figure import OPERATING_POINTS, truncation_figure, unreached_score
 from noisytwins_jax.errors import UserError
+from noisytwins_jax.latents import KINDS, SYMBOLS
 from noisytwins_jax.metrics.table import has_classes, protocol_line
 
 Evaluation = Mapping[str, Any]  # see metrics.evaluation
@@ -165,31 +166,35 @@ def class_chart(evaluations: Mapping[str, Evaluation]) -> str:
 
 
 def truncation_section(evaluation: Evaluation) -> str:
-    """The figure of the truncation sweep and its table, a row a ψ."""
+    """The figure of the truncation sweep and its table, a row a strength."""
     truncation = evaluation.get("truncation") or {}
     operating = {key: point for key, point in (truncation.get("operating_points") or {}).items() if point}
-    points = {point["psi"]: point for point in (*operating.values(), *(truncation.get("points") or ()))}
+    points = {point["strength"]: point for point in (*operating.values(), *(truncation.get("points") or ()))}
     if not points:
         return ""
+    kind = truncation.get("kind", "psi")
     try:
         chart = webpage.figure(
-            f"Truncation. {truncation.get('kind', 'psi')}; stronger truncation trades variety for quality. "
+            f"Truncation. {KINDS[kind]}; stronger truncation trades variety for quality. "
             + unreached_score(truncation),
             truncation_figure(truncation, protocol_line(evaluation)),
         )
     except UserError:  # nothing to draw
         chart = ""
     names = {
-        psi: [name for key, name in OPERATING_POINTS if key in operating and operating[key]["psi"] == psi]
-        for psi in points
+        strength: [
+            name for key, name in OPERATING_POINTS if key in operating and operating[key]["strength"] == strength
+        ]
+        for strength in points
     }
     columns = _known_columns(list(points.values()), TRUNCATION_COLUMNS)
     rows = [
         (
-            f"ψ = {psi:g}" + (f"<small>{webpage.escape(', '.join(names[psi]))}</small>" if names[psi] else ""),
-            *(format_number(points[psi].get(key)) for key, _ in columns),
+            f"{SYMBOLS[kind]} {strength:g}"
+            + (f"<small>{webpage.escape(', '.join(names[strength]))}</small>" if names[strength] else ""),
+            *(format_number(points[strength].get(key)) for key, _ in columns),
         )
-        for psi in sorted(points)
+        for strength in sorted(points)
     ]
     return chart + webpage.table(("Truncation", *(name for _, name in columns)), rows)
 

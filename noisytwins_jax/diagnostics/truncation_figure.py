@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.figures import FAINT, INK, RULE, RUN_COLOURS, new_figure, style_axes
+from noisytwins_jax.latents import SYMBOLS
 
 Point = Mapping[str, Any]
 
@@ -28,19 +29,19 @@ def truncation_figure(truncation: Mapping[str, Any], note: str = "") -> Figure:
     """Draws FID against Inception Score over truncation (Brock et al. 2019), and precision against recall beside it.
 
     Args:
-      truncation: the ``truncation`` of an evaluation (`metrics.evaluation`): points with ``psi`` and what was measured
-        there, ``real_inception_score`` and ``operating_points``. Anything but ``psi`` may be missing or None: a point
+      truncation: the ``truncation`` of an evaluation (`metrics.evaluation`): points with ``strength`` and what was measured
+        there, ``real_inception_score`` and ``operating_points``. Anything but ``strength`` may be missing or None: a point
         without one of a panel's two numbers is left out of that panel.
       note: a line below, such as the protocol of the numbers.
 
     Returns:
       A figure of its own, outside pyplot. A dashed line marks the Inception Score of real images, unless it is farther
-      from the sweep than the sweep is wide. ψ is written beside the points where there is room.
+      from the sweep than the sweep is wide. The strength is written beside the points where there is room.
 
     Raises:
       UserError: no point has two numbers to draw against each other.
     """
-    points = sorted(truncation.get("points") or (), key=lambda point: point["psi"])
+    points = sorted(truncation.get("points") or (), key=lambda point: point["strength"])
     panels = [
         (x, y, names)
         for x, y, names in (
@@ -50,11 +51,13 @@ def truncation_figure(truncation: Mapping[str, Any], note: str = "") -> Figure:
         if _drawable(points, x, y)
     ]
     if not panels:
-        raise UserError("The truncation sweep has no numbers to draw: evaluate at one or more values of psi.")
+        raise UserError("The truncation sweep has no numbers to draw: evaluate at one or more strengths.")
     operating = truncation.get("operating_points") or {}
+    symbol = SYMBOLS[truncation.get("kind", "psi")]
+    meaning = symbol.rstrip(" =≤")
     figure = new_figure(8.6 if len(panels) == 2 else 4.6, 4.0)
     for axes, (x, y, (x_name, y_name)) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        style_axes(axes, f"{y_name} against {x_name.lower() if x == 'recall' else x_name}, ψ at the points")
+        style_axes(axes, f"{y_name} against {x_name.lower() if x == 'recall' else x_name}, {meaning} at the points")
         axes.grid(color=RULE, linewidth=0.6)
         axes.set_xlabel(f"{x_name} (higher is better)")
         axes.set_ylabel(f"{y_name} ({'lower' if y == 'fid' else 'higher'} is better)")
@@ -78,7 +81,7 @@ def truncation_figure(truncation: Mapping[str, Any], note: str = "") -> Figure:
                     markerfacecolor=RUN_COLOURS[i] if filled else "none",
                     markeredgewidth=0.6 if filled else 1.6,
                     markersize=size,
-                    label=f"{name} (ψ = {point['psi']:g})",
+                    label=f"{name} ({symbol} {point['strength']:g})",
                     zorder=5 if filled else 4,
                 )
     _legend(figure)
@@ -86,7 +89,7 @@ def truncation_figure(truncation: Mapping[str, Any], note: str = "") -> Figure:
         figure.supxlabel(note, x=0.01, ha="left", fontsize=7, color=FAINT, wrap=True)
     figure.draw_without_rendering()  # now it is known where the points lie
     for axes, (x, y, _) in zip(figure.axes, panels, strict=True):
-        _write_psi(axes, _drawable(points, x, y), x, y, [_drawable([p or {}], x, y) for p in operating.values()])
+        _write_strengths(axes, _drawable(points, x, y), x, y, [_drawable([p or {}], x, y) for p in operating.values()])
     return figure
 
 
@@ -130,26 +133,26 @@ def _legend(figure: Figure) -> None:
         )
 
 
-def _write_psi(axes: Axes, points: Sequence[Point], x: str, y: str, operating: Sequence[Sequence[Point]]) -> None:
-    """Writes ψ beside each point where no other ψ and no curve is; the operating points and the ends come first."""
+def _write_strengths(axes: Axes, points: Sequence[Point], x: str, y: str, operating: Sequence[Sequence[Point]]) -> None:
+    """Writes its strength beside each point where no other and no curve is; the operating points and the ends come first."""
     dots = axes.figure.dpi / 72
-    values = {p["psi"]: (p[x], p[y]) for p in points}
-    places = {psi: axes.transData.transform(value) / dots for psi, value in values.items()}
+    values = {p["strength"]: (p[x], p[y]) for p in points}
+    places = {strength: axes.transData.transform(value) / dots for strength, value in values.items()}
     corners = np.array(list(places.values()))
     steps = np.linspace(0, 1, 60)[:, None, None]
     curve = np.concatenate([corners, ((1 - steps) * corners[:-1] + steps * corners[1:]).reshape(-1, 2)])
-    marked = [p["psi"] for found in operating for p in found if p["psi"] in places]
+    marked = [p["strength"] for found in operating for p in found if p["strength"] in places]
     taken: list[np.ndarray] = []
-    for psi in dict.fromkeys([*marked, max(places), min(places), *places]):
+    for strength in dict.fromkeys([*marked, max(places), min(places), *places]):
         for right, below in ((True, False), (True, True), (False, True), (False, False)):
-            gap = _MARKER_GAP if psi in marked else _GAP
-            low = places[psi] + (gap if right else -gap - _LABEL[0], -gap - _LABEL[1] if below else gap)
+            gap = _MARKER_GAP if strength in marked else _GAP
+            low = places[strength] + (gap if right else -gap - _LABEL[0], -gap - _LABEL[1] if below else gap)
             on_curve = ((curve > low) & (curve < low + _LABEL)).all(axis=1).any()
             if on_curve or any((np.abs(low - other) < _LABEL).all() for other in taken):
                 continue
             axes.annotate(
-                f"{psi:g}",
-                values[psi],
+                f"{strength:g}",
+                values[strength],
                 xytext=(gap if right else -gap, -gap if below else gap),
                 textcoords="offset points",
                 ha="left" if right else "right",

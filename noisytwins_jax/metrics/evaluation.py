@@ -32,7 +32,7 @@ features: none (Inception, or the classifier of the protocol ``embedded``), ``_c
                    "<g>_precision", "<g>_recall", "inception_score"},   # the last of all real images
       "memorisation": {"overall": {...}, "within_class": {...},  # see `memorisation`; where training images are given
                        "examples": [{"class", "index", "nearest", "distances"}, ...]},
-      "truncation": {"kind", "real_inception_score", "points": [{"psi", ...}], "operating_points"},   # see `truncation`
+      "truncation": {"kind", "real_inception_score", "points": [{"strength", ...}], "operating_points"},   # see `truncation`
       "factors":  {...},                                         # where true factors are known: see `factors`
     }
 
@@ -99,6 +99,7 @@ def evaluate_generator(
     train: ImageSource | None = None,
     train_counts: Sequence[int] | np.ndarray | None = None,
     truncated: Mapping[float, Callable[[], Fakes]] | None = None,
+    truncation_kind: str = "psi",
     available: np.ndarray | None = None,
     reader: FactorReader | None = None,
     cache: Path | None = None,
@@ -120,7 +121,8 @@ def evaluate_generator(
         settings: the protocol and the counts.
         train: the training images, for memorisation; None for none.
         train_counts: training images of each class [num_classes], recorded in the rows; by default those of ``train``.
-        truncated: for a sweep, ψ -> what gives the maker of images at that truncation.
+        truncated: for a sweep, strength -> what gives the maker of images at that truncation.
+        truncation_kind: of the sweep, of `latents.TRUNCATIONS`.
         available: images of each class [num_classes], where they come from files: all are taken, class by class.
         reader: for data whose true factors are known.
         cache: folder where features of real images are kept; None to keep none.
@@ -144,7 +146,7 @@ def evaluate_generator(
     headline = next(iter(extractors))
     measured = [kind for kind in extractors if kind == headline or kind != CLASSIFIER]
     scratch = scratch or Scratch()
-    optional = [reader is not None, train is not None and train.fingerprint, sorted(truncated or ())]
+    optional = [reader is not None, train is not None and train.fingerprint, truncation_kind, sorted(truncated or ())]
     recorded = [groups, None if train_counts is None else [int(n) for n in train_counts]]
     finished = scratch.open(_digest(identity, reference, extractors, settings, counts, optional, recorded))
     if finished is not None:
@@ -181,12 +183,12 @@ def evaluate_generator(
             lambda: _memorisation(trained, train, generated, seen[headline], labels, headline, counts)
         )
     points = []
-    for psi, some in (truncated or {}).items():
+    for strength, some in (truncated or {}).items():
         scores = pooled
-        if psi != settings.truncation_psi:
-            at_psi = see(some(), folder=scratch.folder(f"psi{psi!r}"), classwise=False)
-            scores = on_first_process(lambda at_psi=at_psi: score(at_psi.features, at_psi.logits))
-        points.append({"psi": float(psi), "n_fake": int(counts.pooled.sum()), **scores})
+        if (truncation_kind, strength) != ("psi", settings.truncation_psi):
+            cut = see(some(), folder=scratch.folder(f"{truncation_kind}{strength!r}"), classwise=False)
+            scores = on_first_process(lambda cut=cut: score(cut.features, cut.logits))
+        points.append({"strength": float(strength), "n_fake": int(counts.pooled.sum()), **scores})
     floor = _floor(seen, labels, groups, headline, settings, reference, extractors, cache)
 
     def measure() -> dict[str, Any]:
@@ -199,7 +201,9 @@ def evaluate_generator(
             result["memorisation"] = copies
             metrics["auth_pct"] = copies["overall"]["auth_pct"]
         if points:
-            result["truncation"] = truncation_sweep(points, floor.get("inception_score"), FRECHET[headline])
+            result["truncation"] = truncation_sweep(
+                points, floor.get("inception_score"), FRECHET[headline], truncation_kind
+            )
         if reader is not None:
             result["factors"] = reader.report(generated.labels, generated.read, groups)
         return _plain(result)

@@ -4,24 +4,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def truncation_sweep(points: Sequence[Mapping[str, Any]], real_score: float | None, distance: str) -> dict[str, Any]:
+def truncation_sweep(
+    points: Sequence[Mapping[str, Any]], real_score: float | None, distance: str, kind: str = "psi"
+) -> dict[str, Any]:
     """The points of a sweep, from no truncation to the strongest, and BigGAN's three operating points.
 
     Args:
-      points: ``{"psi", "n_fake", …}`` with the pooled numbers of each.
+      points: ``{"strength", "n_fake", …}`` with the pooled numbers of each.
       real_score: the Inception Score of the real images; None where the headline extractor has no logits.
       distance: name of the headline's Fréchet distance.
+      kind: of the truncation, of `latents.TRUNCATIONS`.
 
     Returns:
       ``{"kind", "real_inception_score", "points", "operating_points": {"best_fid": a point, "real_inception_score": the
       point whose Inception Score is nearest that of the real images, None if the sweep does not reach it,
       "max_inception_score": a point}}``; without logits, only the best FID is a point.
     """
-    ordered = sorted((dict(point) for point in points), key=lambda point: -point["psi"])
+    ordered = sorted((dict(point) for point in points), key=lambda point: -point["strength"])
     best: dict[str, Any] = {"best_fid": min(ordered, key=lambda point: point[distance])}
     if real_score is not None:
         scores = [point["inception_score"] for point in ordered]
         nearest = min(ordered, key=lambda point: abs(point["inception_score"] - real_score))
         best["real_inception_score"] = nearest if min(scores) <= real_score <= max(scores) else None
         best["max_inception_score"] = max(ordered, key=lambda point: point["inception_score"])
-    return {"kind": "psi in W", "real_inception_score": real_score, "points": ordered, "operating_points": best}
+    return {"kind": kind, "real_inception_score": real_score, "points": ordered, "operating_points": best}

@@ -68,6 +68,19 @@ def class_variance_ratios(w: Array) -> Array:
     return jnp.where(constant, 0.0, within / jnp.where(constant, 1.0, total))
 
 
+def class_embedding_norms(generator_params: PyTree) -> dict[str, Array]:
+    """Norms of the generator's class vectors, as they are stored: ``embedding_norm/mean``, ``/min`` and ``/max``.
+
+    BigGAN watches those of its shared embedding (Brock et al. 2019, appendix H). Nothing for a generator that has no
+    vector for each class.
+    """
+    tree = generator_params.get("shared") or generator_params.get("mapping", {}).get("embed")
+    if tree is None:
+        return {}
+    norms = jnp.linalg.norm(tree["weight"], axis=1)  # [C]
+    return {f"embedding_norm/{name}": f(norms) for name, f in (("mean", jnp.mean), ("min", jnp.min), ("max", jnp.max))}
+
+
 def w_ratio_probe(
     map_latents: Callable[[PyTree, Array, Array], Array], z_dim: int, class_groups: Mapping[str, np.ndarray]
 ) -> Callable[[PyTree], dict[str, Array]]:

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.training.model import FakeDraws, build_model
+from noisytwins_jax.training.model import FakeDraws
+from noisytwins_jax.training.networks import build_model
 
 
 def network_flops(config: RunConfig, channels: int, num_classes: int) -> dict[str, float]:
@@ -63,6 +64,7 @@ def program_flops(config: RunConfig, networks: dict[str, float]) -> dict[str, fl
         "discriminator": n * (g + 6 * d),
         "r1": n * 6 * d,
         "adapt": 0.0,
+        "spectra": 0.0,
     }
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-def ema_decay(step: Array, batch_size: int, kimg: float, rampup: float | None) -> Array:
+def ema_decay(step: Array, batch_size: int, kimg: float, rampup: float | None, start_step: int = 0) -> Array:
     """``0.5^(batch_size / half-life)`` with a half-life of `kimg` thousand images, or less while ramping up.
 
     Args:
@@ -14,11 +14,13 @@ def ema_decay(step: Array, batch_size: int, kimg: float, rampup: float | None) -
       batch_size: images a step.
       kimg: half-life in thousands of images.
       rampup: the half-life is at most this fraction of the images seen, or ``None``. At step 0 the decay is then 0.
+      start_step: the decay is 0 before it: the average is the generator itself (BigGAN starts late).
     """
     half_life = jnp.asarray(kimg * 1000.0)
     if rampup is not None:
         half_life = jnp.minimum(half_life, step * (batch_size * rampup))
-    return 0.5 ** (batch_size / jnp.maximum(half_life, 1e-8))
+    decay = 0.5 ** (batch_size / jnp.maximum(half_life, 1e-8))
+    return jnp.where(step < start_step, 0.0, decay) if start_step else decay
 
 
 def update_ema(ema: dict, variables: dict, decay: Array) -> dict:

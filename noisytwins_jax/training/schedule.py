@@ -26,12 +26,16 @@ def updates(step: TrainingStep) -> dict[str, Update]:
         needed["r1"] = step.r1_update
     if step.ada:
         needed["adapt"] = step.adapt
+    if config.spectra.interval > 0:
+        needed["spectra"] = step.look_at_spectra
     return needed
 
 
 def inputs(name: str, batch: Any, table: Any) -> tuple:
     """What an update takes beside the state."""
-    return {"discriminator": (batch, table), "r1": (batch, table), "average": (), "adapt": ()}.get(name, (table,))
+    return {"discriminator": (batch, table), "r1": (batch, table), "average": (), "adapt": (), "spectra": ()}.get(
+        name, (table,)
+    )
 
 
 def order(config: RunConfig, names: Iterable[str]) -> list[tuple[str, int]]:
@@ -39,8 +43,9 @@ def order(config: RunConfig, names: Iterable[str]) -> list[tuple[str, int]]:
     once = [name for name in names if name not in ("discriminator", "r1")]
     batches = range(config.optimizer.discriminator_updates)
     of_batches = [(name, i) for i in batches for name in names if name in ("discriminator", "r1")]
-    before = [(name, 0) for name in once if name != "adapt"]
-    return before + of_batches + [(name, 0) for name in once if name == "adapt"]
+    last = ("adapt", "spectra")
+    before = [(name, 0) for name in once if name not in last]
+    return before + of_batches + [(name, 0) for name in once if name in last]
 
 
 def due(config: RunConfig, name: str, step: Any, batch: int) -> Any:
@@ -51,6 +56,8 @@ def due(config: RunConfig, name: str, step: Any, batch: int) -> Any:
         return (step * config.optimizer.discriminator_updates + batch) % config.r1.interval == 0
     if name == "adapt":
         return step % config.ada.interval == 0
+    if name == "spectra":
+        return step % config.spectra.interval == 0
     return True
 
 
@@ -64,6 +71,7 @@ def runs_per_step(config: RunConfig) -> dict[str, float]:
         "discriminator": float(updates),
         "r1": updates / config.r1.interval,
         "adapt": 1 / config.ada.interval,
+        "spectra": 1 / max(1, config.spectra.interval),
     }
 
 

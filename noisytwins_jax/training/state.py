@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from noisytwins_jax.objectives.objective import Objective
+from noisytwins_jax.spectra import init_bases
 from noisytwins_jax.training.model import Model
 
 Array = jax.Array
@@ -37,6 +38,13 @@ class AdaState(NamedTuple):
     count: Array  # of those logits
 
 
+class Rates(NamedTuple):
+    """What learning rates are multiplied by, 1 unless somebody steps in; 0 freezes a network; float32."""
+
+    generator: Array
+    discriminator: Array
+
+
 @flax.struct.dataclass
 class TrainState:
     """State of a run. `key` never changes: draws are folded from it, the step and their purpose."""
@@ -48,6 +56,8 @@ class TrainState:
     path_length_mean: Array  # float32
     ada: AdaState
     objectives: dict[str, PyTree]  # state of the objectives that are switched on, by name
+    rates: Rates
+    spectra: dict[str, PyTree]  # bases of the leading singular vectors of either network's weights, where watched
 
     @property
     def step(self) -> Array:
@@ -62,6 +72,7 @@ def create_state(
     discriminator_optimizer: optax.GradientTransformation,
     objectives: dict[str, Objective],
     ada_p: float,
+    watch_spectra: bool = False,
 ) -> TrainState:
     """A fresh state; to be called inside ``jit`` so that it is born with its sharding."""
     key = jax.random.key(seed)
@@ -79,5 +90,12 @@ def create_state(
         ema=jax.tree.map(jnp.copy, g_variables),
         path_length_mean=jnp.float32(0.0),
         ada=AdaState(jnp.float32(ada_p), jnp.float32(0.0), jnp.float32(0.0)),
+        rates=Rates(jnp.float32(1.0), jnp.float32(1.0)),
+        spectra={
+            "generator": init_bases(g_variables["params"]),
+            "discriminator": init_bases(d_variables["params"]),
+        }
+        if watch_spectra
+        else {},
         objectives={name: term.init(g_variables["params"], d_variables["params"]) for name, term in objectives.items()},
     )

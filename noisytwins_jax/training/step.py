@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from noisytwins_jax import noisytwins
+from noisytwins_jax import noisytwins, spectra
 from noisytwins_jax.augment import ada, diffaugment
 from noisytwins_jax.config import RunConfig
+from noisytwins_jax.latents import annealed_std
+from noisytwins_jax.metrics.w_space import class_embedding_norms
 from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES
+from noisytwins_jax.objectives.adversarial import adversarial_loss
 from noisytwins_jax.objectives.objective import DiscriminatorPass, GeneratorPass, Progress
 from noisytwins_jax.objectives.path_length import path_length_penalty, path_lengths
 from noisytwins_jax.objectives.r1 import r1_penalty
@@ -57,6 +59,7 @@ class PassDraws(NamedTuple):
     class_noise: Array  # [N, class_noise_dims[1]]
     augment: PyTree  # of DiffAugment or ADA
     augment_low: PyTree | None = None  # the same for the low-resolution images
+    dropout: Array | None = None  # key
 
 
 class TrainingStep:
@@ -82,7 +85,7 @@ class TrainingStep:
     ):
         self.config, self.model, self.batch, self.replicate = config, model, batch, replicate
         self.gather, self.scatter = gather, scatter
-        self.loss = ADVERSARIAL_LOSSES[config.loss]
+        self.loss, self.latents = adversarial_loss(config.loss, config.loss_margin), config.z
         self.policy = diffaugment.parse_policy(config.augment.diffaugment)
         self.ada = ada.parse_operations(config.ada.operations)
         self.ada_impl = "gather" if config.up_impl == "phase" else "matmul"
@@ -95,7 +98,8 @@ class TrainingStep:
     def init(self, seed: int) -> TrainState:
         """A fresh state; call inside ``jit``."""
         config, optimizers = self.config, (self.generator_optimizer, self.discriminator_optimizer)
-        return create_state(seed, self.model, *optimizers, config.objectives, config.ada.initial_p)
+        watched = config.spectra.interval > 0
+        return create_state(seed, self.model, *optimizers, config.objectives, config.ada.initial_p, watched)
 
     def abstract_state(self, shardings: jax.sharding.Sharding | Callable[[PyTree], PyTree]) -> TrainState:
         """Shapes, dtypes and shardings of the state, without computing it: what a checkpoint is restored into.
@@ -121,8 +125,19 @@ class TrainingStep:
 
     # --- draws -------------------------------------------------------------------------------------------------------
 
-    def draw_fakes(self, key: Array, table: ClassTable, n: int, twins: bool = False) -> FakeDraws:
+    def latent_std(self, progress: Progress) -> Array | float:
+        """What z is multiplied by at this time of training."""
+        config = self.config.latents
+        if not config.anneal_kimg:
+            return 1.0
+        return annealed_std(progress.kimg, config.start_std, 1.0, config.anneal_kimg)
+
+    def draw_fakes(
+        self, key: Array, table: ClassTable, n: int, std: Array | float = 1.0, twins: bool = False
+    ) -> FakeDraws:
         """Draws for n generated images; with `twins`, n/2 pairs of the same z and label in the layout [a; b].
+
+        `std` is that of z (`latent_std`).
 
         z and labels are drawn whole on every device, which costs nothing, and split afterwards: pairing twins then
         needs no communication. Class noise, mixing and per-pixel noise are each row's own.
@@ -130,7 +145,7 @@ class TrainingStep:
         names = ("z", "label", "noise", "mix", "mix_z", "mix_noise", "pixel")
         keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
         distinct = n // 2 if twins else n
-        z = self.replicate(jax.random.normal(keys["z"], (distinct, self.model.z_dim)))
+        z = self.replicate(self.latents.draw(keys["z"], distinct, std))
         labels = self.replicate(jax.random.categorical(keys["label"], table.fake_logits, shape=(distinct,)))
         if twins:
             z, labels = self.replicate(noisytwins.twins(z)), self.replicate(noisytwins.twins(labels))
@@ -141,7 +156,7 @@ class TrainingStep:
             use, where = jax.random.split(keys["mix"])
             cutoff = jax.random.randint(where, (), 1, self.model.mixing_layers)
             mixing = (
-                self.batch(jax.random.normal(keys["mix_z"], z.shape)),
+                self.batch(self.latents.draw(keys["mix_z"], n, std)),
                 noisytwins.class_noise(keys["mix_noise"], labels, table.noise_std, dim),
                 jnp.where(jax.random.uniform(use) < self.config.style_mixing, cutoff, self.model.mixing_layers),
             )
@@ -157,6 +172,7 @@ class TrainingStep:
             noise,
             self.draw_augmentation(augment_key, (n, *self.model.image_shape)),
             None if low is None else self.draw_augmentation(jax.random.fold_in(augment_key, 1), (n, *low)),
+            jax.random.fold_in(key, 2) if self.config.biggan.dropout > 0 else None,
         )
 
     def draw_augmentation(self, key: Array, shape: tuple[int, int, int, int]) -> PyTree:
@@ -175,14 +191,14 @@ class TrainingStep:
         self, variables: dict, shown: Shown, draws: PassDraws, p: Array, update_stats: bool = False
     ) -> tuple[Discrimination, PyTree]:
         """Augments and discriminates: the discriminator's outputs, and its statistics after it."""
-        return self.model.discriminate(variables, *self.augmented(shown, draws, p), update_stats)
+        return self.model.discriminate(variables, *self.augmented(shown, draws, p), update_stats=update_stats)
 
     def augmented(self, shown: Shown, draws: PassDraws, p: Array) -> DiscriminatorInputs:
         """What the discriminator looks at, when shown these images."""
         images, low = self.augment(shown.images, draws.augment, p), shown.low_images
         if low is not None:
             low = self.augment(low, draws.augment_low, p)
-        return DiscriminatorInputs(images, shown.labels, draws.class_noise, low)
+        return DiscriminatorInputs(images, shown.labels, draws.class_noise, low, draws.dropout)
 
     def add_objectives(
         self, network: str, loss: Array, seen: GeneratorPass | DiscriminatorPass, states: dict[str, PyTree]
@@ -275,41 +291,44 @@ class TrainingStep:
         if self.config.transitional.weight > 0:
             state = self._move_transition(state)
         step, network = state.generator.updates, state.generator
-        fakes = self.draw_fakes(
-            purpose_key(state.key, step, "generator"), table, self.config.batch_size, twins=self.config.makes_twins
-        )
+        key, std = purpose_key(state.key, step, "generator"), self.latent_std(self.progress(network))
+        fakes = self.draw_fakes(key, table, self.config.batch_size, std, twins=self.config.makes_twins)
         draws = self.draw_pass(purpose_key(state.key, step, "generator/discriminator"), table, fakes.labels)
         whole = self.whole(state)
         gradients, (metrics, stats, objectives) = jax.grad(self.generator_loss, has_aux=True)(
             whole.generator.params, whole, table, fakes, draws
         )
-        network = self._apply(self.generator_optimizer, network, gradients, stats).replace(updates=step + 1)
+        network = self._apply(self.generator_optimizer, network, gradients, state.rates.generator, stats)
+        network = network.replace(updates=step + 1)
         return state.replace(generator=network, objectives=objectives), metrics
 
     def path_length_update(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
         """Path length, after the generator's update of the same step."""
         step, network = state.generator.updates - 1, state.generator
-        n = self.config.path_length_batch
-        fakes = self.draw_fakes(purpose_key(state.key, step, "path_length"), table, n)
+        n, std = self.config.path_length_batch, self.latent_std(self.progress(network.replace(updates=step)))
+        fakes = self.draw_fakes(purpose_key(state.key, step, "path_length"), table, n, std)
         noise = jax.random.normal(purpose_key(state.key, step, "path_length/noise"), (n, *self.model.image_shape))
         whole = self.whole(state)
         (loss, mean), gradients = jax.value_and_grad(self.path_length_loss, has_aux=True)(
             whole.generator.params, whole, fakes, self.batch(noise)
         )
-        network = self._apply(self.generator_optimizer, network, gradients, regularization=True)
+        rate = state.rates.generator
+        network = self._apply(self.generator_optimizer, network, gradients, rate, regularization=True)
         return state.replace(generator=network, path_length_mean=mean), {"loss/path_length": loss}
 
     def average(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """Moves the averaged generator; ends the generator's half of a step and has nothing to report."""
         config = self.config.ema
-        decay = ema_decay(state.generator.updates - 1, self.config.batch_size, config.kimg, config.rampup)
+        step = state.generator.updates - 1
+        decay = ema_decay(step, self.config.batch_size, config.kimg, config.rampup, config.start_step)
         return state.replace(ema=update_ema(state.ema, state.generator.variables, decay)), {}
 
     def discriminator_update(self, state: TrainState, batch: Batch, table: ClassTable) -> tuple[TrainState, Metrics]:
         """Adversarial loss and objectives on real and as many generated images; counts the discriminator's update."""
         update, network = state.discriminator.updates, state.discriminator
         real = self._shown(batch)
-        fakes = self.draw_fakes(purpose_key(state.key, update, "discriminator"), table, real.labels.shape[0])
+        std = self.latent_std(self.progress(network, self.config.optimizer.discriminator_updates))
+        fakes = self.draw_fakes(purpose_key(state.key, update, "discriminator"), table, real.labels.shape[0], std)
         whole = self.whole(state)
         generator = whole.generator
         _, conditioning, stats = self.model.map(generator.variables, fakes, update_stats=True)
@@ -325,7 +344,8 @@ class TrainingStep:
         gradients, (metrics, stats, objectives, real_logits) = jax.grad(self.discriminator_loss, has_aux=True)(
             whole.discriminator.params, whole, table, real, real_draws, fake, fake_draws
         )
-        network = self._apply(self.discriminator_optimizer, network, gradients, stats).replace(updates=update + 1)
+        network = self._apply(self.discriminator_optimizer, network, gradients, state.rates.discriminator, stats)
+        network = network.replace(updates=update + 1)
         generator = state.generator.replace(stats=generator.stats)
         state = state.replace(generator=generator, discriminator=network, objectives=objectives)
         return self._count_signs(state, real_logits), metrics
@@ -339,7 +359,8 @@ class TrainingStep:
         (loss, logits), gradients = jax.value_and_grad(self.r1_loss, has_aux=True)(
             whole.discriminator.params, whole, shown, draws
         )
-        network = self._apply(self.discriminator_optimizer, network, gradients, regularization=True)
+        rate = state.rates.discriminator
+        network = self._apply(self.discriminator_optimizer, network, gradients, rate, regularization=True)
         return self._count_signs(state.replace(discriminator=network), logits), {"loss/r1": loss}
 
     def adapt(self, state: TrainState) -> tuple[TrainState, Metrics]:
@@ -348,6 +369,20 @@ class TrainingStep:
         p = ada.adapt(seen.p, seen.sign_sum, seen.count, config.target, config.kimg)
         fresh = AdaState(p, jnp.zeros_like(seen.sign_sum), jnp.zeros_like(seen.count))
         return state.replace(ada=fresh), {"augment/p": p}
+
+    def look_at_spectra(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """The largest singular values of every weight (BigGAN, Sec. 4), clamped if asked for, and norms of class vectors."""
+        config, metrics, bases = self.config.spectra, {}, {}
+        whole = self.whole(state)
+        networks = {"generator": whole.generator.params, "discriminator": whole.discriminator.params}
+        for name, params in networks.items():
+            found = spectra.advance(params, state.spectra[name], config.iterations)
+            bases[name], metrics = found.bases, metrics | spectra.scalars(found.values, name)
+            if config.clamp > 0:
+                network = getattr(state, name)
+                clamped = self.scatter(spectra.clamp(params, found, config.clamp))
+                state = state.replace(**{name: network.replace(params=clamped)})
+        return state.replace(spectra=bases), metrics | class_embedding_norms(whole.generator.params)
 
     # --- parts of updates --------------------------------------------------------------------------------------------
 
@@ -362,12 +397,14 @@ class TrainingStep:
         optimizer: optax.GradientTransformation,
         network: NetworkState,
         gradients: PyTree,
+        rate: Array,
         stats: PyTree | None = None,
         regularization: bool = False,
     ) -> NetworkState:
         updates, opt_state = optax.with_extra_args_support(optimizer).update(
             row_major(self.scatter(gradients)), network.opt_state, network.params, regularization=regularization
         )
+        updates = optax.tree.scale(rate, updates)
         params = optax.apply_updates(network.params, updates)
         return network.replace(params=params, opt_state=opt_state, stats={**network.stats, **(stats or {})})
 

@@ -31,7 +31,7 @@ from noisytwins_jax.errors import UserError
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.tpu.hlo import read_program
 from noisytwins_jax.tpu.topology import tpu_devices
-from noisytwins_jax.training.model import build_model
+from noisytwins_jax.training.networks import build_model
 
 _IMAGES = 16  # on every core
 _UNCOUNTED = ("gather", "scatter", "while")

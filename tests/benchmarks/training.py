@@ -30,7 +30,7 @@ from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.train import batches_of_process
-from noisytwins_jax.training.model import build_model
+from noisytwins_jax.training.networks import build_model
 from noisytwins_jax.training.programs import SEVERAL, Programs
 from noisytwins_jax.training.schedule import inputs, runs_per_step
 from noisytwins_jax.training.state import TrainState

@@ -210,13 +210,13 @@ def full_evaluation():
     for row in result["per_class"]:
         row |= {"ifid_clip": 4.5, "coverage": 0.625}
     point = {"n_fake": 900, "fid": 20.0, "inception_score": 8.25, "precision": 0.5, "recall": 0.25}
-    strong = point | {"psi": 0.5, "fid": 30.0, "inception_score": 9.0, "precision": 0.75, "recall": 0.125}
+    strong = point | {"strength": 0.5, "fid": 30.0, "inception_score": 9.0, "precision": 0.75, "recall": 0.125}
     result["truncation"] = {
-        "kind": "psi in W",
+        "kind": "psi",
         "real_inception_score": 9.25,
-        "points": [point | {"psi": 1.0}, strong],
+        "points": [point | {"strength": 1.0}, strong],
         "operating_points": {
-            "best_fid": point | {"psi": 1.0},
+            "best_fid": point | {"strength": 1.0},
             "real_inception_score": None,
             "max_inception_score": strong,
         },

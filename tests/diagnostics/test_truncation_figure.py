@@ -8,13 +8,13 @@ from noisytwins_jax.figures import figure_image
 
 def point(psi, **changed):
     numbers = {"fid": 10 + 40 * (1 - psi) ** 2, "inception_score": 20 + 30 * (1 - psi)}
-    return {"psi": psi, "n_fake": 100, "precision": 0.9 - 0.3 * psi, "recall": 0.6 * psi} | numbers | changed
+    return {"strength": psi, "n_fake": 100, "precision": 0.9 - 0.3 * psi, "recall": 0.6 * psi} | numbers | changed
 
 
 def sweep(psis=(1.0, 0.5, 0.75), **changed):
     points = [point(psi) for psi in psis]
     operating = {"best_fid": points[0], "real_inception_score": None, "max_inception_score": points[1]}
-    return {"kind": "psi in W", "real_inception_score": 30.0, "points": points, "operating_points": operating} | changed
+    return {"kind": "psi", "real_inception_score": 30.0, "points": points, "operating_points": operating} | changed
 
 
 def test_curves_run_over_psi_and_operating_points_are_marked():
@@ -54,7 +54,7 @@ def test_a_score_that_no_truncation_reaches_is_said():
         reached,
         sweep(real_inception_score=None),
         {},
-        {"real_inception_score": 3.0, "points": [{"psi": 1}]},
+        {"real_inception_score": 3.0, "points": [{"strength": 1}]},
     ):
         assert unreached_score(nothing) == ""
     far = truncation_figure(sweep(real_inception_score=500.0)).axes[0]  # would squeeze the sweep to a line
@@ -77,6 +77,6 @@ def test_panels_without_numbers_are_left_out():
     assert [axes.get_xlabel().split(" (")[0] for axes in figure.axes] == ["Recall"]
     single = truncation_figure({"points": [point(0.5)]})
     assert [text.get_text() for text in single.axes[0].texts] == ["0.5"]
-    for nothing in ({}, {"points": []}, {"points": [{"psi": 1.0, "fid": 3.0}]}):
+    for nothing in ({}, {"points": []}, {"points": [{"strength": 1.0, "fid": 3.0}]}):
         with pytest.raises(UserError, match="no numbers to draw"):
             truncation_figure(nothing)

@@ -25,7 +25,7 @@ from noisytwins_jax.metrics import generated, parts, real_features
 from noisytwins_jax.metrics.clip import clip_extractor
 from noisytwins_jax.metrics.inception import SIZE, Inception, inception_extractor
 from noisytwins_jax.metrics.vit import VisionTransformer, VitConfig
-from noisytwins_jax.training.model import build_model
+from noisytwins_jax.training.networks import build_model
 
 TOWER = VitConfig(32, 8, 32, 2, 4, 64, 1e-5, "quick_gelu", input_norm=True, patch_bias=False, projection_dim=16)
 

@@ -17,7 +17,9 @@ from noisytwins_jax.networks.stylegan2 import Discriminator, Generator, shrink
 from noisytwins_jax.objectives.path_length import path_lengths
 from noisytwins_jax.randomness import sample_keys
 from noisytwins_jax.sampling import Sampler
-from noisytwins_jax.training.model import FakeDraws, StyleGAN2Model, build_model
+from noisytwins_jax.training.model import FakeDraws
+from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.training.stylegan2_model import StyleGAN2Model
 
 CLASSES, N, W, DIM = 3, 4, 6, 8
 SHARED = {"resolution": 8, "channels": 2, "num_classes": CLASSES, "channel_base": 64, "channel_max": DIM}

@@ -7,7 +7,7 @@ import numpy as np
 import tiny_run
 
 from noisytwins_jax.survival.finite import bad_tensors, divergence, first_bad_metric
-from noisytwins_jax.training.model import build_model
+from noisytwins_jax.training.networks import build_model
 from noisytwins_jax.training.step import TrainingStep
 
 

@@ -13,9 +13,11 @@ from golden_numbers import Golden, nhwc
 from stylegan2_state import tensors, variables
 
 from noisytwins_jax.config import default_config, parse_config
-from noisytwins_jax.training.model import FakeDraws, StyleGAN2Model, build_model
+from noisytwins_jax.training.model import FakeDraws
+from noisytwins_jax.training.networks import build_model
 from noisytwins_jax.training.state import AdaState, NetworkState, TrainState
 from noisytwins_jax.training.step import ClassTable, PassDraws, TrainingStep
+from noisytwins_jax.training.stylegan2_model import StyleGAN2Model
 
 GOLDEN = ("train_trajectory_base", "train_trajectory_lecam_rampup")
 
