@@ -16,25 +16,27 @@ Result:    not run yet by this project. Published (NoisyTwins, CVPR 2023, Table 
 | ada_noisytwins | 23.02 | not reported | not reported | not reported | not reported |
 | simclr | 26.23 | not reported | not reported | not reported | not reported |
 
-Not reported: sg2, contrastive, transitional, transitional_noisytwins, utlo.
+Not reported: sg2, contrastive, transitional, transitional_noisytwins, utlo, and the BigGAN rows.
 
 Protocol:  50,000 generated images, 5000 of each class, against the 10,000 test images; the checkpoint with the lowest FID
 of those saved every 256 kimg (``--config.evaluation.interval_kimg=256``).
 
 All rows have DiffAugment but sg2 (no augmentation), gsr and ada*: the authors found gSR better with ADA. Our choices,
 where nothing is published: SimCLR's weight and temperature; the schedule of Transitional-cGAN, which is that of its own
-paper. UTLO has the weight and the resolution of its authors' CIFAR10-LT run.
+paper; NoisyTwins for BigGAN, which has no mapping network: see `training.biggan_model`. gSR for BigGAN has its authors'
+numbers and acts on weights as they are after spectral normalisation. UTLO has the weight and the resolution of its authors' CIFAR10-LT run.
 """
 
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.methods import parse_row, smoke
+from noisytwins_jax.methods import biggan, parse_row, smoke
 
 DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}
 ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}
 NOISE = {"noisytwins.sigma": 0.75, "noisytwins.alpha": 0.99}
 TWINS = {"noisytwins.weight": 0.01, "noisytwins.gamma": 0.05, "noisytwins.start_step": 0}
+GSR = {"gsr.weight": 0.5, "gsr.alpha": 0.99, "gsr.power_iterations": 4}
 TRANSITIONAL = {"transitional.weight": 1.0, "transitional.start_kimg": 2000.0, "transitional.end_kimg": 4000.0}
 
 ROWS = {
@@ -43,7 +45,7 @@ ROWS = {
     "diffaug": DIFFAUG,
     "d2dce": DIFFAUG | {"d2dce.weight": 0.25, "d2dce.temperature": 0.25, "d2dce.margin": 0.98},
     "contrastive": DIFFAUG | {"contrastive.weight": 0.25, "contrastive.temperature": 0.25},
-    "gsr": ADA | {"gsr.weight": 0.5, "gsr.alpha": 0.99, "gsr.power_iterations": 4},
+    "gsr": ADA | GSR,
     "noise": DIFFAUG | NOISE,
     "ada": ADA,
     "ada_noisytwins": ADA | NOISE | TWINS,
@@ -51,6 +53,25 @@ ROWS = {
     "transitional": DIFFAUG | TRANSITIONAL,
     "transitional_noisytwins": DIFFAUG | TRANSITIONAL | NOISE | TWINS,
     "utlo": DIFFAUG | {"utlo.weight": 10.0, "utlo.resolution": 8},
+}
+# The CIFAR-10 recipe of StudioGAN.
+BIGGAN = (
+    DIFFAUG
+    | biggan(resolution=32, batch_size=64, width=96)
+    | {
+        "optimizer.generator_lr": 2e-4,
+        "optimizer.beta1": 0.5,
+        "optimizer.epsilon": 1e-6,
+        "optimizer.discriminator_updates": 5,
+        "orthogonal.weight": 0.0,
+        "ema.start_step": 1000,
+        "total_kimg": 32_000.0,  # 100,000 steps
+    }
+)
+ROWS |= {
+    "biggan": BIGGAN,
+    "biggan_gsr": BIGGAN | GSR | {"gsr.embedding": "effective"},
+    "biggan_noisytwins": BIGGAN | NOISE | TWINS,
 }
 METHODS = tuple(ROWS)
 

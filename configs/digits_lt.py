@@ -16,7 +16,7 @@ turn a 6 into a 9, and with an adjustment speed that fits the run.
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.methods import parse_row, smoke
+from noisytwins_jax.methods import BIGGAN, parse_row, smoke
 
 DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}
 ADA = {
@@ -28,26 +28,28 @@ ADA = {
 }
 NOISE = {"noisytwins.sigma": 0.1}
 TWINS = {"noisytwins.weight": 0.4, "noisytwins.gamma": 0.05}
-BIGGAN = {
-    "network": "biggan",
-    "loss": "hinge",
-    "generator.z_dim": 40,
-    "discriminator.mbstd_group_size": 1,
-    "biggan.generator_width": 16,
-    "biggan.discriminator_width": 16,
-    "biggan.embedding_dim": 32,
-    "optimizer.generator_lr": 0.001,
-    "optimizer.discriminator_lr": 0.004,
-    "optimizer.beta2": 0.999,
-    "r1.gamma": 0.0,
-    "r1.interval": 1,
-    "path_length.interval": 1,
-    "orthogonal.weight": 1e-4,
+WATCHED = {
     "spectra.interval": 50,
     "memorisation_interval_kimg": 10.0,
     "collapse.action": "report",
-    "ema.rampup": 0.05,
 }
+# Widths, learning rates and average for networks and a run this small; one discriminator update a step.
+BIGGAN_DIGITS = (
+    BIGGAN
+    | WATCHED
+    | {
+        "generator.z_dim": 40,
+        "biggan.generator_width": 16,
+        "biggan.discriminator_width": 16,
+        "biggan.embedding_dim": 32,
+        "optimizer.generator_lr": 0.001,
+        "optimizer.discriminator_lr": 0.004,
+        "optimizer.discriminator_updates": 1,
+        "ema.kimg": 10.0,
+        "ema.rampup": 0.05,
+        "ema.start_step": 0,
+    }
+)
 BIGGAN_NOISE = {"noisytwins.sigma": 0.1}
 TRANSITIONAL = {"transitional.weight": 1.0, "transitional.start_kimg": 40.0, "transitional.end_kimg": 80.0}
 
@@ -64,9 +66,11 @@ ROWS = {
     "transitional": DIFFAUG | TRANSITIONAL,
     "transitional_noisytwins": DIFFAUG | TRANSITIONAL | NOISE | TWINS,
     "utlo": DIFFAUG | {"utlo.weight": 1.0, "utlo.resolution": 4},
-    "biggan": DIFFAUG | BIGGAN,
-    "biggan_gsr": DIFFAUG | BIGGAN | {"gsr.weight": 0.5, "gsr.alpha": 0.99, "gsr.power_iterations": 4},
-    "biggan_noisytwins": DIFFAUG | BIGGAN | BIGGAN_NOISE | TWINS,
+    "biggan": DIFFAUG | BIGGAN_DIGITS,
+    "biggan_gsr": DIFFAUG
+    | BIGGAN_DIGITS
+    | {"gsr.weight": 0.5, "gsr.alpha": 0.99, "gsr.power_iterations": 4, "gsr.embedding": "effective"},
+    "biggan_noisytwins": DIFFAUG | BIGGAN_DIGITS | BIGGAN_NOISE | TWINS,
 }
 METHODS = tuple(ROWS)
 

@@ -27,7 +27,7 @@ its BigGAN on iNat19; Transitional-cGAN's schedule and UTLO's weight and resolut
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.methods import parse_row, smoke
+from noisytwins_jax.methods import biggan, parse_row, smoke
 
 ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}
 NOISE = {"noisytwins.sigma": 0.25, "noisytwins.alpha": 0.0}
@@ -46,7 +46,11 @@ ROWS = {
     "transitional_noisytwins": ADA | TRANSITIONAL | NOISE | TWINS,
     "utlo": ADA | {"utlo.weight": 1.0, "utlo.resolution": 8},
 }
-METHODS = tuple(ROWS)
+GSR = {"gsr.weight": 0.01, "gsr.alpha": 0.999, "gsr.power_iterations": 4, "gsr.embedding": "effective"}
+DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}
+# Ours: no configuration behind Table 3 was published.
+BIGGAN_ROWS = {"biggan": {}, "biggan_gsr": GSR, "biggan_noisytwins": NOISE | TWINS}
+METHODS = (*ROWS, *BIGGAN_ROWS)
 
 
 def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
@@ -77,5 +81,8 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.evaluation.protocol = "noisytwins"
     config.evaluation.samples_per_class = 50
 
-    config.update_from_flattened_dict(ROWS[row.method])
+    if row.method in BIGGAN_ROWS:
+        recipe = biggan(row.resolution, batch_size=256, width=64 if row.resolution == 64 else 96)
+        config.update_from_flattened_dict(DIFFAUG | recipe | {"total_kimg": 76_800.0})  # 150,000 steps
+    config.update_from_flattened_dict((ROWS | BIGGAN_ROWS)[row.method])
     return smoke(config, num_classes=1000) if row.smoke else config

@@ -4,13 +4,51 @@
 may be left out: the first method and the first resolution of the file are its defaults.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from noisytwins_jax.errors import UserError, did_you_mean
+from noisytwins_jax.networks.biggan.architectures import default_z_dim
+
+# BigGAN's recipe (Brock et al., ICLR 2019, appendix C), and what of StyleGAN2's is off.
+BIGGAN = {
+    "network": "biggan",
+    "loss": "hinge",
+    "style_mixing": 0.0,
+    "discriminator.mbstd_group_size": 1,
+    "r1.gamma": 0.0,
+    "r1.interval": 1,  # 1: Adam's constants are not corrected for it
+    "path_length.weight": 0.0,
+    "path_length.interval": 1,
+    "optimizer.generator_lr": 5e-5,
+    "optimizer.discriminator_lr": 2e-4,
+    "optimizer.beta1": 0.0,
+    "optimizer.beta2": 0.999,
+    "optimizer.discriminator_updates": 2,
+    "orthogonal.weight": 1e-4,
+    "ema.rampup": None,
+    "ema.start_step": 20_000,
+}
+
+
+def ema_kimg(decay: float, batch_size: int) -> float:
+    """The half-life, in thousands of images, of an average that keeps `decay` of itself at each step."""
+    return batch_size * math.log(0.5) / math.log(decay) / 1000
+
+
+def biggan(resolution: int, batch_size: int, width: int, ema_decay: float = 0.9999) -> dict[str, Any]:
+    """The fields of a BigGAN run: the recipe, and what follows from the size. A step shows ``2 · batch_size`` images."""
+    return BIGGAN | {
+        "batch_size": batch_size,
+        "generator.z_dim": default_z_dim(resolution, deep=False),
+        "biggan.generator_width": width,
+        "biggan.discriminator_width": width,
+        "ema.kimg": ema_kimg(ema_decay, batch_size),
+    }
 
 
 class Row(NamedTuple):
@@ -77,7 +115,15 @@ def smoke(
     config.discriminator.update(channel_base=128, channel_max=8, mapping_layers=2)
     config.discriminator.mbstd_group_size = min(config.discriminator.mbstd_group_size, 2)
     config.path_length.start_step = config.noisytwins.start_step = config.lecam.start_step = 0
+    if config.network != "stylegan2":
+        config.generator.z_dim = 12
+        config.biggan.update(generator_width=4, discriminator_width=4, embedding_dim=8)
+        config.optimizer.discriminator_updates = 1
+        config.ema.start_step = 0
+    if config.spectra.interval:
+        config.spectra.interval = 1
     config.transitional.update(start_kimg=0.0, end_kimg=0.016)
     config.ada.update(initial_p=0.5, interval=1)
     config.evaluation.update(protocol="embedded", extractors="", samples_per_class=8)
+    config.evaluation.update(standing_passes=4, standing_batch=8)
     return config

@@ -71,6 +71,7 @@ SIZES = {
     "digits_lt": ((8,), 10, 8000),
     "petals": ((64, 128), 20, 31_250),
     "image_folder": ((64, 32, 128, 256), 20, 78_125),
+    "imagenet": ((128, 256, 512), 1000, 500_000),
 }
 
 # Methods: what they add to the block.
@@ -142,7 +143,8 @@ def test_every_file_is_known_here():
 def test_every_number_is_the_published_one(dataset):
     """Fields that are neither common, nor the block's, nor the method's have the value that switches them off."""
     methods, (sizes, _, steps) = method_fields(dataset), SIZES[dataset]
-    assert set(methods_program.config_file(dataset).METHODS) == set(methods)
+    others = BIGGAN_ROWS if dataset in BIGGAN_NUMBERS else set()
+    assert set(methods_program.config_file(dataset).METHODS) == set(methods) | others
     expected = flatten(RunConfig()) | COMMON | dict(zip(BLOCK_FIELDS, BLOCKS[dataset], strict=True))
     expected |= {"data.name": dataset, "total_kimg": steps * 128 / 1000}
     if dataset in ("inat19", "imagenet_lt"):
@@ -162,6 +164,67 @@ def test_every_number_is_the_published_one(dataset):
             assert run.total_steps == steps
 
 
+# Batch, width, both learning rates, beta1, discriminator updates, steps of the average before it starts, steps.
+BIGGAN_NUMBERS = {
+    "cifar10_lt": (64, 96, 2e-4, 2e-4, 0.5, 5, 1000, 100_000),
+    "inat19": (256, 64, 5e-5, 2e-4, 0, 2, 20_000, 150_000),
+    "imagenet_lt": (256, 64, 5e-5, 2e-4, 0, 2, 20_000, 150_000),
+}
+BIGGAN_ROWS = {"biggan", "biggan_gsr", "biggan_noisytwins"}
+
+
+@pytest.mark.parametrize("dataset", BIGGAN_NUMBERS)
+def test_biggan_rows_have_its_recipe(dataset):
+    for method in sorted(BIGGAN_ROWS):
+        run = methods_program.run_config(f"{dataset}:{method}")
+        assert (run.network, run.loss, run.style_mixing, run.r1.gamma) == ("biggan", "hinge", 0, 0)
+        assert (run.r1.interval, run.path_length.interval, run.optimizer.beta2) == (1, 1, 0.999)
+        assert run.augment.diffaugment == "color,translation,cutout" and not run.ada.operations
+        rates = (run.optimizer.generator_lr, run.optimizer.discriminator_lr, run.optimizer.beta1)
+        counts = (run.optimizer.discriminator_updates, run.ema.start_step, run.total_steps)
+        numbers = (run.batch_size, run.biggan.generator_width, *rates, *counts)
+        assert numbers == BIGGAN_NUMBERS[dataset]
+        assert 0.5 ** (run.batch_size / (run.ema.kimg * 1000)) == pytest.approx(0.9999)
+        sigma, _, weight, *_ = NOISYTWINS[dataset]
+        noisy = method == "biggan_noisytwins"
+        assert (run.noisytwins.sigma, run.noisytwins.weight) == ((sigma, weight) if noisy else (0, 0))
+        assert run.gsr.weight == (GSR[dataset][0] if method == "biggan_gsr" else 0)
+
+
+#                batch, width, z, shared, skip-z, orthogonal, lr of G and D, discriminator updates
+IMAGENET = {
+    "biggan,128": (2048, 96, 120, True, True, 1e-4, 5e-5, 2e-4, 2),
+    "biggan,256": (2048, 96, 140, True, True, 1e-4, 5e-5, 2e-4, 2),
+    "biggan,512": (2048, 96, 160, True, True, 1e-4, 5e-5, 2e-4, 2),
+    "biggan_deep,128": (2048, 128, 128, True, True, 1e-4, 5e-5, 2e-4, 2),
+    "biggan_deep,256": (2048, 128, 128, True, True, 1e-4, 2.5e-5, 2.5e-5, 2),
+    "biggan_deep,512": (2048, 128, 128, True, True, 1e-4, 2.5e-5, 2.5e-5, 2),
+    "sagan": (256, 64, 128, False, False, 0, 1e-4, 4e-4, 1),
+    "batch2048": (2048, 64, 128, False, False, 0, 5e-5, 2e-4, 2),
+    "ch96": (2048, 96, 128, False, False, 0, 5e-5, 2e-4, 2),
+    "shared": (2048, 96, 128, True, False, 0, 5e-5, 2e-4, 2),
+    "skip_z": (2048, 96, 120, True, True, 0, 5e-5, 2e-4, 2),
+    "ch64": (2048, 64, 120, True, True, 1e-4, 5e-5, 2e-4, 2),
+}
+
+
+def test_rows_of_biggans_own_tables():
+    assert {row.partition(",")[0] for row in IMAGENET} == set(methods_program.config_file("imagenet").METHODS)
+    for row, numbers in IMAGENET.items():
+        run = methods_program.run_config(f"imagenet:{row}")
+        kind, options, rates = run.network, run.biggan, run.optimizer
+        assert kind == ("biggan_deep" if row.startswith("biggan_deep") else "biggan")
+        assert numbers == (
+            *(run.batch_size, options.generator_width, run.generator.z_dim, options.shared_embedding, options.skip_z),
+            *(run.orthogonal.weight, rates.generator_lr, rates.discriminator_lr, rates.discriminator_updates),
+        )
+        assert (rates.beta1, rates.beta2, options.spectral_norm_epsilon, options.batch_norm_epsilon) == (
+            *(0, 0.999),
+            *(1e-4, 1e-4),
+        )
+        assert run.data.preprocessing == "center-box" and run.total_steps == 500_000
+
+
 @pytest.mark.parametrize("dataset", BLOCKS)
 def test_fifty_thousand_images_are_evaluated(dataset):
     config = methods_program.run_config(f"{dataset}:sg2")
@@ -169,7 +232,7 @@ def test_fifty_thousand_images_are_evaluated(dataset):
 
 
 def test_methods_of_digits_differ_from_the_baseline_in_the_method_only():
-    flat = {row: flatten(methods_program.run_config(row)) for row in rows("digits_lt")}
+    flat = {row: flatten(methods_program.run_config(row)) for row in rows("digits_lt") if "biggan" not in row}
     baseline = flat["digits_lt:baseline,8"]
     own = ("noisytwins.", "gsr.", "d2dce.", "contrastive.", "simclr.", "transitional.", "utlo.")
     for row, fields in flat.items():
@@ -184,6 +247,8 @@ def test_methods_of_digits_differ_from_the_baseline_in_the_method_only():
 
 def test_noisytwins_is_the_default():
     for dataset, (sizes, _, _) in SIZES.items():
+        if dataset == "imagenet":  # BigGAN's own
+            continue
         config = parse_config(methods_program.config_file(dataset).get_config())
         assert config.name == f"{dataset}-noisytwins" and config.data.resolution == sizes[0]
         assert config.noisytwins.weight > 0 and config.noisytwins.sigma > 0
@@ -244,7 +309,9 @@ def test_smoke_forms_keep_the_method():
             assert small.path_length.weight == full.path_length.weight
             assert small.path_length.start_step == 0 and not any(t.start_step for t in small.objectives.values())
             assert small.transitional.start_kimg < small.transitional.end_kimg <= small.total_kimg / 2
-            assert small.data.options["num_classes"] == SIZES[dataset][1]
+            assert small.data.options["num_classes"] == SIZES[dataset][1] and small.network == full.network
+            assert small.biggan.shared_embedding == full.biggan.shared_embedding
+            assert bool(small.spectra.interval) == bool(full.spectra.interval)
 
 
 # The terms that each method adds to the losses.
@@ -253,6 +320,8 @@ TERMS = {
     "ada_noisytwins": {"loss/generator/noisytwins"},
     "decorrelation": {"loss/generator/noisytwins"},
     "gsr": {"loss/generator/gsr"},
+    "biggan_gsr": {"loss/generator/gsr"},
+    "biggan_noisytwins": {"loss/generator/noisytwins"},
     "d2dce": {"loss/generator/d2dce", "loss/discriminator/d2dce"},
     "contrastive": {"loss/generator/contrastive", "loss/discriminator/contrastive"},
     "simclr": {"loss/generator/simclr"},
@@ -276,6 +345,10 @@ SOME = (
     "digits_lt:contrastive,smoke",
     "digits_lt:simclr,smoke",
     "digits_lt:transitional_noisytwins,smoke",
+    "digits_lt:biggan_gsr,smoke",
+    "inat19:biggan_noisytwins,smoke",
+    "imagenet:biggan_deep,smoke",
+    "imagenet:sagan,smoke",
 )
 SOME_ON_ONE = ("digits_lt:d2dce,smoke",)
 
@@ -314,11 +387,13 @@ def problems(report: dict, devices: int) -> list[str]:
     dataset, _, words = report["row"].partition(":")
     method, metrics = words.split(",")[0], report["metrics"]
     config = methods_program.run_config(report["row"])
-    wanted = {"loss/generator", "loss/discriminator", "loss/r1"} | TERMS.get(method, set())
+    wanted = {"loss/generator", "loss/discriminator"} | TERMS.get(method, set())
+    wanted |= {"loss/r1"} if config.r1.gamma > 0 else set()
+    wanted |= {"loss/generator/orthogonal"} if config.orthogonal.weight > 0 else set()
     wanted |= {"loss/path_length"} if config.path_length.weight > 0 else set()
     wanted |= {"loss/discriminator/lecam"} if dataset == "inat19" else set()
     wanted |= {"augment/p"} if config.ada.operations else set()
-    terms = {name for name in metrics if name.count("/") == 2}
+    terms = {name for name in metrics if name.count("/") == 2 and name.startswith("loss/")}
     found = {
         "devices": report["devices"] != devices,
         "classes": report["classes"] != SIZES[dataset][1],
