@@ -19,7 +19,8 @@ All at 128 px without truncation (Table 1; its numbers are from memory, as the t
 ``biggan`` at 128, 256 and 512 px and ``biggan_deep`` are the models of Table 2: at the truncation where the Inception Score is
 that of real images, biggan_deep has 166.5/7.4, 232.5/8.1 and 241.5/11.5 (IS/FID).
 
-Protocol:  50,000 generated images against the training images, ``tf1``; the checkpoint before collapse, which
+Protocol:  50,000 generated images, ``tf1``; published against the training images, here against the validation images if they
+were prepared; the checkpoint before collapse, which
 ``--config.collapse.action=return`` finds by itself. Truncation: ``--config.evaluation.truncations=2,1.5,1,0.5,0.04``.
 
 Latents: 20 for the first layer and each block of ``biggan``, 128 for ``biggan_deep`` and for the rows without skip-z.

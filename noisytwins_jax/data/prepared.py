@@ -26,6 +26,7 @@ INFO_FILE = "preparation.json"
 # Data sets that the command knows by name: their classes, for --mode=compile before they are prepared (images are RGB).
 KNOWN_CLASSES = {
     "cifar10_lt": 10,
+    "imagenet": 1000,
     "imagenet_lt": 1000,
     "inat19": 1010,
     "animal_face": 20,

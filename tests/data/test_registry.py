@@ -139,7 +139,7 @@ def test_options_that_a_builder_refuses():
 @pytest.mark.parametrize("function", [load_data, classes_and_channels])
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("digit_lt", "digits_lt"), ("imagenet", "imagenet_lt"), ("cifar100_lt", "cifar10_lt"), ("petal", "petals")],
+    [("digit_lt", "digits_lt"), ("imagenet_l", "imagenet_lt"), ("cifar100_lt", "cifar10_lt"), ("petal", "petals")],
 )
 def test_an_unknown_name(function, name, nearest, tmp_path):
     """The nearest one is said, and how one's own pictures become a data set of that name."""
@@ -155,7 +155,9 @@ def test_a_prepared_name_may_be_the_nearest(tmp_path):
     assert 'did you mean "birds"? (Valid: birds, ' in message
 
 
-@pytest.mark.parametrize("name", ["cifar10_lt", "imagenet_lt", "inat19", "animal_face", "imagenet_carnivore", "petals"])
+@pytest.mark.parametrize(
+    "name", ["cifar10_lt", "imagenet", "imagenet_lt", "inat19", "animal_face", "imagenet_carnivore", "petals"]
+)
 def test_a_known_name_that_is_not_prepared(name, tmp_path):
     message = refusal(load_data, DataConfig(name, 32, dir=str(tmp_path)))
     assert message.startswith(f"There is no prepared data set {name} of 32 px in {tmp_path}; prepare it with: ")
@@ -172,7 +174,14 @@ def test_another_resolution_is_named(data_dir):
 
 @pytest.mark.parametrize(
     ("name", "classes"),
-    [("cifar10_lt", 10), ("imagenet_lt", 1000), ("inat19", 1010), ("animal_face", 20), ("imagenet_carnivore", 20)],
+    [
+        ("cifar10_lt", 10),
+        ("imagenet", 1000),
+        ("imagenet_lt", 1000),
+        ("inat19", 1010),
+        ("animal_face", 20),
+        ("imagenet_carnivore", 20),
+    ],
 )
 def test_public_classes_are_known_before_they_are_prepared(name, classes, tmp_path):
     assert classes_and_channels(DataConfig(name, 64, dir=str(tmp_path))) == (classes, 3)

@@ -21,7 +21,7 @@ from noisytwins_jax.data.prepare import finish, shards, tfds_source
 from noisytwins_jax.data.prepare.cifar import cifar10_lt
 from noisytwins_jax.data.prepare.drawn import digits_lt, petals
 from noisytwins_jax.data.prepare.folders import animal_face, image_folder, imagenet_carnivore
-from noisytwins_jax.data.prepare.imagenet import imagenet_lt
+from noisytwins_jax.data.prepare.imagenet import imagenet, imagenet_lt
 from noisytwins_jax.data.prepare.inat import inat19
 from noisytwins_jax.data.prepare.listing import Listing, Problems
 from noisytwins_jax.data.prepare.statistics import PICTURE_FILE, describe_classes, draw_class_counts
@@ -48,6 +48,8 @@ class Preparer(NamedTuple):
 
 PREPARERS = {
     "cifar10_lt": Preparer(cifar10_lt, resolution=32, thresholds=(200, 1000), list_tfds=tfds_source.cifar10_lt),
+    # BigGAN's resolution, crop and filter.
+    "imagenet": Preparer(imagenet, resolution=128, preprocessing="center-box", list_tfds=tfds_source.imagenet),
     "imagenet_lt": Preparer(imagenet_lt, list_tfds=tfds_source.imagenet_lt),
     "inat19": Preparer(inat19),
     "animal_face": Preparer(animal_face),

@@ -1,6 +1,7 @@
-"""ImageNet-LT: the published long-tailed subset of ILSVRC 2012."""
+"""ImageNet (ILSVRC 2012), and ImageNet-LT, its published long-tailed subset."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,94 @@ from noisytwins_jax.errors import UserError
 
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 LISTS = ("ImageNet_LT_train.txt", "ImageNet_LT_val.txt")
+_TRAIN, _VAL = "ILSVRC2012_img_train", "ILSVRC2012_img_val"
+_VAL_LIST = "val.txt"
+_NOT_TRAINING = {"val", _VAL, "test"}  # folders that may lie beside those of the classes
+_CLASSES = 1000
+_WORDNET_ID = re.compile(r"n\d{8}")
+_IMAGES = (".jpeg", ".jpg", ".png")  # what there is beside these in a class's folder, such as boxes, is passed over
 _HOMEPAGE = "https://liuziwei7.github.io/projects/LongTail.html"
+
+
+def imagenet(source: Path, unpack_in: Path) -> Listing:
+    """ImageNet: 1,281,167 training images of 1000 classes; the reference is ILSVRC's validation set, 50 a class.
+
+    ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar are read where they are. Without validation images, or without
+    their classes, there is no reference split, and that is said.
+
+    Args:
+      source: ILSVRC2012_img_train.tar, or a folder that holds it, or one with the folders n01440764, ... of the classes
+        in ``train``, in ``ILSVRC2012_img_train`` or directly. Beside it, the validation images: in the same folders of
+        classes in ``val`` or ``ILSVRC2012_img_val``; or ILSVRC2012_img_val.tar, or all images in one of these folders,
+        and val.txt (Caffe's), with lines ``ILSVRC2012_val_00000001.JPEG 65``.
+      unpack_in: folder in which a compressed archive is unpacked.
+
+    Returns:
+      The listing, the same for every layout: class ids in the order of the WordNet ids, which are the classes' names;
+      items sorted by name, ``train/n01440764/n01440764_10026.JPEG`` and ``val/ILSVRC2012_val_00000001.JPEG``.
+
+    Raises:
+      UserError: the source is missing, damaged or has another number of classes, or val.txt does not belong to it.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise UserError(f"There is no {source}; give {_TRAIN_TAR}, or a folder that holds it or its images.")
+    problems = Problems()
+    files = _train_files(source, unpack_in).items()
+    train = _in_classes({path: place for path, place in files if not _NOT_TRAINING & {*path.split("/")[:-2]}})
+    class_names = sorted({path.split("/")[0] for path in train})
+    check_classes(class_names, source)
+    labels = {wnid: label for label, wnid in enumerate(class_names)}
+    splits = {"train": [Item(f"train/{path}", labels[path.split("/")[0]], place) for path, place in train.items()]}
+    folder = source.parent if source.is_file() or source.name in ("train", _TRAIN) else source
+    if reference := _validation_items(folder, labels, unpack_in, problems):
+        splits["reference"] = reference
+    return imagenet_listing(class_names, splits, read_file, problems)
+
+
+def imagenet_listing(
+    class_names: Sequence[str], splits: dict[str, list[Item]], read: Reader, problems: Problems
+) -> Listing:
+    """ImageNet of its items, which are sorted here; see `imagenet`."""
+    return Listing(
+        class_names=class_names,
+        splits={split: sorted(items, key=lambda item: item.name) for split, items in splits.items()},
+        read=read,
+        description=(
+            "ImageNet, the classification data of ILSVRC 2012: photographs of 1000 classes"
+            + ("; the reference is the validation set, 50 images of each class." if "reference" in splits else ".")
+        ),
+        homepage="https://image-net.org/challenges/LSVRC/2012",
+        citation=(
+            "@article{russakovsky2015imagenet,\n"
+            "  title={{ImageNet} Large Scale Visual Recognition Challenge},\n"
+            "  author={Russakovsky, Olga and Deng, Jia and Su, Hao and Krause, Jonathan and Satheesh, Sanjeev and "
+            "Ma, Sean and Huang, Zhiheng and Karpathy, Andrej and Khosla, Aditya and Bernstein, Michael and "
+            "Berg, Alexander C. and Fei-Fei, Li},\n"
+            "  journal={International Journal of Computer Vision},\n"
+            "  volume={115},\n"
+            "  number={3},\n"
+            "  pages={211--252},\n"
+            "  year={2015}\n"
+            "}"
+        ),
+        published_counts={"train": 1281167, "reference": 50000},
+        problems=problems,
+    )
+
+
+def check_classes(class_names: Sequence[str], source: object) -> None:
+    """Refuses, with a ``UserError``, a source whose classes are not those of ILSVRC: class ids would mean others."""
+    if len(class_names) != _CLASSES:
+        raise UserError(
+            f"{source} has training images of {len(class_names)} classes instead of ImageNet's {_CLASSES}; complete it, "
+            "or prepare it as a data set of its own: image_folder --name=..."
+        )
+
+
+def note_missing_reference(why: str) -> None:
+    """Says that and why metrics will compare with the training images."""
+    print(f"Note: {why}; metrics will compare with the training images.", flush=True)
 
 
 def imagenet_lt(source: Path, unpack_in: Path, lists: Path | None = None) -> Listing:
@@ -81,6 +169,51 @@ def imagenet_lt_listing(
         published_counts={"train": 115846, "reference": 20000},
         problems=problems,
     )
+
+
+def _in_classes(files: dict[str, Place]) -> dict[str, Place]:
+    """The images whose folder is a WordNet id, by that and file name: ``n01440764/n01440764_10026.JPEG``."""
+    found = {}
+    for path, place in files.items():
+        wnid, _, file = path.rpartition("/")
+        wnid = wnid.rpartition("/")[2]
+        if _WORDNET_ID.fullmatch(wnid) and file.lower().endswith(_IMAGES):
+            found[f"{wnid}/{file}"] = place
+    return found
+
+
+def _validation_items(folder: Path, labels: dict[str, int], unpack_in: Path, problems: Problems) -> list[Item]:
+    """The validation images that a folder holds, labelled by WordNet id or list; none, and a note, without either."""
+    where = _first(folder, "val", _VAL, _VAL_TAR)
+    if where is None:
+        note_missing_reference(f"{folder} holds no validation images (a folder val, or {_VAL_TAR} and {_VAL_LIST})")
+        return []
+    files = list_files(where, unpack_in)
+    if in_classes := _in_classes(files):
+        items = []
+        for path, place in in_classes.items():
+            wnid, file = path.split("/")
+            if wnid in labels:
+                name = file if file.startswith("ILSVRC2012_val_") else path  # others may come in every class
+                items.append(Item(f"val/{name}", labels[wnid], place))
+            else:
+                problems.add("validation images of classes without training images", f"{where}: {path}")
+        return items
+    list_path = folder / _VAL_LIST
+    if not list_path.is_file():
+        note_missing_reference(
+            f"the classes of the validation images in {where} are not known without folders of classes or a list "
+            f"{list_path}"
+        )
+        return []
+    entries = [(f"val/{path.rsplit('/', 1)[-1]}", label) for path, label in read_list(list_path, problems)]
+    if (largest := max(label for _, label in entries)) >= len(labels):
+        raise UserError(
+            f"{list_path} has the class id {largest}, but class ids are 0 to {len(labels) - 1}, in the order of the "
+            "WordNet ids; get Caffe's val.txt."
+        )
+    places = {f"val/{path.rsplit('/', 1)[-1]}": place for path, place in files.items()}
+    return find_items(entries, places.get, problems, listed_in=list_path, source=where)
 
 
 def _finder(source: Path, folder: Path, unpack_in: Path) -> Callable[[str], Place | None]:

@@ -28,8 +28,9 @@ from noisytwins_jax.data.preprocessing import Preprocessing
 from noisytwins_jax.errors import UserError, first_line
 from noisytwins_jax.survival.retry import is_full
 
-SHARD_BYTES = 2**25  # of pixels: what a killed run loses for each process, at most
+SHARD_BYTES = 2**25  # of pixels: what a killed run loses for each process, unless there would be too many shards
 FEWEST, FEW_SHARDS = 256, 16  # small sets have smaller shards, so that every core has some
+MOST_SHARDS = 256  # of a split: every reading thread keeps all of them open, and a process has often 1024 files
 TOO_MANY = 1000  # wrong images, after which nothing more is tried
 UNREADABLE = "unreadable images"
 DUPLICATES = "training images that are reference images too"
@@ -87,6 +88,7 @@ def plan_shards(listing: Listing, format: Format, directory: Path, name: str) ->
     shards = []
     for split, items in listing.splits.items():
         size = min(largest, max(FEWEST, -(-len(items) // FEW_SHARDS)))
+        size = max(size, -(-len(items) // MOST_SHARDS))
         order = np.random.Generator(np.random.PCG64(0)).permutation(len(items))
         count = -(-len(items) // size)
         for i in range(count):

@@ -4,18 +4,29 @@ A data set that TFDS has prepared as array_record files is read without TensorFl
 TensorFlow: the extra ``prepare``.
 """
 
+import contextlib
 import functools
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from noisytwins_jax.data.prepare.cifar import cifar10_listing
-from noisytwins_jax.data.prepare.imagenet import LISTS, imagenet_lt_listing
+from noisytwins_jax.data.prepare.imagenet import (
+    LISTS,
+    check_classes,
+    imagenet_listing,
+    imagenet_lt_listing,
+    note_missing_reference,
+)
 from noisytwins_jax.data.prepare.listing import Item, Listing, Problems
 from noisytwins_jax.data.prepare.lists import find_items, read_list
 from noisytwins_jax.errors import UserError, first_line
 
 PREFIX = "tfds:"
+_OPEN_FILES = 4096
 
 
 class Place(NamedTuple):
@@ -49,6 +60,32 @@ def cifar10_lt(source: str, imbalance_factor: float = 0.01, seed: int = 0) -> Li
         imbalance_factor,
         seed,
     )
+
+
+def imagenet(source: str) -> Listing:
+    """ImageNet from TFDS's ``imagenet2012``: the same items as from the public archives, see `imagenet.imagenet`.
+
+    TFDS has mended a few damaged or wrongly coloured files; all others are the same to the byte.
+
+    Args:
+      source: ``"tfds:imagenet2012"``, or ``tfds:`` and the directory of a prepared version; without its split
+        ``validation``, there is no reference split, and that is said.
+
+    Raises:
+      UserError: the data set is not there or has other than 1000 classes.
+    """
+    name = source.removeprefix(PREFIX)
+    class_names = _class_names(name)
+    check_classes(class_names, source)
+    # TFDS has shuffled the images; a listing sorts them by name.
+    train = _entries(name, "train", "file_name")
+    splits = {"train": [Item(f"train/{class_names[label]}/{file}", label, place) for file, place, label in train]}
+    if "validation" in _builder(name).info.splits:
+        reference = _entries(name, "validation", "file_name")
+        splits["reference"] = [Item(f"val/{file}", label, place) for file, place, label in reference]
+    else:
+        note_missing_reference(f"TFDS's {name} has no split validation")
+    return imagenet_listing(class_names, splits, read_tfds, Problems())
 
 
 def imagenet_lt(source: str, lists: Path | None = None) -> Listing:
@@ -92,7 +129,8 @@ def _entries(name: str, split: str, key: str) -> list[tuple[str, Place, int]]:
     """Key, place and class id of every image of a split."""
     source = _data_source(name, split)
     entries = []
-    for index in range(len(source)):
+    # Whole images are read: 140 GB for ImageNet.
+    for index in tqdm(range(len(source)), desc=f"Listing {split} of {name}", unit=" images", disable=None, delay=1):
         record = source[index]
         if key not in record:
             raise UserError(
@@ -110,10 +148,20 @@ def _class_names(name: str) -> Sequence[str]:
 def _data_source(name: str, split: str) -> Any:
     import tensorflow_datasets as tfds
 
+    _allow_open_files()
     builder = _builder(name)
     if split not in builder.info.splits:
         raise UserError(f"TFDS's {name} has no split {split}; give another data set of TFDS.")
     return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def _allow_open_files() -> None:
+    """Lets this process open more files: imagenet2012 has 1024 shards, all of which stay open, and 1024 is often all."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # then opening may fail, and says so
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @functools.lru_cache(maxsize=2)

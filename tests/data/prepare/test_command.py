@@ -426,6 +426,24 @@ def test_fewer_images_than_published(tmp_path, in_process):
     assert info["splits"]["train"]["class_counts"] == [10] * 10
 
 
+def test_imagenet(tmp_path, in_process):
+    # One image of each of 1000 classes, by default cropped and resized as for BigGAN.
+    wnids = [f"n{1440764 + 37 * i:08d}" for i in range(1000)]
+    source = photos(tmp_path / "ilsvrc", {"train": dict.fromkeys(wnids, 1)})
+    photo = source / "val" / wnids[7] / "ILSVRC2012_val_00000001.JPEG"
+    save_photo(photo, 1000)
+    out, _, status = run("imagenet", f"--source={source}", f"--data_dir={tmp_path}", "--resolution=8")
+    assert status == 0
+    assert "Note: 1000 train images were found; 1281167 were published." in out
+    assert "Note: 1 reference images were found; 50000 were published." in out
+    splits = prepared_splits("imagenet", resolution=8, directory=str(tmp_path), preprocessing="center-box")
+    assert splits.train.class_names == tuple(wnids)
+    assert splits.train.class_counts.tolist() == [1] * 1000
+    square = Image.open(photo).crop((3, 0, 17, 14))
+    assert (splits.reference[0]["image"] == np.asarray(square.resize((8, 8), Image.Resampling.BOX))).all()
+    assert splits.reference[0]["label"] == 7
+
+
 def test_wrong_list_line(tmp_path, in_process):
     source = photos(tmp_path / "photos")
     names = [f"{path.relative_to(source)} {'abc'.index(path.parts[-2][0])}" for path in (source / "train").glob("*/*")]

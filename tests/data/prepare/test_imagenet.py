@@ -1,11 +1,13 @@
 import io
 import pickle
+import random
+import re
 import tarfile
 
 import pytest
 from PIL import Image
 
-from noisytwins_jax.data.prepare.imagenet import imagenet_lt
+from noisytwins_jax.data.prepare.imagenet import imagenet, imagenet_lt
 from noisytwins_jax.errors import UserError
 
 TRAIN = "train/n02/n02_7.JPEG 1\ntrain/n01/n01_10.JPEG 0\ntrain/n01/n01_2.JPEG 0\n"
@@ -32,9 +34,10 @@ def tar_bytes(content):
     return file.getvalue()
 
 
-def nested_tar():
-    wnids = sorted({name.split("/")[0] for name in NAMES})
-    inner = {w: {n.split("/")[1]: data for n, data in IMAGES.items() if n.startswith(w)} for w in wnids}
+def nested_tar(images=None):
+    inner = {}
+    for name, data in (images or IMAGES).items():
+        inner.setdefault(name.split("/")[0], {})[name.split("/")[1]] = data
     return tar_bytes({f"{w}.tar": tar_bytes(content) for w, content in inner.items()})
 
 
@@ -133,3 +136,142 @@ def test_refuses_missing_things(source, tmp_path):
     (source / "ImageNet_LT_val.txt").write_text(VAL)
     with pytest.raises(UserError, match="damaged or cut off"):
         imagenet_lt(source, tmp_path)
+
+
+# --- ImageNet ------------------------------------------------------------------------------------------------------------
+
+WNIDS = [f"n{1440764 + 37 * i:08d}" for i in range(1000)]
+# Two images in the first class, one in every other; in no order, as in folders and in archives of other people.
+TRAIN_IMAGES = {f"{w}/{w}_{n}.JPEG": f"{w} {n}".encode() for w in WNIDS for n in ([10, 7] if w == WNIDS[0] else [10])}
+TRAIN_IMAGES = dict(random.Random(0).sample(sorted(TRAIN_IMAGES.items()), len(TRAIN_IMAGES)))
+VAL_LABELS = {f"ILSVRC2012_val_0000000{i}.JPEG": label for i, label in ((1, 65), (2, 970), (3, 0), (4, 65))}
+VAL_IMAGES = {name: jpeg(label % 256) for name, label in VAL_LABELS.items()}
+VAL_IN_CLASSES = {f"{WNIDS[label]}/{name}": VAL_IMAGES[name] for name, label in VAL_LABELS.items()}
+VAL_LIST = "".join(f"{name} {label}\n" for name, label in VAL_LABELS.items())
+TRAIN_TAR = nested_tar(TRAIN_IMAGES)
+TRAIN_ITEMS = [(f"train/{name}", WNIDS.index(name.split("/")[0])) for name in sorted(TRAIN_IMAGES)]
+VAL_ITEMS = [(f"val/{name}", label) for name, label in VAL_LABELS.items()]
+
+
+def named(items):
+    return [(item.name, item.label) for item in items]
+
+
+@pytest.fixture
+def ilsvrc(tmp_path):
+    """A folder with the public archive of the training images alone."""
+    folder = tmp_path / "ilsvrc"
+    folder.mkdir()
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(TRAIN_TAR)
+    return folder
+
+
+@pytest.mark.parametrize("val", ["tar and list", "folder and list", "val", "ILSVRC2012_img_val"])
+@pytest.mark.parametrize(
+    "train", ["tar", "tar in folder", "flat tar", "train", "in train", "ILSVRC2012_img_train", "direct"]
+)
+def test_imagenet_is_the_same_in_every_layout(tmp_path, train, val):
+    source = given = tmp_path / "images"
+    source.mkdir()
+    if train in ("tar", "tar in folder"):
+        (source / "ILSVRC2012_img_train.tar").write_bytes(TRAIN_TAR)
+        given = source / "ILSVRC2012_img_train.tar" if train == "tar" else source
+    elif train == "flat tar":
+        given = source / "images.tar"
+        given.write_bytes(tar_bytes({f"./train/{name}": data for name, data in TRAIN_IMAGES.items()}))
+    else:
+        folder = source if train == "direct" else source / train.removeprefix("in ")
+        write_folder(folder, TRAIN_IMAGES | {f"{WNIDS[3]}/notes.xml": b"passed over"})
+        given = folder if train == "in train" else source
+    if val == "tar and list":
+        (source / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(VAL_IMAGES))
+    else:
+        write_folder(source / val.split()[0].replace("folder", "val"), VAL_IMAGES if "list" in val else VAL_IN_CLASSES)
+    if "list" in val:
+        (source / "val.txt").write_text(VAL_LIST)
+
+    listing = imagenet(given, tmp_path / "unpacked")
+    assert not (tmp_path / "unpacked").exists()
+    assert list(listing.class_names) == WNIDS
+    assert listing.published_counts == {"train": 1281167, "reference": 50000}
+    assert "the validation set" in listing.description
+    assert len(listing.problems) == 0
+    read, splits = pickle.loads(pickle.dumps((listing.read, listing.splits)))
+    assert {split: named(items) for split, items in splits.items()} == {"train": TRAIN_ITEMS, "reference": VAL_ITEMS}
+    assert all(read(item) == TRAIN_IMAGES[item.name.removeprefix("train/")] for item in splits["train"][::50])
+    assert [read(item) for item in splits["reference"]] == list(VAL_IMAGES.values())
+
+
+@pytest.mark.parametrize("val", ["no images", "tar without list", "folder without list"])
+def test_imagenet_without_a_reference_says_so(ilsvrc, tmp_path, capsys, val):
+    (ilsvrc / "val.txt").write_text(VAL_LIST)
+    if val == "tar without list":
+        (ilsvrc / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(VAL_IMAGES))
+    elif val == "folder without list":
+        write_folder(ilsvrc / "val", VAL_IMAGES)
+    if val != "no images":
+        (ilsvrc / "val.txt").unlink()
+    listing = imagenet(ilsvrc, tmp_path)
+    assert list(listing.splits) == ["train"]
+    assert "validation" not in listing.description
+    said = capsys.readouterr().out
+    missing = "ilsvrc holds no validation images (a folder val, or" if val == "no images" else str(ilsvrc / "val.txt")
+    assert said.startswith("Note: ") and missing in said
+    assert said.endswith("; metrics will compare with the training images.\n")
+
+
+def test_imagenet_reports_problems_of_the_list(ilsvrc, tmp_path):
+    (ilsvrc / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(VAL_IMAGES))
+    (ilsvrc / "val.txt").write_text(VAL_LIST + "ILSVRC2012_val_00000009.JPEG 4\nwrong\n")
+    listing = imagenet(ilsvrc, tmp_path)
+    assert listing.problems.wrong == {
+        "list lines that are not '<path> <class id>'": [f"{ilsvrc / 'val.txt'}:6: wrong"],
+        "listed images that are missing": [f"{ilsvrc / 'val.txt'}: val/ILSVRC2012_val_00000009.JPEG"],
+    }
+    assert named(listing.splits["reference"]) == VAL_ITEMS
+
+
+def test_imagenet_reports_validation_images_of_other_classes(ilsvrc, tmp_path):
+    write_folder(ilsvrc / "val", VAL_IN_CLASSES | {"n99999999/ILSVRC2012_val_00000005.JPEG": b""})
+    listing = imagenet(ilsvrc, tmp_path)
+    where = ilsvrc / "val"
+    assert listing.problems.wrong == {
+        "validation images of classes without training images": [
+            f"{where}: n99999999/ILSVRC2012_val_00000005.JPEG",
+        ]
+    }
+    assert named(listing.splits["reference"]) == VAL_ITEMS
+
+
+def test_imagenet_names_validation_images_apart(ilsvrc, tmp_path):
+    write_folder(ilsvrc / "val", {f"{wnid}/1.png": b"" for wnid in WNIDS[:2]})
+    names = [f"val/{wnid}/1.png" for wnid in WNIDS[:2]]
+    assert named(imagenet(ilsvrc, tmp_path).splits["reference"]) == [(names[0], 0), (names[1], 1)]
+
+
+def test_imagenet_refuses_other_things(ilsvrc, tmp_path):
+    tar, val_list = ilsvrc / "ILSVRC2012_img_train.tar", ilsvrc / "val.txt"
+    with pytest.raises(UserError, match=r"There is no .*nothing; give ILSVRC2012_img_train\.tar"):
+        imagenet(tmp_path / "nothing", tmp_path)
+    with pytest.raises(UserError, match=r"holds no training images .* ILSVRC2012_img_train\.tar, a folder train, or"):
+        imagenet(tmp_path, tmp_path)
+    write_folder(ilsvrc / "val", VAL_IMAGES)
+    val_list.write_text(VAL_LIST.replace(" 970", " 1000"))
+    with pytest.raises(UserError, match=rf"{val_list} has the class id 1000, but class ids are 0 to 999, .* Caffe"):
+        imagenet(ilsvrc, tmp_path)
+    val_list.write_text("ILSVRC2012_val_00000009.JPEG 4\n")
+    with pytest.raises(UserError, match=rf"None of the 1 images of {val_list} is in {ilsvrc / 'val'}"):
+        imagenet(ilsvrc, tmp_path)
+    tar.write_bytes(TRAIN_TAR[: len(TRAIN_TAR) // 2])
+    with pytest.raises(UserError, match="damaged or cut off"):
+        imagenet(ilsvrc, tmp_path)
+
+
+@pytest.mark.parametrize(("wnids", "count"), [(WNIDS[1:], 999), ([*WNIDS, "n99999999"], 1001), (["n1"], 0)])
+def test_imagenet_refuses_other_numbers_of_classes(tmp_path, wnids, count):
+    # Class ids would be those of other classes.
+    tar = tmp_path / "ILSVRC2012_img_train.tar"
+    tar.write_bytes(nested_tar({f"{wnid}/{wnid}_1.JPEG": b"" for wnid in wnids}))
+    says = rf"{re.escape(str(tar))} has training images of {count} classes instead of ImageNet's 1000; .* image_folder"
+    with pytest.raises(UserError, match=says):
+        imagenet(tar, tmp_path)

@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,15 @@ def png(value: int, size: int = 32) -> io.BytesIO:
     return file
 
 
-def write(directory: Path, name: str, key: str, names: list[str], splits: dict[str, list[tuple[str, int, int]]]) -> str:
-    """A prepared TFDS data set of (key, label, grey value) records; its directory."""
+def write(
+    directory: Path,
+    name: str,
+    key: str,
+    names: list[str],
+    splits: dict[str, list[tuple[str, int, int]]],
+    shards: int = 1,
+) -> str:
+    """A prepared TFDS data set of (key, label, grey value) records, the same ones in each shard; its directory."""
     directory.mkdir(parents=True)
     features = tfds.features.FeaturesDict(
         {
@@ -37,14 +46,16 @@ def write(directory: Path, name: str, key: str, names: list[str], splits: dict[s
     )
     infos = []
     for split, rows in splits.items():
-        writer = ArrayRecordWriter(str(directory / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1")
-        for value, label, grey in rows:
-            writer.write(features.serialize_example({key: value, "image": png(grey), "label": label}))
-        writer.close()
+        for shard in range(shards):
+            path = directory / f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
+            writer = ArrayRecordWriter(str(path), "group_size:1")
+            for value, label, grey in rows:
+                writer.write(features.serialize_example({key: value, "image": png(grey), "label": label}))
+            writer.close()
         template = tfds.core.ShardedFileTemplate(
             dataset_name=name, data_dir=directory, split=split, filetype_suffix="array_record", template=TEMPLATE
         )
-        lengths = {"shard_lengths": [len(rows)], "num_bytes": 1}
+        lengths = {"shard_lengths": [len(rows)] * shards, "num_bytes": 1}
         infos.append(tfds.core.SplitInfo(name=split, filename_template=template, **lengths))
     tfds.folder_dataset.write_metadata(
         data_dir=directory,
@@ -99,6 +110,48 @@ def test_imagenet_lt_from_its_own_set_and_from_imagenet2012(tmp_path):
     assert [item.label for item in listing.splits["train"]] == [2, 0]
     assert [int(Preprocessing()(listing.read(item), 32)[0, 0, 0]) for item in listing.splits["train"]] == [21, 3]
     assert "1 listed images that are missing" in listing.problems.describe()
+
+
+def test_imagenet_is_that_of_the_public_archives(tmp_path, capsys):
+    """TFDS shuffles; names, class ids and order are those of the archives, so both make the same data set."""
+    wnids = [f"n{1440764 + i:08d}" for i in range(1000)]
+    train = [(f"{wnids[label]}_{i}.JPEG", label, label % 200 + i) for label, i in ((999, 7), (0, 10), (3, 1), (0, 9))]
+    val = [(f"ILSVRC2012_val_0000000{i}.JPEG", label, i) for i, label in ((2, 970), (1, 65))]
+    splits = {"train": train, "validation": val}
+    listing = tfds_source.imagenet(write(tmp_path / "whole", "imagenet2012", "file_name", wnids, splits))
+    assert list(listing.class_names) == wnids
+    assert len(listing.problems) == 0 and capsys.readouterr().out == ""
+    order = ((0, 10), (0, 9), (3, 1), (999, 7))
+    names = [f"train/{wnids[label]}/{wnids[label]}_{i}.JPEG" for label, i in order]
+    assert [item.name for item in listing.splits["train"]] == names
+    assert [item.label for item in listing.splits["train"]] == [0, 0, 3, 999]
+    reference = [(item.name, item.label) for item in listing.splits["reference"]]
+    assert reference == [("val/ILSVRC2012_val_00000001.JPEG", 65), ("val/ILSVRC2012_val_00000002.JPEG", 970)]
+    read = pickle.loads(pickle.dumps(listing.read))
+    values = [int(Preprocessing()(read(item), 32)[0, 0, 0]) for items in listing.splits.values() for item in items]
+    assert values == [10, 9, 4, 206, 1, 2]
+
+    listing = tfds_source.imagenet(write(tmp_path / "train", "imagenet2012", "file_name", wnids, {"train": train}))
+    assert list(listing.splits) == ["train"] and len(listing.splits["train"]) == 4
+    assert "has no split validation; metrics will compare with the training images.\n" in capsys.readouterr().out
+
+    with pytest.raises(UserError, match=r"has training images of 3 classes instead of ImageNet's 1000"):
+        tfds_source.imagenet(write(tmp_path / "three", "imagenet2012", "file_name", WNIDS, {"train": train[1:2]}))
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    """TFDS keeps every shard open: 1024 of imagenet2012, where the usual limit is 1024."""
+    shards = 100
+    source = write(tmp_path / "cifar10", "cifar10", "id", ["a"], {"train": [("train_0", 0, 1)]}, shards)
+    program = f"""
+import resource
+from noisytwins_jax.data.prepare import tfds_source
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+entries = tfds_source._entries({source.removeprefix("tfds:")!r}, "train", "id")
+assert [place.index for _, place, _ in entries] == list(range({shards}))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
 
 
 def test_other_data_sets_are_refused(tmp_path):
