@@ -50,6 +50,14 @@ BIGGAN_DIGITS = (
         "ema.start_step": 0,
     }
 )
+# The discriminator's accuracy on images held out is not looked at: they are no instances.
+INSTANCES = {
+    "fake_labels": "empirical",
+    "memorisation_interval_kimg": 0.0,
+    "instances.neighbours": 5,
+    "instances.extractor": "classifier",
+    "instances.embedding_dim": 32,
+}
 BIGGAN_NOISE = {"noisytwins.sigma": 0.1}
 TRANSITIONAL = {"transitional.weight": 1.0, "transitional.start_kimg": 40.0, "transitional.end_kimg": 80.0}
 
@@ -71,6 +79,7 @@ ROWS = {
     | BIGGAN_DIGITS
     | {"gsr.weight": 0.5, "gsr.alpha": 0.99, "gsr.power_iterations": 4, "gsr.embedding": "effective"},
     "biggan_noisytwins": DIFFAUG | BIGGAN_DIGITS | BIGGAN_NOISE | TWINS,
+    "icgan": DIFFAUG | BIGGAN_DIGITS | INSTANCES,
 }
 METHODS = tuple(ROWS)
 

@@ -34,7 +34,9 @@ class Restored(NamedTuple):
 
     step: int
     state: PyTree
-    data: dict[str, Any]  # position and fingerprint of the training data, portable between process counts
+    # Position and fingerprint of the training data, portable between process counts, and `returns`: how many of the
+    # run's returns after a collapse the state has behind it.
+    data: dict[str, Any]
     config: dict[str, Any]  # flattened configuration
 
 
@@ -193,7 +195,7 @@ class Checkpoints:
         Args:
           step: steps done.
           state: tree of arrays.
-          data: position of the training data, and what else of the data is to be known later: plain values.
+          data: see `Restored`: plain values.
           config: flattened configuration.
           wait: return when it is on disk. While storage fails for a moment it is tried again; otherwise (and if that
             is noticed in the background) a message is printed, and the next checkpoint is tried.

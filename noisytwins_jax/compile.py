@@ -19,8 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.config import RunConfig, flatten
+from noisytwins_jax.data.instances import InstanceTable
 from noisytwins_jax.data.registry import classes_and_channels
 from noisytwins_jax.errors import UserError, did_you_mean, first_line
+from noisytwins_jax.instances import abstract_table
 from noisytwins_jax.metrics.classifier import Classifier, extract
 from noisytwins_jax.metrics.extractors import without_weights
 from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
@@ -47,7 +49,8 @@ def compile_run(
     """Compiles the programs of a run, prints what they cost, and returns it.
 
     Programs are those of training (`training.programs`), ``sampler`` and the evaluation's extractors (``classifier``,
-    ``inception``, ``clip``, ``dinov2``); these take a batch of the run's size, split over the mesh. In the program of several steps every branch counts, as if all were always due.
+    ``inception``, ``clip``, ``dinov2``); these take a batch of the run's size, split over the mesh. In the program of several steps every branch counts, as if all were always due. The data not being there, tables of
+    instances (IC-GAN) are compiled for a few images: their memory, 2 bytes × images × features, is not in the figures.
 
     Args:
       config: the run; its data need not be there.
@@ -107,11 +110,11 @@ def _lower(
     model = build_model(config, channels, classes)
     step = TrainingStep(config, model, layout.batch, layout.replicate, layout.gather, layout.scatter)
     column = jax.ShapeDtypeStruct((classes,), jnp.float32, sharding=layout.replicated)
-    table = ClassTable(column, column, column)
+    table = ClassTable(column, column, column, abstract_table(config, classes, layout.replicated))
     lowered = lower_programs(step, layout, table)
     if config.steps_per_dispatch > 1:
         lowered[SEVERAL] = lower_several_steps(step, layout, table)
-    lowered["sampler"] = _lower_sampler(config, model, step, layout)
+    lowered["sampler"] = _lower_sampler(config, model, step, layout, table.instances)
     extractors = _lower_extractors(config, model, layout, classes)
     lowered |= {kind: program for kind, (program, _) in extractors.items()}
     networks = network_flops(config, channels, classes)
@@ -123,11 +126,13 @@ def _lower(
     return lowered, {name: flops[name] for name in lowered}
 
 
-def _lower_sampler(config: RunConfig, model: Model, step: TrainingStep, layout: Layout) -> jax.stages.Lowered:
+def _lower_sampler(
+    config: RunConfig, model: Model, step: TrainingStep, layout: Layout, instances: InstanceTable | None
+) -> jax.stages.Lowered:
     program = sample_program(model, config.z, 0)
     variables = step.abstract_state(layout.replicated).ema
     rows = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=layout.split)
-    return program.lower(variables, None, rows, rows)
+    return program.lower(variables, None, rows, rows, instances)
 
 
 def _lower_extractors(

@@ -20,7 +20,7 @@ import ml_collections
 from noisytwins_jax.errors import UserError, did_you_mean
 from noisytwins_jax.fields import choice, number, objection
 from noisytwins_jax.latents import LATENTS, TRUNCATIONS, Latents, check_truncation
-from noisytwins_jax.metrics.protocols import PROTOCOLS, chosen_extractors
+from noisytwins_jax.metrics.protocols import EXTRACTORS, PROTOCOLS, chosen_extractors
 from noisytwins_jax.metrics.settings import Settings
 from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES
 from noisytwins_jax.objectives.objective import Objective
@@ -130,6 +130,17 @@ class BigGANConfig:
                 f"config.biggan.attention={self.attention} is no list of resolutions; give for example 64, none, or "
                 "nothing for the published one."
             ) from None
+
+
+@dataclass(frozen=True)
+class InstancesConfig:
+    """Images are conditioned on a training image's features too (IC-GAN); see `instances`. BigGAN's networks alone."""
+
+    neighbours: int = number(
+        0, at_least=0
+    )  # k: images that an instance stands for, itself among them; 0 for no instances
+    extractor: str = choice(*EXTRACTORS)  # whose features; classifier: one of the training images, made for it
+    embedding_dim: int = number(512, at_least=1)  # of the features, beside the class embedding in the generator
 
 
 @dataclass(frozen=True)
@@ -330,6 +341,7 @@ class RunConfig(Objectives):
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     biggan: BigGANConfig = BigGANConfig()
+    instances: InstancesConfig = InstancesConfig()
     latents: LatentsConfig = LatentsConfig()
     spectra: SpectraConfig = SpectraConfig()
     r1: R1Config = R1Config()
@@ -455,6 +467,8 @@ def _check_together(run: RunConfig) -> None:
     """Raises a `UserError` for fields that are fine alone and not together."""
     if run.network != "stylegan2":
         _check_biggan(run)
+    if run.instances.neighbours > 0:
+        _check_instances(run)
     if run.loss_margin != 1 and run.loss != "hinge":
         raise UserError(
             f"config.loss_margin is the hinge loss's; leave it at 1 for {run.loss}, or --config.loss=hinge."
@@ -517,6 +531,30 @@ def _check_biggan(run: RunConfig) -> None:
         raise UserError(
             "config.biggan.skip_z goes beside a class embedding that the blocks share; set it to False, or "
             "config.biggan.shared_embedding to True."
+        )
+
+
+def _check_instances(run: RunConfig) -> None:
+    """Refuses what instances cannot be given to, or would contradict."""
+    if run.network == "stylegan2":
+        raise UserError(
+            "config.instances.neighbours conditions BigGAN's networks on training images; set it to 0, or give "
+            "--config.network=biggan or biggan_deep."
+        )
+    if not run.biggan.shared_embedding:
+        raise UserError(
+            "config.instances.neighbours goes beside a class embedding that the blocks share; set it to 0, or "
+            "config.biggan.shared_embedding to True."
+        )
+    if run.fake_labels == "uniform":
+        raise UserError(
+            "With config.instances.neighbours, generated images have the classes of the instances' neighbours, which are "
+            "those of the training set; give --config.fake_labels=empirical."
+        )
+    if run.memorisation_interval_kimg > 0:
+        raise UserError(
+            "config.memorisation_interval_kimg looks at images held out, which are no instances for the discriminator; "
+            "set it to 0, or config.instances.neighbours."
         )
 
 

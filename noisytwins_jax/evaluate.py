@@ -22,13 +22,15 @@ from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.data.source import DataSplits, ImageSource, read_images
 from noisytwins_jax.diagnostics.curves import training_curves
 from noisytwins_jax.diagnostics.factor_figure import factor_figure
+from noisytwins_jax.diagnostics.latent_sheets import Band, interpolation_sheet, truncation_sheet
 from noisytwins_jax.diagnostics.neighbour_sheet import neighbour_sheet
 from noisytwins_jax.diagnostics.report import write_report
 from noisytwins_jax.diagnostics.sheets import head_to_tail, sample_sheet
 from noisytwins_jax.diagnostics.spectra_figure import spectra_figure
 from noisytwins_jax.diagnostics.w_projection import w_projection_figure
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.latents import Truncation
+from noisytwins_jax.instances import with_instances
+from noisytwins_jax.latents import SYMBOLS, Truncation, check_truncation
 from noisytwins_jax.logs import read_metrics
 from noisytwins_jax.metrics.classifier import classifier_extractor, load_or_train_classifier
 from noisytwins_jax.metrics.evaluation import evaluate_generator
@@ -52,19 +54,39 @@ from noisytwins_jax.workdir import cache_dir, needing_space, open_workdir, write
 EVALUATION_FILE, REPORT_FILE, SHEET_FILE, W_FILE = "evaluation.json", "report.html", "samples.png", "w.npz"
 NEAREST_FILE = "nearest.png"
 NEAREST_CAPTION = (
-    "Nearest training images. Left: generated, none selected; right of each, the training images that are nearest in "
-    "feature space, with their distances."
+    "Nearest training images. Left: generated, none selected; right of each, the training images that are nearest, with "
+    "their distances."
 )
 SPECTRA_CAPTION = (
     "Singular values of every weight (BigGAN, Fig. 3): the largest, and how far it is above the second. A sudden growth "
     "in the generator foretells collapse."
 )
+INTERPOLATIONS_FILE, TRUNCATION_FILE = "interpolations.png", "truncation.png"
+INTERPOLATIONS_CAPTION = (
+    "Interpolations. Straight ways between two z, between two classes (their embeddings, or w), and both at once (BigGAN, "
+    "Fig. 8 and 9); none is selected. Row for row, the three kinds begin with the same image. Sudden jumps on the way are a "
+    "sign of memorised images."
+)
+TRUNCATION_CAPTION = (
+    "Truncation. The same z in every row, truncated more and more (BigGAN, Fig. 2); none is selected. Quality should rise "
+    "while variety goes; saturated images say that the generator does not bear it."
+)
 SCRATCH = ".evaluation"  # in the workdir, while an evaluation is under way
 SHEET_CLASSES, SHEET_REAL, SHEET_FAKE = 30, 8, 16  # rows of the sample sheet, and images a row
+BAND_ROWS, STEPS = 4, 10  # of the interpolation sheet: rows of each kind, and images a row with both ends
+CUT_CLASSES, CUT_IMAGES = 5, 3  # of the truncation sheet: classes side by side, and images of each in a row
+CUTS = {  # its strengths below no truncation, unless the configuration has some; thresholds are those of BigGAN's Fig. 2
+    "psi": (0.7, 0.4, 0.1),
+    "threshold": (2.0, 1.0, 0.5, 0.04),
+    "scaled": (1.0, 0.5, 0.1),
+    "std": (0.7, 0.4, 0.1),
+}
 
 
 def evaluate(config: RunConfig, workdir: str | Path, which: str = "latest") -> Path:
-    """Evaluates a checkpoint; writes ``evaluation.json``, ``samples.png``, ``nearest.png``, ``w.npz``, ``report.html``.
+    """Evaluates a checkpoint; writes ``evaluation.json``, ``report.html``, ``w.npz`` and sheets of images.
+
+    The sheets are ``samples.png``, ``nearest.png``, ``interpolations.png`` and ``truncation.png``.
 
     Args:
       config: the configuration the run was trained with.
@@ -127,7 +149,7 @@ def restore_generator(
         restored = checkpoints.restore(step.abstract_state(layout.state_shardings), which)
     if restored is None:
         raise UserError(f"There is no whole checkpoint in {workdir}; train first (--mode=train).")
-    return splits, workdir, restored.step, restored.state.ema
+    return with_instances(config, splits, cache_dir(workdir)), workdir, restored.step, restored.state.ema
 
 
 def build_sampler(
@@ -140,8 +162,8 @@ def build_sampler(
     """A sampler of a run's generator; `options` go to `Sampler`. To be called by all processes."""
     model = build_model(config, splits.train.channels, splits.train.num_classes)
     counts = config.evaluation.standing_passes, config.evaluation.standing_batch
-    variables = standing_statistics(model, config.z, local_copy(variables), truncation, *counts)
-    return Sampler(model, config.z, variables, truncation=truncation, **options)
+    variables = standing_statistics(model, config.z, local_copy(variables), truncation, *counts, splits.instances)
+    return Sampler(model, config.z, variables, truncation=truncation, instances=splits.instances, **options)
 
 
 def check_evaluation(config: RunConfig, on_its_data: bool = True) -> None:
@@ -220,7 +242,8 @@ def evaluate_variables(
         cache=cache,
         scratch=Scratch(workdir / SCRATCH),
         identity=f"{variables_sha256(variables)} {config.network} {config.generator} {config.biggan} {config.latents} "
-        f"{options.standing_passes} {options.standing_batch} {config.up_impl} {config.dtype}",
+        f"{options.standing_passes} {options.standing_batch} {config.up_impl} {config.dtype}"
+        + (f" {config.instances} {variables_sha256(splits.instances)}" if splits.instances else ""),
         between=between,
     )
 
@@ -281,8 +304,11 @@ def write_results(
     say(format_table({config.name: result}))
     sheet = make_sheet(config, variables, splits, workdir / SHEET_FILE)
     nearest = make_nearest_sheet(config, variables, splits, result, workdir / NEAREST_FILE)
+    latent = make_latent_sheets(config, variables, splits, workdir)
     w, labels = sample_w(config, variables, splits)
-    return on_first_process(lambda: _write_report(config, step, splits, workdir, result, sheet, nearest, w, labels))
+    return on_first_process(
+        lambda: _write_report(config, step, splits, workdir, result, sheet, nearest, latent, w, labels)
+    )
 
 
 def _write_report(
@@ -293,6 +319,7 @@ def _write_report(
     result: dict[str, Any],
     sheet: Image.Image,
     nearest: Image.Image | None,
+    latent: tuple[Image.Image, Image.Image],
     w: np.ndarray,
     labels: np.ndarray,
 ) -> Path:
@@ -312,6 +339,7 @@ def _write_report(
                 "Latent space W. Each dot is the w of one (z, class); a collapsed class is a point or a thin line.",
                 w_projection_figure(w, labels, names, class_counts=counts),
             ),
+            *zip((INTERPOLATIONS_CAPTION, TRUNCATION_CAPTION), latent, strict=True),
             *([(NEAREST_CAPTION, nearest)] if nearest else []),
             *_known_factors(result),
             ("Training. Means over each logging interval.", training_curves(records)),
@@ -321,15 +349,19 @@ def _write_report(
 
 
 def _spectra(records: list[dict[str, Any]], workdir: Path) -> list[tuple[str, Any]]:
-    """Singular values over training; of what was given up after a collapse too."""
+    """Singular values over training, with what collapsed; for each return the numbers of what was given up."""
     collapses = read_collapses(workdir)
-    marks = {record["step"]: "collapse" for record in collapses if not record["returned"]}
-    found = [(SPECTRA_CAPTION, spectra_figure(records, marks=marks))]
+    reported = [record for record in collapses if not record["returned"]]
+    signs = "".join(f" Collapse: {record['sign']}." for record in reported)
+    marks = {record["kept"]: "went back here" for record in collapses if record["returned"]}
+    marks |= {record["step"]: "collapse" for record in reported}
+    found = [(SPECTRA_CAPTION + signs, spectra_figure(records, marks=marks))]
     for record in collapses:
-        if record["returned"]:
+        if record["returned"] and (workdir / record["log"]).exists():
             caption = f"Given up: {record['sign']}. Training went on from step {record['kept']}."
             lost = read_metrics(workdir / record["log"])
-            found.append((caption, spectra_figure(lost, marks={record["step"]: "collapse", record["kept"]: "kept"})))
+            spectra = spectra_figure(lost, marks={record["step"]: "collapse", record["kept"]: "went back here"})
+            found.append((caption, spectra or training_curves(lost)))
     return [(caption, figure) for caption, figure in found if figure is not None]
 
 
@@ -356,21 +388,91 @@ def make_nearest_sheet(
     labels, indices = (np.array([example[key] for example in examples]) for key in ("class", "index"))
     images, _ = shared_rows(lambda rows: sampler(labels[rows], indices[rows]), len(labels))
 
+    train = splits.train
+
+    def near(prefix: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images and distances of the neighbours."""
+        rows, distances = (
+            np.array([example[prefix + key] for example in examples]) for key in ("nearest", "distances")
+        )
+        return read_images(train, rows.ravel())["image"].reshape(*rows.shape, *images.shape[1:]), distances
+
     def draw() -> Image.Image:
-        rows = np.array([example["nearest"] for example in examples])
-        nearest = read_images(splits.train, rows.ravel())["image"].reshape(*rows.shape, *images.shape[1:])
-        distances = np.array([example["distances"] for example in examples])
-        train = splits.train
-        return neighbour_sheet(images, nearest, distances, labels, train.class_names, train.class_counts, path)
+        in_pixels = near("pixel_") if "pixel_nearest" in examples[0] else None
+        return neighbour_sheet(
+            images, *near(""), labels, train.class_names, train.class_counts, path, in_pixels=in_pixels
+        )
 
     return on_first_process(draw)
 
 
+def make_latent_sheets(
+    config: RunConfig, variables: dict, splits: DataSplits, workdir: Path
+) -> tuple[Image.Image, Image.Image]:
+    """Interpolations, and rows of truncation; also ``interpolations.png`` and ``truncation.png`` in the workdir."""
+    return (
+        _interpolations(config, variables, splits, workdir / INTERPOLATIONS_FILE),
+        _truncations(config, variables, splits, workdir / TRUNCATION_FILE),
+    )
+
+
+def _interpolations(config: RunConfig, variables: dict, splits: DataSplits, path: Path) -> Image.Image:
+    """Row j of every kind begins with class and z number j; the other class is the next one of the sheet."""
+    train = splits.train
+    classes = _spread(train.class_counts, min(BAND_ROWS, train.num_classes))
+    first, second, rows = (
+        np.resize(classes, BAND_ROWS),
+        np.resize(np.roll(classes, -1), BAND_ROWS),
+        np.arange(BAND_ROWS),
+    )
+    z, one, both = (rows, rows + BAND_ROWS), (rows, rows), (first, second)
+    kinds = {"Between two z of a class": ((first, first), z)}
+    if len(classes) > 1:
+        kinds |= {"Between two classes at one z": (both, one), "Between two classes and two z": (both, z)}
+    labels, indices = (np.stack([np.stack(kind[i], axis=1) for kind in kinds.values()]) for i in (0, 1))
+    shape = (*labels.shape[:2], STEPS)  # kinds, rows, steps
+    flat_labels, flat_indices = (np.repeat(x.reshape(-1, 2), STEPS, axis=0) for x in (labels, indices))
+    t = np.tile(np.linspace(0.0, 1.0, STEPS), shape[0] * shape[1])
+    sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
+    (images,) = shared_rows(lambda some: (sampler.between(flat_labels[some], flat_indices[some], t[some]),), len(t))
+    images = images.reshape(*shape, *images.shape[1:])
+    bands = [Band(heading, *band) for heading, *band in zip(kinds, images, labels, strict=True)]
+    return on_first_process(lambda: interpolation_sheet(bands, train.class_names, path))
+
+
+def _truncations(config: RunConfig, variables: dict, splits: DataSplits, path: Path) -> Image.Image:
+    train, cuts = splits.train, sheet_truncations(config)
+    classes = _spread(train.class_counts, min(CUT_CLASSES, train.num_classes))
+    labels, indices = np.repeat(classes, CUT_IMAGES), np.arange(len(classes) * CUT_IMAGES)
+    rows = []
+    for cut in cuts:
+        sampler = build_sampler(config, variables, splits, truncation=cut, seed=config.evaluation.seed)
+        rows.append(shared_rows(lambda some, sampler=sampler: sampler(labels[some], indices[some]), len(labels))[0])
+    names = ["no truncation" if cut is None else f"{SYMBOLS[cut.kind]} {cut.strength:g}" for cut in cuts]
+    images = {c: np.stack([row[labels == c] for row in rows]) for c in classes}
+    return on_first_process(lambda: truncation_sheet(images, names, train.class_names, train.class_counts, path))
+
+
+def sheet_truncations(config: RunConfig) -> list[Truncation | None]:
+    """No truncation, and those of the configuration's sweep, or of `CUTS`, from the weakest to the strongest."""
+    kind, has_w = config.truncation_kind, config.network == "stylegan2"
+    try:  # only a sweep needs a kind that fits
+        check_truncation(kind, CUTS[kind][0], config.latents.kind, has_w)
+    except UserError:
+        kind = "psi" if has_w else "std"
+    strengths = sorted(config.evaluation.sweep or CUTS[kind], reverse=True)
+    return [None, *(Truncation(kind, strength) for strength in strengths if (kind, strength) != ("psi", 1.0))]
+
+
+def _spread(class_counts: np.ndarray, count: int) -> np.ndarray:
+    """Ids of `count` classes at even distances from head to tail."""
+    order = np.array(head_to_tail(class_counts))
+    return order[np.linspace(0, len(order) - 1, count).round().astype(int)]
+
+
 def make_sheet(config: RunConfig, variables: dict, splits: DataSplits, path: Path) -> Image.Image:
     """Training images beside generated ones, a row a class, at most 30 from head to tail; also written to `path`."""
-    order = np.array(head_to_tail(splits.train.class_counts, range(splits.train.num_classes)))
-    rows = np.linspace(0, len(order) - 1, min(len(order), SHEET_CLASSES)).round().astype(int)
-    classes = np.sort(order[rows])
+    classes = np.sort(_spread(splits.train.class_counts, min(splits.train.num_classes, SHEET_CLASSES)))
     sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
     labels = np.repeat(classes, SHEET_FAKE)
     images, _ = shared_rows(lambda rows: sampler(labels[rows], rows), len(labels))

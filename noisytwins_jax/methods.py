@@ -120,6 +120,8 @@ def smoke(
         config.biggan.update(generator_width=4, discriminator_width=4, embedding_dim=8)
         config.optimizer.discriminator_updates = 1
         config.ema.start_step = 0
+    if config.instances.neighbours:
+        config.instances.update(neighbours=3, extractor="classifier", embedding_dim=8)
     if config.spectra.interval:
         config.spectra.interval = 1
     config.transitional.update(start_kimg=0.0, end_kimg=0.016)

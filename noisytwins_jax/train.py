@@ -15,6 +15,7 @@ import numpy as np
 
 from noisytwins_jax.checkpoint import Checkpoints
 from noisytwins_jax.config import RunConfig, flatten
+from noisytwins_jax.data.instances import InstanceTable
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.pipeline import TrainingBatches, training_batches
 from noisytwins_jax.data.source import DataSplits, LabelledImages
@@ -27,6 +28,7 @@ from noisytwins_jax.evaluate import (
     make_sheet,
     write_results,
 )
+from noisytwins_jax.instances import check_instances, with_instances
 from noisytwins_jax.logs import METRICS_FILE, MetricsWriter, Progress, read_metrics
 from noisytwins_jax.metrics.scores import FRECHET
 from noisytwins_jax.metrics.table import distance_entries, headline_line
@@ -34,14 +36,15 @@ from noisytwins_jax.metrics.w_space import w_ratio_probe
 from noisytwins_jax.profiling import Stopwatch, Tracer
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.survival.agreement import check_agreement, check_same_data, failing_together
-from noisytwins_jax.survival.collapse import CollapseDetector
-from noisytwins_jax.survival.collapse_log import read_collapses, returns_to, write_collapse
+from noisytwins_jax.survival.collapse import Collapse, CollapseDetector
+from noisytwins_jax.survival.collapse_log import forget_alarms_after, read_collapses, returns_made, write_collapse
 from noisytwins_jax.survival.finite import bad_tensors, divergence, first_bad_metric
 from noisytwins_jax.survival.lock import WorkdirLock
 from noisytwins_jax.survival.stopping import StopSignal
 from noisytwins_jax.survival.watchdog import TRAINING, Watchdog
 from noisytwins_jax.together import on_first_process, say
-from noisytwins_jax.training.interventions import intervene, with_rates
+from noisytwins_jax.training.instances import draw_features_of_classes
+from noisytwins_jax.training.interventions import change_after_collapses, intervene
 from noisytwins_jax.training.model import Model
 from noisytwins_jax.training.networks import build_model
 from noisytwins_jax.training.probes import memorisation_probe
@@ -49,7 +52,7 @@ from noisytwins_jax.training.programs import Programs, check_batch
 from noisytwins_jax.training.schedule import in_order
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep, class_table
-from noisytwins_jax.workdir import needing_space, open_workdir, write_config
+from noisytwins_jax.workdir import cache_dir, needing_space, open_workdir, write_config
 
 
 class TrainedRun(NamedTuple):
@@ -107,13 +110,17 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     splits = load_together(config)
     with failing_together():
         check_counts(config, splits)
-        batches = batches_of_process(config, splits)
+        check_instances(config)
 
     # --- networks and state ------------------------------------------------------------------------------------------
     model = build_model(config, splits.train.channels, splits.train.num_classes)
     step = TrainingStep(config, model, layout.batch, layout.replicate, layout.gather, layout.scatter)
     with failing_together():
         workdir = open_workdir(workdir, config)  # after everything that may refuse the configuration
+    with needing_space(workdir):
+        splits = with_instances(config, splits, cache_dir(workdir))
+    with failing_together():
+        batches = batches_of_process(config, splits)
     with (
         needing_space(workdir),
         WorkdirLock(workdir),
@@ -122,7 +129,9 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
         Checkpoints(workdir, writable=True, keep=config.collapse.keep if config.collapse.watched else 2) as checkpoints,
     ):
         write_config(workdir, config)
-        probes = probes_of(config, model, splits, layout)
+        # On the devices once: instances may be large.
+        table = jax.device_put(class_table(config, splits.train.class_counts, splits.instances), layout.replicated)
+        probes = probes_of(config, model, splits, layout, table.instances)
         run = Run(config, layout, splits, workdir, step, batches, checkpoints, writer, probes)
         state, start = restore_or_init(run)
         say(describe(run, start))
@@ -132,7 +141,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
         if start < config.total_steps:
             say("Compiling the training programs.")
             began = time.perf_counter()
-            programs = Programs(step, layout, class_table(config, splits.train.class_counts))
+            programs = Programs(step, layout, table)
             say(f"Compiled in {time.perf_counter() - began:.0f} s.")
         if programs is not None or owes_evaluation(run, start):
             state, evaluation = run_to_end(run, programs, state, start)
@@ -146,6 +155,7 @@ def batches_of_process(config: RunConfig, splits: DataSplits) -> TrainingBatches
         batch_size=config.batch_size,
         seed=config.seed,
         mirror=config.data.mirror,
+        neighbours=None if splits.instances is None else splits.instances.neighbours,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -163,18 +173,18 @@ def restore_or_init(run: Run) -> tuple[TrainState, int]:
     restored = run.checkpoints.restore(abstract)
     if restored is None:
         init = jax.jit(step.init, static_argnums=0, out_shardings=layout.state_shardings(abstract))
-        state, start = init(run.config.seed), 0
+        state, start, known = init(run.config.seed), 0, 0
         run.batches.restore({"next_index": 0})
     else:
         check_same_data(restored.data, run.splits.train.fingerprint)
-        state, start = restored.state, restored.step
+        state, start, known = restored.state, restored.step, restored.data.get("returns", 0)
         run.batches.restore(restored.data)
     run.writer.truncate_after(start or -1)  # a run that starts anew logs its step 0 again
-    if returns := returns_to(on_first_process(lambda: read_collapses(run.workdir)), start):
-        change, rates = run.config.collapse, [float(x) for x in state.rates]
-        factors = (change.generator_lr**returns, change.discriminator_lr**returns)
-        state = with_rates(state, rates[0] * factors[0], rates[1] * factors[1], change.reset_momenta)
-        say(f"After a collapse: learning rates times {factors[0]:g} (generator) and {factors[1]:g} (discriminator).")
+    returns = returns_made(on_first_process(lambda: forget_alarms_after(run.workdir, start)))
+    if returns > known:  # the checkpoint is of before these
+        state = change_after_collapses(state, run.config.collapse, returns - known)
+        rates = " and ".join(f"{float(rate):g} ({name})" for name, rate in state.rates._asdict().items())
+        say(f"Going on after a collapse from step {start}, with learning rates times {rates}.")
     return state, start
 
 
@@ -183,15 +193,13 @@ def run_to_end(
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """As `run_loop`; if training diverges, goes back and skips what it diverged on as often as the configuration says.
 
-    If it collapses and the configuration says so, it goes back too.
+    If it collapses, and the configuration says so, it goes back too, and on with other learning rates.
     """
     faults, rewinds, rewound_to = run.config.faults, 0, None
     while True:
         try:
             return run_loop(run, programs, state, start)
-        except Collapsed as error:
-            run.checkpoints.wait()
-            run.checkpoints.forget_after(error.kept)
+        except Collapsed:
             state, start = restore_or_init(run)
         except Diverged as error:
             skipped = run.batches.state()["next_index"]
@@ -223,7 +231,7 @@ class Diverged(Exception):
 
 
 class Collapsed(Exception):
-    """Training collapsed, and is to go on from an earlier checkpoint."""
+    """Training collapsed, and is to go on from the checkpoint of step `kept`, now the newest."""
 
     def __init__(self, kept: int):
         super().__init__(kept)
@@ -248,7 +256,8 @@ def run_loop(
       The state at the end, and its evaluation if one was due there.
 
     Raises:
-      Diverged, Collapsed: before anything of it is saved.
+      Diverged: before anything of it is saved.
+      Collapsed: what was saved of it is set aside.
       SystemExit: as `train_to_end`.
     """
     config, splits, workdir, writer = run.config, run.splits, run.workdir, run.writer
@@ -261,7 +270,8 @@ def run_loop(
         **{name: interval(config, getattr(config, f"{name}_interval_kimg")) for name in run.probes},
     }
     probes_owed: set[str] = set()  # at the start and at the end too
-    detector = collapse_detector(run)
+    returns = returns_made(on_first_process(lambda: read_collapses(workdir)))
+    detector, unheeded = collapse_detector(run, start)
     first_process = jax.process_index() == 0
     progress = Progress(config.total_kimg, start * config.images_per_step / 1000, disable=not first_process or None)
     if start == 0 and run.probes:
@@ -273,6 +283,22 @@ def run_loop(
         progress.close()
         say(f"Stopped by {stop.name} at step {done}; saved. Run the same command again to go on.", sys.stderr)
         raise SystemExit(stop.exit_status)
+
+    def heed(collapse: Collapse | None) -> None:
+        nonlocal done
+        try:
+            if collapse is not None:
+                heed_collapse(run, collapse, returns)
+        except Collapsed as error:
+            if stop.agreed():  # all that is to be saved is saved
+                done = error.kept
+                end()
+            raise
+
+    def watch(step: int, numbers: Mapping[str, float]) -> None:
+        """For collapse."""
+        if detector is not None:
+            heed(detector.look(step, numbers))
 
     def heed_stop() -> None:
         """For the pauses of an evaluation, whose state is saved."""
@@ -286,8 +312,10 @@ def run_loop(
         contextlib.closing(Tracer(config.profile.steps, workdir, enabled=first_process)) as tracer,
         contextlib.closing(progress),
     ):
+        heed(unheeded)
         if owes_evaluation(run, start):
             evaluation = evaluate_saved(run, state, start, heed_stop, progress)
+            watch(start, measured(evaluation))
         stopwatch = Stopwatch()
         batches = watched(run.batches, stopwatch, lambda doing: watchdog.beat(before, doing))
         while done < config.total_steps:
@@ -315,15 +343,15 @@ def run_loop(
                 writer.write_scalars(done, {**logged, "kimg": kimg, **figures})
                 progress.update(kimg, G=logged["loss/generator"], D=logged["loss/discriminator"])
                 check_finite(numbers, state, thorough=save)
-                heed_collapse(run, detector, done, logged)
+                watch(done, logged)
             if before < config.intervention.step <= done:
-                state = intervene(state, config.intervention)
+                state = intervene(state, config.intervention, config.collapse, returns)
                 progress.write(f"step {done}: the intervention of the configuration is made.")
             stopwatch.pause()
             evaluation = None
             if save:
                 watchdog.beat(done, "saving", patience=6)
-                data = {**run.batches.state(), "fingerprint": fingerprint}
+                data = {**run.batches.state(), "fingerprint": fingerprint, "returns": returns}
                 wait = due["evaluate"] or stopping or last
                 run.checkpoints.save(done, state, data, flat_config, wait=wait)
             if stopping:
@@ -333,7 +361,7 @@ def run_loop(
                 writer.write_images(done, {"samples": make_sheet(config, state.ema, splits, workdir / SHEET_FILE)})
             if due["evaluate"]:
                 evaluation = evaluate_saved(run, state, done, heed_stop, progress)
-                heed_collapse(run, detector, done, measured(evaluation))
+                watch(done, measured(evaluation))
             stopwatch.resume()
     return state, evaluation
 
@@ -385,35 +413,52 @@ def measured(evaluation: Mapping[str, Any]) -> dict[str, float]:
     return {f"evaluation/{name}": value for name, value in evaluation["metrics"].items() if value is not None}
 
 
-def collapse_detector(run: Run) -> CollapseDetector | None:
-    """What watches for collapse, if the configuration wants it, with what the run has logged so far."""
+def collapse_detector(run: Run, start: int) -> tuple[CollapseDetector | None, Collapse | None]:
+    """What watches for collapse, if the configuration wants it, with what the run has logged so far.
+
+    Also an alarm of step `start` itself, of which nothing is written down: the run was killed before it could.
+    """
     if not run.config.collapse.watched:
-        return None
+        return None, None
     detector = CollapseDetector(run.config.collapse)
-    detector.replay(on_first_process(lambda: read_metrics(run.workdir)))
-    return detector
+    records, known = on_first_process(lambda: (read_metrics(run.workdir), read_collapses(run.workdir)))
+    alarms = detector.replay(records)
+    heeded = {record["step"] for record in known}
+    return detector, next((alarm for alarm in alarms if alarm.step == start and start not in heeded), None)
 
 
-def heed_collapse(run: Run, detector: CollapseDetector | None, step: int, logged: Mapping[str, float]) -> None:
-    """Looks at the numbers of a step; at a collapse it says so and keeps the last good checkpoint.
+def heed_collapse(run: Run, collapse: Collapse, returns: int) -> None:
+    """Says that training collapses, keeps the last good checkpoint, and writes it down.
+
+    Written down last: a run that is killed in here finds the same collapse again when it goes on.
+
+    Args:
+      run: what collapses.
+      collapse: how.
+      returns: how often it went back already.
 
     Raises:
-      Collapsed: training is to go on from there.
+      Collapsed: training is to go on from that checkpoint.
     """
-    collapse = detector.look(step, logged) if detector is not None else None
-    if collapse is None:
-        return
     config, checkpoints, workdir = run.config.collapse, run.checkpoints, run.workdir
     checkpoints.wait()
     kept = checkpoints.newest_at_or_before(collapse.good_step)
+    returning = config.action == "return" and kept is not None and returns < config.max_returns
+    then = "going back there" if returning else "going on"
     if kept is not None:
         checkpoints.pin(kept)
-    earlier = sum(record["returned"] for record in on_first_process(lambda: read_collapses(workdir)))
-    returning = config.action == "return" and kept is not None and earlier < config.max_returns
-    on_first_process(lambda: write_collapse(workdir, collapse, kept, returning, workdir / METRICS_FILE))
-    then = f"going back to step {kept}" if returning else "going on"
-    rest = f"the checkpoint of step {kept} is kept" if kept is not None else "no checkpoint of before is there"
-    say(f"Training collapses: {collapse.sign}; {rest}; {then}.", sys.stderr)
+        what = f"the checkpoint of step {kept}, which is of before, is kept"
+        if config.action == "return" and not returning:
+            then += f", having gone back as often as config.collapse.max_returns={config.max_returns} says"
+    else:
+        what = (
+            f"no checkpoint of step {collapse.good_step} or before is left (lower config.checkpoint_interval_kimg, or raise "
+            "config.collapse.keep)"
+        )
+    say(f"Training collapses: {collapse.sign}; {what}; {then}.", sys.stderr)
+    if returning:
+        checkpoints.forget_after(kept)
+    on_first_process(lambda: write_collapse(workdir, collapse, kept, workdir / METRICS_FILE if returning else None))
     if returning:
         raise Collapsed(kept)
 
@@ -436,14 +481,23 @@ def watched(
 
 
 def probes_of(
-    config: RunConfig, model: Model, splits: DataSplits, layout: Layout
+    config: RunConfig, model: Model, splits: DataSplits, layout: Layout, instances: InstanceTable | None = None
 ) -> dict[str, Callable[[TrainState], dict[str, jax.Array]]]:
-    """The looks that the configuration wants, compiled; each has the field ``<name>_interval_kimg``."""
+    """The looks that the configuration wants, compiled; each has the field ``<name>_interval_kimg``.
+
+    `instances` are on the devices already.
+    """
     groups = class_groups(splits.train.class_counts, config.data.group_thresholds)
     found: dict[str, Callable[[TrainState], dict[str, jax.Array]]] = {}
     if config.w_ratio_interval_kimg > 0:
-        w_ratio = jax.jit(w_ratio_probe(model.latent_w, model.z_dim, groups), out_shardings=layout.replicated)
-        found["w_ratio"] = lambda state: w_ratio(state.ema)
+
+        def latent_w(given: tuple, z: jax.Array, labels: jax.Array) -> jax.Array:
+            variables, table = given
+            keys = jax.random.split(jax.random.key(0), len(labels))
+            return model.latent_w(variables, z, labels, draw_features_of_classes(keys, table, labels))
+
+        w_ratio = jax.jit(w_ratio_probe(latent_w, model.z_dim, groups), out_shardings=layout.replicated)
+        found["w_ratio"] = lambda state: w_ratio((state.ema, instances))
     memorisation = memorisation_probe(model, splits) if config.memorisation_interval_kimg > 0 else None
     if memorisation is not None:
         accuracies = jax.jit(memorisation, out_shardings=layout.replicated)

@@ -6,6 +6,7 @@ python tests/methods_program.py inat19:noisytwins,smoke digits_lt:gsr,smoke ...
 import importlib.util
 import json
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -17,10 +18,10 @@ import numpy as np
 import tiny_run
 
 from noisytwins_jax.config import RunConfig, parse_config
-from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.registry import load_data
+from noisytwins_jax.instances import with_instances
 from noisytwins_jax.sharding import Layout
-from noisytwins_jax.train import mean_metrics
+from noisytwins_jax.train import batches_of_process, mean_metrics
 from noisytwins_jax.training.networks import build_model
 from noisytwins_jax.training.programs import Programs, check_batch
 from noisytwins_jax.training.schedule import in_order
@@ -48,14 +49,15 @@ def take_steps(config: RunConfig) -> dict[str, Any]:
     """Takes the steps; what was logged, and which parameters stayed as they were or are not finite."""
     layout = Layout()
     check_batch(config, layout)
-    splits = load_data(config.data)
+    with tempfile.TemporaryDirectory() as cache:
+        splits = with_instances(config, load_data(config.data), Path(cache))
     model = build_model(config, splits.train.channels, splits.train.num_classes)
     step = TrainingStep(config, model, layout.batch, layout.replicate)
     state = jax.jit(step.init, static_argnums=0, out_shardings=layout.replicated)(config.seed)
-    programs = Programs(step, layout, class_table(config, splits.train.class_counts))
+    programs = Programs(step, layout, class_table(config, splits.train.class_counts, splits.instances))
 
     before, metrics = parameters(state), []
-    with training_batches(splits.train, batch_size=config.batch_size, seed=0, mirror=config.data.mirror) as batches:
+    with batches_of_process(config, splits) as batches:
         for i in range(STEPS):
             state, reported = programs.advance(state, i, batches)
             metrics.append([numbers for _, numbers in in_order(reported)])

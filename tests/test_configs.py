@@ -144,6 +144,7 @@ def test_every_number_is_the_published_one(dataset):
     """Fields that are neither common, nor the block's, nor the method's have the value that switches them off."""
     methods, (sizes, _, steps) = method_fields(dataset), SIZES[dataset]
     others = BIGGAN_ROWS if dataset in BIGGAN_NUMBERS else set()
+    others = others | ({"icgan"} if dataset == "imagenet_lt" else set())
     assert set(methods_program.config_file(dataset).METHODS) == set(methods) | others
     expected = flatten(RunConfig()) | COMMON | dict(zip(BLOCK_FIELDS, BLOCKS[dataset], strict=True))
     expected |= {"data.name": dataset, "total_kimg": steps * 128 / 1000}
@@ -191,6 +192,18 @@ def test_biggan_rows_have_its_recipe(dataset):
         assert run.gsr.weight == (GSR[dataset][0] if method == "biggan_gsr" else 0)
 
 
+@pytest.mark.parametrize("dataset", ["imagenet_lt", "digits_lt"])
+def test_icgan_rows_are_biggan_with_instances(dataset):
+    instances, biggan = (methods_program.run_config(f"{dataset}:{method}") for method in ("icgan", "biggan"))
+    assert instances.instances.neighbours == 5 and biggan.instances.neighbours == 0
+    assert instances.fake_labels == "empirical"
+    if dataset == "imagenet_lt":
+        assert (instances.instances.extractor, instances.instances.embedding_dim) == ("inception", 512)
+    before, after = flatten(biggan), flatten(instances)
+    changed = {name for name in after if after[name] != before[name] and not name.startswith("instances.")}
+    assert changed <= {"name", "fake_labels", "memorisation_interval_kimg"}
+
+
 #                batch, width, z, shared, skip-z, orthogonal, lr of G and D, discriminator updates
 IMAGENET = {
     "biggan,128": (2048, 96, 120, True, True, 1e-4, 5e-5, 2e-4, 2),
@@ -231,8 +244,11 @@ def test_fifty_thousand_images_are_evaluated(dataset):
     assert 50_000 <= config.evaluation.samples_per_class * SIZES[dataset][1] < 51_000
 
 
+OF_BIGGAN = ("digits_lt:biggan", "digits_lt:icgan")
+
+
 def test_methods_of_digits_differ_from_the_baseline_in_the_method_only():
-    flat = {row: flatten(methods_program.run_config(row)) for row in rows("digits_lt") if "biggan" not in row}
+    flat = {row: flatten(methods_program.run_config(row)) for row in rows("digits_lt") if not row.startswith(OF_BIGGAN)}
     baseline = flat["digits_lt:baseline,8"]
     own = ("noisytwins.", "gsr.", "d2dce.", "contrastive.", "simclr.", "transitional.", "utlo.")
     for row, fields in flat.items():
@@ -312,6 +328,7 @@ def test_smoke_forms_keep_the_method():
             assert small.data.options["num_classes"] == SIZES[dataset][1] and small.network == full.network
             assert small.biggan.shared_embedding == full.biggan.shared_embedding
             assert bool(small.spectra.interval) == bool(full.spectra.interval)
+            assert bool(small.instances.neighbours) == bool(full.instances.neighbours)
 
 
 # The terms that each method adds to the losses.
@@ -346,6 +363,7 @@ SOME = (
     "digits_lt:simclr,smoke",
     "digits_lt:transitional_noisytwins,smoke",
     "digits_lt:biggan_gsr,smoke",
+    "digits_lt:icgan,smoke",
     "inat19:biggan_noisytwins,smoke",
     "imagenet:biggan_deep,smoke",
     "imagenet:sagan,smoke",

@@ -76,14 +76,17 @@ def arrays(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): fetch(x) for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def final_checkpoint(workdir: Path) -> dict[str, np.ndarray]:
-    """Every leaf of a workdir's newest checkpoint, with its step and the position of its data."""
+def final_checkpoint(workdir: Path, **changes: Any) -> dict[str, np.ndarray]:
+    """Every leaf of a workdir's newest checkpoint, with its step and the position of its data.
+
+    `changes` are the run's, as for `tiny_config`.
+    """
     from noisytwins_jax.checkpoint import Checkpoints
     from noisytwins_jax.sharding import Layout
     from noisytwins_jax.training.networks import build_model
     from noisytwins_jax.training.step import TrainingStep
 
-    config = tiny_config()
+    config = tiny_config(**changes)
     step = TrainingStep(config, build_model(config, 1, config.data.options["num_classes"]))
     with Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(step.abstract_state(Layout(jax.devices()[:1]).replicated))

@@ -7,6 +7,9 @@ processes, put together in the order of the processes, are the batch that a sing
 mirroring depend on the seed and the global position alone, never on the process, the threads or the past, so a
 position saved by any number of processes resumes on any other.
 
+With neighbourhoods of the images (IC-GAN) the order is one of instances: in the place of each stands an image of its
+neighbourhood, drawn anew each epoch in the same way, together with the number of the instance.
+
 Grain gives the threads, the prefetching and the iterator state. The elements that it moves are whole batches: with
 one Grain element per image, the bookkeeping per image costs far more time than copying a small image does.
 """
@@ -23,14 +26,15 @@ from noisytwins_jax.errors import UserError
 from noisytwins_jax.survival.retry import retry
 
 _ENDLESS = 2**40  # batches: longer than any run, and positions still fit an int64
-_SHUFFLE, _MIRROR = 1, 2  # purposes, so that the two draws of an epoch are independent
+_SHUFFLE, _MIRROR, _NEIGHBOUR = 1, 2, 3  # purposes, so that the draws of an epoch are independent
 
 
 class TrainingBatches:
     """Endless iterator over this process's share of the global batches; made by ``training_batches``.
 
-    Each element is ``{"image": uint8 [b, H, W, C], "label": int32 [b]}`` with ``b = batch_size / process_count``; the
-    arrays belong to the caller. Usable as a context manager that closes it.
+    Each element is ``{"image": uint8 [b, H, W, C], "label": int32 [b]}`` with ``b = batch_size / process_count``, and with
+    neighbourhoods also ``"instance": int32 [b]``; the arrays belong to the caller. Usable as a context manager that
+    closes it.
     """
 
     def __init__(self, batches: "_BatchReader", num_threads: int, prefetch: int) -> None:
@@ -85,6 +89,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     mirror: bool,
+    neighbours: np.ndarray | None = None,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 2,
@@ -97,6 +102,7 @@ def training_batches(
       batch_size: images in a *global* batch, over all processes.
       seed: of shuffling and mirroring, at least 0.
       mirror: flip each image left-right with probability 1/2, drawn anew each epoch. Does not change the order.
+      neighbours: int ``[len(source), k]``, the neighbourhood of each image, to draw from; None to show the image itself.
       process_index: which process this is, in ``[0, process_count)`` (``jax.process_index()``).
       process_count: number of processes (``jax.process_count()``); must divide ``batch_size``.
       num_threads: batches read at the same time. A source on disk gains from more; 0 reads in the calling thread.
@@ -122,7 +128,12 @@ def training_batches(
         )
     if 0 in (num_threads, prefetch):
         num_threads = prefetch = 0
-    batches = _BatchReader(source, batch_size, seed, mirror, process_index, process_count)
+    if neighbours is not None and (neighbours.ndim != 2 or len(neighbours) != len(source)):
+        raise UserError(
+            f"There are {len(source)} training images and neighbourhoods of shape {list(neighbours.shape)}; give one "
+            "neighbourhood for each image."
+        )
+    batches = _BatchReader(source, batch_size, seed, mirror, neighbours, process_index, process_count)
     return TrainingBatches(batches, num_threads, prefetch)
 
 
@@ -130,9 +141,16 @@ class _BatchReader:
     """Random access to one process's share of each global batch: a pure function of the batch number."""
 
     def __init__(
-        self, source: ImageSource, batch_size: int, seed: int, mirror: bool, process_index: int, process_count: int
+        self,
+        source: ImageSource,
+        batch_size: int,
+        seed: int,
+        mirror: bool,
+        neighbours: np.ndarray | None,
+        process_index: int,
+        process_count: int,
     ) -> None:
-        self._source, self._seed, self._mirror = source, seed, mirror
+        self._source, self._seed, self._mirror, self._neighbours = source, seed, mirror, neighbours
         self._batch_size, self._share = batch_size, batch_size // process_count
         self._offset = process_index * self._share
 
@@ -143,15 +161,23 @@ class _BatchReader:
         start = int(index) * self._batch_size + self._offset
         epochs, places = np.divmod(np.arange(start, start + self._share), len(self._source))
         indices = np.empty(self._share, np.int64)
+        chosen = np.zeros(self._share, np.int64)
         mirrored = np.zeros(self._share, bool)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             here = epochs == epoch
             indices[here] = _epoch_order(len(self._source), self._seed, epoch)[places[here]]
+            if self._neighbours is not None:
+                chosen[here] = _epoch_neighbours(*self._neighbours.shape, self._seed, epoch)[places[here]]
             if self._mirror:
                 mirrored[here] = _epoch_mirroring(len(self._source), self._seed, epoch)[places[here]]
+        instances = indices
+        if self._neighbours is not None:
+            indices = self._neighbours[instances, chosen].astype(np.int64)
         batch = retry(lambda: read_images(self._source, indices), f"Reading batch {index} of the training images")
         if self._mirror:
             batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
+        if self._neighbours is not None:
+            batch["instance"] = instances.astype(np.int32)
         return batch
 
 
@@ -160,6 +186,12 @@ class _BatchReader:
 def _epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation of one epoch, int64 ``[num_images]``."""
     return np.random.Generator(np.random.PCG64((_SHUFFLE, seed, epoch))).permutation(num_images)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_neighbours(num_images: int, k: int, seed: int, epoch: int) -> np.ndarray:
+    """Which neighbour stands at each place of one epoch's order, int64 ``[num_images]`` below k."""
+    return np.random.Generator(np.random.PCG64((_NEIGHBOUR, seed, epoch))).integers(k, size=num_images)
 
 
 @functools.lru_cache(maxsize=4)

@@ -4,19 +4,24 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
+from noisytwins_jax.data.instances import InstanceTable
 from noisytwins_jax.data.long_tail import count_classes
 from noisytwins_jax.errors import UserError
 
 
 class LabelledImages(TypedDict):
-    """One image (``image`` uint8 ``[H, W, C]``, ``label`` int32 scalar) or a batch (a leading ``[B]`` on both)."""
+    """One image (``image`` uint8 ``[H, W, C]``, ``label`` int32 scalar) or a batch (a leading ``[B]`` on both).
+
+    A training batch may have ``instance`` int32 ``[B]`` too; see `data.instances`.
+    """
 
     image: np.ndarray
     label: np.ndarray
+    instance: NotRequired[np.ndarray]
 
 
 class ImageSource(Protocol):
@@ -140,6 +145,7 @@ class DataSplits:
       train: what the GAN is trained on; its ``class_counts`` are the long tail.
       reference: the real images that metrics compare generated ones with.
       classifier: a balanced real set, used to train the embedded feature extractor.
+      instances: the training images as conditions, where generated images have such.
 
     Raises:
       UserError: the sets differ in classes, resolution, channels or preprocessing.
@@ -148,6 +154,7 @@ class DataSplits:
     train: ImageSource
     reference: ImageSource
     classifier: ImageSource
+    instances: InstanceTable | None = None
 
     def __post_init__(self) -> None:
         for field in ("class_names", "resolution", "channels", "preprocessing"):

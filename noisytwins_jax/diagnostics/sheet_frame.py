@@ -1,8 +1,8 @@
-"""What all sheets of images have in common: type, size of display, and the frame around rows of two kinds of images."""
+"""What all sheets of images have in common: type, size of display, and the frame around rows of one or more kinds of images."""
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +17,10 @@ BACKGROUND, INK, FAINT, RULE = (255, 255, 255), (28, 30, 38), (112, 116, 128), (
 LEGIBLE = 56  # pixels: images below about this side are enlarged for display
 LARGEST = 128  # pixels: images above this side are reduced for display
 GAP = 4  # pixels between neighbouring images
-MARGIN = 24  # pixels around the sheet; twice this parts its two sides
+MARGIN = 24  # pixels around the sheet; twice this parts its sides
 _NARROWEST = 360  # pixels: room for the caption
 _LINE = 20  # pixels from line to line of the caption
+_BAND = 38  # pixels for a heading between rows
 
 
 @cache
@@ -77,14 +78,14 @@ class Frame(NamedTuple):
     Attributes:
       sheet: the RGB picture, to paste images into.
       draw: for text below them.
-      lefts: left edge of the images on either side, in pixels.
+      lefts: left edge of the images on each side, in pixels.
       tops: upper edge of each row, in pixels.
     """
 
     sheet: Image.Image
     draw: ImageDraw.ImageDraw
-    lefts: tuple[int, int]
-    tops: range
+    lefts: tuple[int, ...]
+    tops: tuple[int, ...]
 
     def save(self, path: str | os.PathLike | None) -> Image.Image:
         """The picture, written to ``path`` as PNG if there is one."""
@@ -95,40 +96,46 @@ class Frame(NamedTuple):
 
 
 def draw_frame(
-    rows: Sequence[tuple[str, int]],
-    titles: tuple[str, str],
-    widths: tuple[int, int],
+    rows: Sequence[tuple[str, int | None]],
+    titles: Sequence[str],
+    widths: Sequence[int],
     height: int,
     below: int,
     caption: str,
+    headings: Mapping[int, str] | None = None,
 ) -> Frame:
-    """Draws the class of every row, titles above images on the left and on the right, and a caption below.
+    """Draws the name of every row, titles above the images on each side, and a caption below.
 
     Args:
-      rows: name and number of training images of each row's class, from above.
-      titles: of the two sides.
+      rows: name of each row from above: its class, with the number of training images; None where it is of no class.
+      titles: of the sides, from the left.
       widths: of each side's images, in pixels; a side is at least as wide as its title.
       height: of the images, in pixels.
       below: room below the images of each row, in pixels.
       caption: in one paragraph.
+      headings: further titles between rows, by the number of the row below.
     """
     bold, text, heading = font(14, bold=True), font(14), font(16, bold=True)
-    counts = [f" · {count} image{'s' * (count != 1)}" for _, count in rows]
+    headings = headings or {}
+    counts = ["" if count is None else f" · {count} image{'s' * (count != 1)}" for _, count in rows]
     labels = [bold.getlength(name) + text.getlength(count) for (name, _), count in zip(rows, counts, strict=True)]
     sides = [max(width, math.ceil(heading.getlength(title))) for width, title in zip(widths, titles, strict=True)]
+    sides[0] = max([sides[0], *(math.ceil(heading.getlength(title)) for title in headings.values())])
     left = MARGIN + math.ceil(max(labels)) + 16
-    lefts = (left, left + sides[0] + 2 * MARGIN)
-    right = max(lefts[1] + sides[1], _NARROWEST)
+    lefts = tuple(left + sum(sides[:i]) + 2 * MARGIN * i for i in range(len(sides)))
+    right = max(lefts[-1] + sides[-1], _NARROWEST)
     lines = wrap(caption, text, right - MARGIN)
     top, pitch = MARGIN + 30, height + below + GAP
-    bottom = top + len(rows) * pitch
+    tops = tuple(top + pitch * i + _BAND * sum(row <= i for row in headings) for i in range(len(rows)))
+    bottom = tops[-1] + pitch
     sheet = Image.new("RGB", (right + MARGIN, bottom + 12 + _LINE * len(lines) + MARGIN), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for x, title in zip(lefts, titles, strict=True):
         draw.text((x, MARGIN - 4), title, fill=INK, font=heading)
-    divider = lefts[1] - MARGIN
-    draw.line([(divider, MARGIN), (divider, bottom - GAP)], fill=RULE, width=1)
-    tops = range(top, bottom, pitch)
+    for row, title in headings.items():
+        draw.text((left, tops[row] - 28), title, fill=INK, font=heading)
+    for x in lefts[1:]:
+        draw.line([(x - MARGIN, MARGIN), (x - MARGIN, bottom - GAP)], fill=RULE, width=1)
     for y, (name, _), count in zip(tops, rows, counts, strict=True):
         middle = y + height / 2
         draw.text((MARGIN, middle), name, fill=INK, font=bold, anchor="lm")
@@ -145,3 +152,12 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
         longer = f"{lines[-1]} {word}".strip()
         lines = [*lines[:-1], longer] if font.getlength(longer) <= width else [*lines, word]
     return lines
+
+
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, cut off with an ellipsis where it is more than ``width`` pixels long."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1].rstrip()
+    return f"{text}…"

@@ -33,7 +33,7 @@ from noisytwins_jax.metrics.extractor import FeatureExtractor
 from noisytwins_jax.metrics.weights_file import Params, load_weights, save_weights, weights_sha256
 from noisytwins_jax.sharding import Layout
 
-_FEATURE_DIM = 64
+FEATURE_DIM = 64
 _INFERENCE_BATCH = 256  # a device; one size, padded: features do not depend on how many are asked for
 RECIPE = {  # everything that the weights depend on besides the data, the architecture and the seed
     "version": 1,
@@ -64,7 +64,7 @@ class Classifier(nn.Module):
         x = nn.relu(dense(32, name="conv_0")(_patches(images, stride=1 if images.shape[1] == 8 else 2)))
         while x.shape[1] > 4:
             x = nn.relu(dense(64, name=f"conv_{images.shape[1] // x.shape[1]}")(_patches(x, stride=2)))
-        features = dense(_FEATURE_DIM, name="features")(x.reshape(len(x), -1))
+        features = dense(FEATURE_DIM, name="features")(x.reshape(len(x), -1))
         return features, dense(self.num_classes, name="logits")(nn.relu(features))
 
 
@@ -99,7 +99,7 @@ def classifier_extractor(params: Params, description: dict[str, Any]) -> Feature
         return extract(params, images, description["num_classes"])
 
     name = f"classifier-{size}px-{sha256[:8]}"
-    return FeatureExtractor(name, sha256, description, _FEATURE_DIM, params, apply)
+    return FeatureExtractor(name, sha256, description, FEATURE_DIM, params, apply)
 
 
 def load_or_train_classifier(source: ImageSource, cache_dir: str | os.PathLike[str], seed: int = 0) -> FeatureExtractor:
@@ -117,7 +117,7 @@ def load_or_train_classifier(source: ImageSource, cache_dir: str | os.PathLike[s
         UserError: if the cache cannot be written.
     """
     config = {
-        "architecture": f"conv3x3-32 (stride 2 above 8 px), conv3x3-64 stride 2 down to 4x4, linear-{_FEATURE_DIM} "
+        "architecture": f"conv3x3-32 (stride 2 above 8 px), conv3x3-64 stride 2 down to 4x4, linear-{FEATURE_DIM} "
         "(features), relu, logits",
         "resolution": int(source.resolution),
         "channels": int(source.channels),

@@ -31,7 +31,8 @@ features: none (Inception, or the classifier of the protocol ``embedded``), ``_c
                    "precision", "recall", "density", "coverage", "class_precision", "class_recall", "<g>_ifid",
                    "<g>_precision", "<g>_recall", "inception_score"},   # the last of all real images
       "memorisation": {"overall": {...}, "within_class": {...},  # see `memorisation`; where training images are given
-                       "examples": [{"class", "index", "nearest", "distances"}, ...]},
+                       # rows of the training images nearest in features, of images in pixels (see `pixel_neighbours`):
+                       "examples": [{"class", "index", "nearest", "distances", "pixel_nearest", "pixel_distances"}, ...]},
       "truncation": {"kind", "real_inception_score", "points": [{"strength", ...}], "operating_points"},   # see `truncation`
       "factors":  {...},                                         # where true factors are known: see `factors`
     }
@@ -69,6 +70,7 @@ from noisytwins_jax.metrics.frechet import frechet_distance
 from noisytwins_jax.metrics.generated import Generated, generate
 from noisytwins_jax.metrics.memorisation import memorisation
 from noisytwins_jax.metrics.parts import Scratch, in_parts
+from noisytwins_jax.metrics.pixel_neighbours import nearest_in_pixels
 from noisytwins_jax.metrics.protocols import CLASSIFIER
 from noisytwins_jax.metrics.real_features import RealFeatures, real_features
 from noisytwins_jax.metrics.scores import (
@@ -180,7 +182,7 @@ def evaluate_generator(
         same = train.fingerprint == reference.fingerprint
         trained = seen[headline] if same else look(train, extractors[headline], logits=False)
         copies = on_first_process(
-            lambda: _memorisation(trained, train, generated, seen[headline], labels, headline, counts)
+            lambda: _memorisation(trained, train, generated, seen[headline], labels, headline, counts, fakes)
         )
     points = []
     for strength, some in (truncated or {}).items():
@@ -267,6 +269,7 @@ def _memorisation(
     labels: np.ndarray,
     headline: str,
     counts: Counts,
+    fakes: Fakes,
 ) -> dict[str, Any]:
     """Nearest training images of the pooled generated ones; held out are the real images that were not trained on."""
     known = {digest.tobytes() for digest in trained.digests}
@@ -294,6 +297,11 @@ def _memorisation(
         for c, row in rows.items()
         if len(row)
     ]
+    if examples and fakes.image_size in (None, (train.resolution, train.resolution, train.channels)):
+        asked = np.array([[example["class"], example["index"]] for example in examples])
+        images, _ = fakes.looked_at(lambda images: (images,), asked[:, 0].astype(np.int32), asked[:, 1])
+        for example, *near in zip(examples, *nearest_in_pixels(images, train, _NEAREST), strict=True):
+            example["pixel_distances"], example["pixel_nearest"] = near
     return found.summary() | {"examples": examples}
 
 

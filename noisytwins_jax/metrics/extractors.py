@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from noisytwins_jax.metrics import clip, dinov2, weights
+from noisytwins_jax.metrics import classifier, clip, dinov2, inception, weights
 from noisytwins_jax.metrics.clip import clip_extractor
 from noisytwins_jax.metrics.clip import from_state_dict as clip_from_state_dict
 from noisytwins_jax.metrics.dinov2 import dinov2_extractor
@@ -15,7 +15,7 @@ from noisytwins_jax.metrics.dinov2 import from_state_dict as dinov2_from_state_d
 from noisytwins_jax.metrics.extractor import FeatureExtractor
 from noisytwins_jax.metrics.inception import SIZE, Inception, inception_extractor
 from noisytwins_jax.metrics.inception import from_state_dict as inception_from_state_dict
-from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP, INCEPTION, PROTOCOLS, Protocol
+from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP, EXTRACTORS, INCEPTION, PROTOCOLS, Protocol
 from noisytwins_jax.metrics.vit import VisionTransformer
 
 
@@ -45,6 +45,14 @@ def load_extractor(kind: str, network: str, protocol_name: str, directory: str =
         return _build(kind, protocol, inception_from_state_dict(state), None, info["sha256"], info["origin"])
     from_state_dict = clip_from_state_dict if kind == CLIP else dinov2_from_state_dict
     return _build(kind, protocol, *from_state_dict(state), info["sha256"], info["origin"])
+
+
+def feature_dim(name: str) -> int:
+    """Width of the features of an extractor of `protocols.EXTRACTORS`, without its weights."""
+    kind, network = EXTRACTORS[name]
+    if kind in (CLASSIFIER, INCEPTION):
+        return classifier.FEATURE_DIM if kind == CLASSIFIER else inception.FEATURE_DIM
+    return (clip.CONFIGS if kind == CLIP else dinov2.CONFIGS)[network].feature_dim
 
 
 def without_weights(kind: str, network: str, protocol: Protocol) -> FeatureExtractor:

@@ -33,7 +33,8 @@ def network_flops(config: RunConfig, channels: int, num_classes: int) -> dict[st
     labels = array(dtype=jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     noise = [array(dim) for dim in model.class_noise_dims]
-    draws = FakeDraws(array(model.z_dim), labels, noise[0], None, None, None, key)
+    instances = array(model.instance_features) if model.instance_features else None
+    draws = FakeDraws(array(model.z_dim), labels, noise[0], None, None, None, key, instances)
     low_images = None if model.low_shape is None else array(*model.low_shape)
 
     def generate(variables: dict, draws: FakeDraws) -> Any:
@@ -43,7 +44,8 @@ def network_flops(config: RunConfig, channels: int, num_classes: int) -> dict[st
     return {
         "generator": count_flops(generate, variables[0], draws) / n,
         "discriminator": count_flops(
-            model.discriminate, variables[1], array(*model.image_shape), labels, noise[1], low_images
+            model.discriminate,
+            *(variables[1], array(*model.image_shape), labels, noise[1], low_images, None, instances),
         )
         / n,
     }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from noisytwins_jax.networks.biggan import Discriminator, Generator
 from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.training.model import DiscriminatorInputs, FakeDraws
+from noisytwins_jax.training.model import DiscriminatorInputs, FakeDraws, between
 
 Array = jax.Array
 PyTree = Any
@@ -21,11 +21,12 @@ class BigGANModel:
     """`Model` of BigGAN, which has no mapping network.
 
     Its W, of which NoisyTwins makes twins, is ours and not of a paper: the vectors that condition the blocks, which are
-    the (noisy) shared class embedding and the parts of z beside it, each once.
+    the (noisy) shared class embedding, the instance's where there is one, and the parts of z beside it, each once.
     """
 
     generator: Generator
     discriminator: Discriminator
+    instance_features: int = 0  # d, where both networks take instances
 
     mixing_layers: ClassVar[int] = 0
     low_shape: ClassVar[None] = None
@@ -58,17 +59,18 @@ class BigGANModel:
         """See `Model`."""
         g_key, d_key = jax.random.split(key)
         labels = jnp.zeros((1,), jnp.int32)
+        instances = {"instances": jnp.zeros((1, self.instance_features))} if self.instance_features else {}
         return (
-            self.generator.init(g_key, jnp.zeros((1, self.z_dim)), labels),
-            self.discriminator.init(d_key, jnp.zeros((1, *self.image_shape)), labels),
+            self.generator.init(g_key, jnp.zeros((1, self.z_dim)), labels, **instances),
+            self.discriminator.init(d_key, jnp.zeros((1, *self.image_shape)), labels, **instances),
         )
 
     def map(
         self, variables: dict, draws: FakeDraws, update_stats: bool = False
     ) -> tuple[Array, tuple[Array, Array], PyTree]:
-        """See `Model`. The conditioning is z and the class embeddings; no statistics change."""
+        """See `Model`. The conditioning is z and what `Generator.embed` makes; no statistics change."""
         del update_stats
-        embedding = self.generator.apply(variables, draws.labels, draws.class_noise, method="embed")
+        embedding = self._embed(variables, draws.labels, draws.instances, draws.class_noise)
         return self._w(draws.z, embedding), (draws.z, embedding), {}
 
     def synthesize(
@@ -98,6 +100,7 @@ class BigGANModel:
         class_noise: Array,
         low_images: Array | None = None,
         dropout: Array | None = None,
+        instances: Array | None = None,
         update_stats: bool = False,
     ) -> tuple[Discrimination, PyTree]:
         """See `Model`. The class embedding takes no noise."""
@@ -108,6 +111,7 @@ class BigGANModel:
             labels,
             update_stats=update_stats,
             train=dropout is not None,
+            instances=instances,
             rngs=None if dropout is None else {"dropout": dropout},
             mutable=["spectral"] if update_stats else (),
         )
@@ -122,28 +126,54 @@ class BigGANModel:
         def alternate(a: Array, b: Array) -> Array:  # a device that has some rows of both has as many after
             return jnp.stack([a, b], axis=1).reshape(2 * n, *a.shape[1:])
 
-        images, labels = alternate(real.images, fake.images), alternate(real.labels, fake.labels)
+        images, labels, instances = (
+            jax.tree.map(alternate, getattr(real, name), getattr(fake, name))
+            for name in ("images", "labels", "instances")
+        )
         both, stats = self.discriminate(
-            variables, images, labels, real.class_noise, dropout=real.dropout, update_stats=True
+            variables, images, labels, real.class_noise, None, real.dropout, instances, update_stats=True
         )
         real_said, fake_said = (jax.tree.map(lambda x, i=i: x.reshape(n, 2, *x.shape[1:])[:, i], both) for i in (0, 1))
         return real_said, fake_said, stats
 
-    def latent_w(self, variables: dict, z: Array, labels: Array) -> Array:
+    def latent_w(self, variables: dict, z: Array, labels: Array, instances: Array | None = None) -> Array:
         """See `Model`."""
-        return self._w(z, self.generator.apply(variables, labels, method="embed"))
+        return self._w(z, self._embed(variables, labels, instances))
 
     def sample(
-        self, variables: dict, z: Array, labels: Array, key: Array, psi: Array | None = None
+        self,
+        variables: dict,
+        z: Array,
+        labels: Array,
+        key: Array,
+        psi: Array | None = None,
+        instances: Array | None = None,
     ) -> tuple[Array, Array]:
         """See `Model`. There is no W to be truncated, nor per-pixel noise."""
         del key, psi
-        embedding = self.generator.apply(variables, labels, method="embed")
+        embedding = self._embed(variables, labels, instances)
         return self.generator.apply(variables, z, embedding, method="synthesize"), self._w(z, embedding)
 
-    def batch_moments(self, variables: dict, z: Array, labels: Array) -> PyTree:
+    def sample_between(
+        self,
+        variables: dict,
+        z: Array,
+        labels: Array,
+        t: Array,
+        key: Array,
+        psi: Array | None = None,
+        instances: Array | None = None,
+    ) -> Array:
+        """See `Model`. The line is between the embeddings, of classes and of instances."""
+        del key, psi
+        first, second = (
+            self._embed(variables, labels[:, i], None if instances is None else instances[:, i]) for i in (0, 1)
+        )
+        return self.generator.apply(variables, z, between(first, second, t), method="synthesize")
+
+    def batch_moments(self, variables: dict, z: Array, labels: Array, instances: Array | None = None) -> PyTree:
         """See `Model`: ``{"batch_stats": …}`` of every BatchNorm, float32. Weights are as in `sample`."""
-        embedding = self.generator.apply(variables, labels, method="embed")
+        embedding = self._embed(variables, labels, instances)
         # With this decay, running moments are the last batch's.
         _, stats = self.generator.clone(bn_decay=0.0).apply(
             variables, z, embedding, train=True, update_stats=True, method="synthesize", mutable=["batch_stats"]
@@ -154,6 +184,11 @@ class BigGANModel:
         """See `Model`: there is none."""
         del t
         return stats
+
+    def _embed(
+        self, variables: dict, labels: Array, instances: Array | None, class_noise: Array | None = None
+    ) -> Array:
+        return self.generator.apply(variables, labels, class_noise, instances, method="embed")
 
     def _w(self, z: Array, embedding: Array) -> Array:
         """``[N, D]``: what conditions the blocks."""

@@ -7,16 +7,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisytwins_jax.config import InterventionConfig
+from noisytwins_jax.survival.collapse import CollapseConfig
 from noisytwins_jax.training.state import Rates, TrainState
 
 PyTree = Any
 
 
-def intervene(state: TrainState, config: InterventionConfig) -> TrainState:
-    """The state with an intervention made. On the host, between two programs."""
+def intervene(
+    state: TrainState, config: InterventionConfig, collapse: CollapseConfig | None = None, returns: int = 0
+) -> TrainState:
+    """The state with an intervention made, after `returns` collapses. On the host, between two programs."""
     generator = 0.0 if config.freeze == "generator" else config.generator_lr
     discriminator = 0.0 if config.freeze == "discriminator" else config.discriminator_lr
+    factors = _after_collapses(collapse, returns) if collapse else (1.0, 1.0)
+    return with_rates(state, generator * factors[0], discriminator * factors[1], config.reset_momenta)
+
+
+def change_after_collapses(state: TrainState, config: CollapseConfig, returns: int) -> TrainState:
+    """The state with what a return changes; `returns` times, each on top of the one before."""
+    factors = _after_collapses(config, returns)
+    generator, discriminator = (float(rate) * factor for rate, factor in zip(state.rates, factors, strict=True))
     return with_rates(state, generator, discriminator, config.reset_momenta)
+
+
+def _after_collapses(config: CollapseConfig, returns: int) -> tuple[float, float]:
+    return config.generator_lr**returns, config.discriminator_lr**returns
 
 
 def with_rates(state: TrainState, generator: float, discriminator: float, reset_momenta: bool) -> TrainState:

@@ -20,6 +20,7 @@ class FakeDraws(NamedTuple):
     mixing_noise: Array | None  # class noise of the second latents
     mixing_cutoff: Array | None  # int, the first layer that takes the second latents
     key: Array  # per-pixel noise
+    instances: Array | None = None  # [N, d], features of instances, where images are conditioned on them
 
 
 class DiscriminatorInputs(NamedTuple):
@@ -30,6 +31,7 @@ class DiscriminatorInputs(NamedTuple):
     class_noise: Array  # [N, class_noise_dims[1]]
     low_images: Array | None = None  # [N, h, w, C], where there are low logits
     dropout: Array | None = None  # key, where features are dropped
+    instances: Array | None = None  # [N, d], features of instances
 
 
 class Model(Protocol):
@@ -47,6 +49,9 @@ class Model(Protocol):
     # Paths, or their beginnings, of the discriminator's parameters that R1 does not involve; see `Discriminator`.
     parameters_without_r1: tuple[tuple[str, ...], ...]
     w_is_truncated: bool  # whether truncation can act in W (ψ)
+    instance_features: (
+        int  # d, width of the features of instances, 0 where there are none: then all `instances` are None
+    )
     standing_statistics: bool  # whether images need moments of activations that are taken beforehand, `batch_moments`
 
     def init(self, key: Array) -> tuple[dict, dict]:
@@ -75,11 +80,13 @@ class Model(Protocol):
         class_noise: Array,
         low_images: Array | None = None,
         dropout: Array | None = None,
+        instances: Array | None = None,
         update_stats: bool = False,
     ) -> tuple[Discrimination, PyTree]:
         """What the discriminator says of N images, and its statistics after it.
 
         Low logits where `low_images` are. `dropout` is a key for a discriminator that drops features, None to drop none.
+        `instances` are the features ``[N, d]`` of the images' instances.
         """
         ...
 
@@ -92,24 +99,61 @@ class Model(Protocol):
         """
         ...
 
-    def latent_w(self, variables: dict, z: Array, labels: Array) -> Array:
-        """w ``[N, D]`` of latents ``[N, z_dim]`` and labels ``[N]``, without class noise."""
+    def latent_w(self, variables: dict, z: Array, labels: Array, instances: Array | None = None) -> Array:
+        """w ``[N, D]`` of latents ``[N, z_dim]``, labels ``[N]`` and instances ``[N, d]``, without class noise."""
         ...
 
     def sample(
-        self, variables: dict, z: Array, labels: Array, key: Array, psi: Array | None = None
+        self,
+        variables: dict,
+        z: Array,
+        labels: Array,
+        key: Array,
+        psi: Array | None = None,
+        instances: Array | None = None,
     ) -> tuple[Array, Array]:
         """Images ``[N, H, W, C]`` as people and metrics see them, each by itself, and w ``[N, D]``.
 
         Without class noise, and with statistics as they are in the variables. `psi` truncates w, where that can be;
-        `key` is of per-pixel noise.
+        `key` is of per-pixel noise; `instances` are features ``[N, d]``.
         """
         ...
 
-    def batch_moments(self, variables: dict, z: Array, labels: Array) -> PyTree:
+    def sample_between(
+        self,
+        variables: dict,
+        z: Array,
+        labels: Array,
+        t: Array,
+        key: Array,
+        psi: Array | None = None,
+        instances: Array | None = None,
+    ) -> Array:
+        """Images ``[N, H, W, C]`` between two classes: of ``labels[:, 0]`` at t = 0, of ``labels[:, 1]`` at t = 1.
+
+        On a straight line between what the two classes make of z; otherwise as `sample`.
+
+        Args:
+          variables: the generator's.
+          z: latents ``[N, z_dim]``.
+          labels: int32 ``[N, 2]``.
+          t: ``[N]``.
+          key: of per-pixel noise.
+          psi: see `sample`.
+          instances: features at either end ``[N, 2, d]``.
+        """
+        ...
+
+    def batch_moments(self, variables: dict, z: Array, labels: Array, instances: Array | None = None) -> PyTree:
         """The collections of statistics as one batch has them, where there are `standing_statistics`."""
         ...
 
     def with_transition(self, stats: dict, t: Array) -> dict:
         """The generator's statistics with the transition to the class (Transitional-cGAN) at t, where there is one."""
         ...
+
+
+def between(a: Array, b: Array, t: Array) -> Array:
+    """Rows of a ``[N, …]`` at t = 0, of b at t = 1, both to the bit, and on the line between them elsewhere; t is ``[N]``."""
+    t = t.reshape(-1, *[1] * (a.ndim - 1))
+    return (1.0 - t) * a + t * b

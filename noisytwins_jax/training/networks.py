@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from noisytwins_jax.config import RunConfig
+from noisytwins_jax.metrics.extractors import feature_dim
 from noisytwins_jax.networks import biggan, stylegan2
 from noisytwins_jax.training.biggan_model import BigGANModel
 from noisytwins_jax.training.model import Model
@@ -57,7 +58,8 @@ def _stylegan2(config: RunConfig, channels: int, num_classes: int) -> StyleGAN2M
 
 
 def _biggan(config: RunConfig, channels: int, num_classes: int) -> BigGANModel:
-    options = config.biggan
+    options, instances = config.biggan, config.instances
+    with_instances = instances.neighbours > 0
     shared = {
         "resolution": config.data.resolution,
         "channels": channels,
@@ -74,10 +76,13 @@ def _biggan(config: RunConfig, channels: int, num_classes: int) -> BigGANModel:
         width=options.generator_width,
         embedding_dim=options.embedding_dim,
         shared_embedding=options.shared_embedding,
+        instance_dim=instances.embedding_dim if with_instances else 0,
         skip_z=options.skip_z,
         wide_rgb=options.wide_rgb,
         bn_epsilon=options.batch_norm_epsilon,
         bn_decay=options.batch_norm_decay,
     )
-    discriminator = biggan.Discriminator(**shared, width=options.discriminator_width, dropout=options.dropout)
-    return BigGANModel(generator, discriminator)
+    discriminator = biggan.Discriminator(
+        **shared, width=options.discriminator_width, instances=with_instances, dropout=options.dropout
+    )
+    return BigGANModel(generator, discriminator, feature_dim(instances.extractor) if with_instances else 0)

@@ -1,43 +1,46 @@
 """Looks at a state now and then while training, each a function to be compiled: numbers to be logged."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisytwins_jax.data.source import DataSplits, ImageSource, read_images
+from noisytwins_jax.data.source import DataSplits, ImageSource, LabelledImages, read_images
 from noisytwins_jax.training.model import Model
 
 Array = jax.Array
 PROBE_IMAGES = 512  # of either kind, at most
+COMPARED_IMAGES = 100_000  # larger data sets are not searched for images in both splits: it would take minutes
+_BLOCK = 1024
 
 
 def memorisation_probe(model: Model, splits: DataSplits) -> Callable[[Any], dict[str, Array]] | None:
     """Whether the discriminator has learnt the training images by heart (BigGAN, Brock et al. 2019, Sec. 4.2).
 
     Its accuracy, the share of real images with a positive logit, on images that it was trained with and on images that
-    it never saw. The paper found over 98 % and 50 to 55 % on ImageNet: a discriminator that memorises.
+    it never saw, as many of each class: a class that it hardly knows says nothing about memory. The paper found over
+    98 % and 50 to 55 % on ImageNet: a discriminator that memorises.
 
     Args:
       model: the networks.
-      splits: the run's data.
+      splits: the run's data. Held out are the reference images that are not among the training images.
 
     Returns:
       Variables of the discriminator → ``{"discriminator_accuracy/train": …, "discriminator_accuracy/held_out": …}``,
       scalars; None where there are no images held out.
     """
-    if splits.reference is splits.train:
+    sets = _alike(splits)
+    if sets is None:
         return None
-    n = min(PROBE_IMAGES, len(splits.train), len(splits.reference))
-    sets = {"train": _some(splits.train, n), "held_out": _some(splits.reference, n)}
 
     def probe(variables: Any) -> dict[str, Array]:
         accuracies = {}
         for name, batch in sets.items():
             images = jnp.asarray(batch["image"]).astype(float) / 127.5 - 1.0
-            noise = jnp.zeros((n, model.class_noise_dims[1]))
+            noise = jnp.zeros((len(images), model.class_noise_dims[1]))
             low = model.low_images(images)
             said, _ = model.discriminate(variables, images, jnp.asarray(batch["label"]), noise, low)
             accuracies[f"discriminator_accuracy/{name}"] = (said.logits > 0).mean()
@@ -46,6 +49,37 @@ def memorisation_probe(model: Model, splits: DataSplits) -> Callable[[Any], dict
     return probe
 
 
-def _some(source: ImageSource, n: int) -> dict[str, np.ndarray]:
-    """Images of a source, the same ones every time."""
-    return read_images(source, np.sort(np.random.default_rng(0).permutation(len(source))[:n]))
+def _alike(splits: DataSplits) -> dict[str, LabelledImages] | None:
+    """Training images and as many held out, with the same labels; the same ones every time. None if there are none."""
+    rng, held_out = np.random.default_rng(0), _held_out(splits)
+    pairs = [np.zeros((0, 2), int)]
+    for label in range(splits.train.num_classes):
+        known = rng.permutation(np.flatnonzero(splits.train.labels == label))
+        unknown = rng.permutation(held_out[splits.reference.labels[held_out] == label])
+        n = min(len(known), len(unknown))
+        pairs.append(np.stack([known[:n], unknown[:n]], axis=1))
+    chosen = rng.permutation(np.concatenate(pairs))[:PROBE_IMAGES]
+    if not len(chosen):
+        return None
+    return {
+        "train": read_images(splits.train, np.sort(chosen[:, 0])),
+        "held_out": read_images(splits.reference, np.sort(chosen[:, 1])),
+    }
+
+
+def _held_out(splits: DataSplits) -> np.ndarray:
+    """Which images of the reference, int ``[n]``, are not among the training images; of embedded data sets some are."""
+    train, reference = splits.train, splits.reference
+    if train is reference:
+        return np.zeros(0, int)
+    if len(train) + len(reference) > COMPARED_IMAGES:
+        return np.arange(len(reference))
+    known = set(_pixels(train))
+    return np.array([i for i, pixels in enumerate(_pixels(reference)) if pixels not in known], int)
+
+
+def _pixels(source: ImageSource) -> Iterator[bytes]:
+    """A hash of every image."""
+    for start in range(0, len(source), _BLOCK):
+        images = read_images(source, np.arange(start, min(start + _BLOCK, len(source))))["image"]
+        yield from (hashlib.sha256(image).digest() for image in images)

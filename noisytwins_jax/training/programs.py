@@ -110,7 +110,9 @@ def lower_several_steps(step: TrainingStep, layout: Layout, table: ClassTable) -
 def _abstract_batch(step: TrainingStep, layout: Layout, *before: int) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch's shapes, with further axes before the batch's."""
     n, sharding = step.config.batch_size, layout.split_at(len(before))
+    of_each = jax.ShapeDtypeStruct((*before, n), jnp.int32, sharding=sharding)
     return {
         "image": jax.ShapeDtypeStruct((*before, n, *step.model.image_shape), jnp.uint8, sharding=sharding),
-        "label": jax.ShapeDtypeStruct((*before, n), jnp.int32, sharding=sharding),
+        "label": of_each,
+        **({"instance": of_each} if step.model.instance_features else {}),
     }

@@ -17,6 +17,7 @@ import optax
 from noisytwins_jax import noisytwins, spectra
 from noisytwins_jax.augment import ada, diffaugment
 from noisytwins_jax.config import RunConfig
+from noisytwins_jax.data.instances import InstanceTable
 from noisytwins_jax.latents import annealed_std
 from noisytwins_jax.metrics.w_space import class_embedding_norms
 from noisytwins_jax.networks.discrimination import Discrimination
@@ -27,6 +28,7 @@ from noisytwins_jax.objectives.r1 import r1_penalty
 from noisytwins_jax.objectives.transitional import transition
 from noisytwins_jax.randomness import purpose_key
 from noisytwins_jax.training.ema import ema_decay, update_ema
+from noisytwins_jax.training.instances import draw_pairs, instance_features
 from noisytwins_jax.training.model import DiscriminatorInputs, FakeDraws, Model
 from noisytwins_jax.training.optimizer import lazy_adam, row_major
 from noisytwins_jax.training.state import AdaState, NetworkState, TrainState, create_state
@@ -34,15 +36,19 @@ from noisytwins_jax.training.state import AdaState, NetworkState, TrainState, cr
 Array = jax.Array
 PyTree = Any
 Metrics = dict[str, Array]
-Batch = dict[str, Array]  # {"image": uint8 [N, H, W, C], "label": int32 [N]}
+Batch = dict[str, Array]  # {"image": uint8 [N, H, W, C], "label": int32 [N]}, and "instance": int32 [N] with a table
 
 
 class ClassTable(NamedTuple):
-    """What the step knows of each class, ``[C]``; arguments of the programs, so that one program serves every method."""
+    """What the step knows of each class, ``[C]``; arguments of the programs, so that one program serves every method.
+
+    And of each training image, where images are conditioned on them.
+    """
 
     noise_std: np.ndarray  # class noise
     fake_logits: np.ndarray  # log-probability, up to a constant, of each class among generated images
     counts: np.ndarray  # training images
+    instances: InstanceTable | None = None
 
 
 class Shown(NamedTuple):
@@ -51,6 +57,7 @@ class Shown(NamedTuple):
     images: Array  # [N, H, W, C]
     labels: Array  # [N]
     low_images: Array | None = None  # [N, h, w, C], where the model has a low-resolution objective
+    instances: Array | None = None  # [N, d], features of instances
 
 
 class PassDraws(NamedTuple):
@@ -137,7 +144,8 @@ class TrainingStep:
     ) -> FakeDraws:
         """Draws for n generated images; with `twins`, n/2 pairs of the same z and label in the layout [a; b].
 
-        `std` is that of z (`latent_std`).
+        `std` is that of z (`latent_std`). With instances, an instance is drawn with the label, of one of its neighbours;
+        twins share it.
 
         z and labels are drawn whole on every device, which costs nothing, and split afterwards: pairing twins then
         needs no communication. Class noise, mixing and per-pixel noise are each row's own.
@@ -146,9 +154,13 @@ class TrainingStep:
         keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
         distinct = n // 2 if twins else n
         z = self.replicate(self.latents.draw(keys["z"], distinct, std))
-        labels = self.replicate(jax.random.categorical(keys["label"], table.fake_logits, shape=(distinct,)))
+        instances = None
+        if table.instances is None:
+            labels = self.replicate(jax.random.categorical(keys["label"], table.fake_logits, shape=(distinct,)))
+        else:
+            instances, labels = map(self.replicate, draw_pairs(keys["label"], table.instances, distinct))
         if twins:
-            z, labels = self.replicate(noisytwins.twins(z)), self.replicate(noisytwins.twins(labels))
+            z, labels, instances = jax.tree.map(lambda x: self.replicate(noisytwins.twins(x)), (z, labels, instances))
         z, labels = self.batch(z), self.batch(labels.astype(jnp.int32))
         dim = self.model.class_noise_dims[0]
         mixing = (None, None, None)
@@ -161,7 +173,7 @@ class TrainingStep:
                 jnp.where(jax.random.uniform(use) < self.config.style_mixing, cutoff, self.model.mixing_layers),
             )
         noise = noisytwins.class_noise(keys["noise"], labels, table.noise_std, dim)
-        return FakeDraws(z, labels, noise, *mixing, key=keys["pixel"])
+        return FakeDraws(z, labels, noise, *mixing, keys["pixel"], self._features(table, instances))
 
     def draw_pass(self, key: Array, table: ClassTable, labels: Array) -> PassDraws:
         """Draws for a discriminator pass over images of classes `labels`."""
@@ -198,7 +210,7 @@ class TrainingStep:
         images, low = self.augment(shown.images, draws.augment, p), shown.low_images
         if low is not None:
             low = self.augment(low, draws.augment_low, p)
-        return DiscriminatorInputs(images, shown.labels, draws.class_noise, low, draws.dropout)
+        return DiscriminatorInputs(images, shown.labels, draws.class_noise, low, draws.dropout, shown.instances)
 
     def add_objectives(
         self, network: str, loss: Array, seen: GeneratorPass | DiscriminatorPass, states: dict[str, PyTree]
@@ -220,7 +232,7 @@ class TrainingStep:
         variables = {**state.generator.variables, "params": params}
         w, conditioning, _ = self.model.map(variables, fakes)
         images, low_images, stats = self.model.synthesize(variables, conditioning, fakes.key, update_stats=True)
-        shown = Shown(images, fakes.labels, low_images)
+        shown = Shown(images, fakes.labels, low_images, fakes.instances)
         fake, _ = self.discriminate(state.discriminator.variables, shown, draws, state.ada.p)
         loss = self.loss.generator(fake.logits).mean()
         metrics = {"loss/generator": loss, "logits/generator": fake.logits.mean()}
@@ -279,7 +291,8 @@ class TrainingStep:
         variables = {**state.discriminator.variables, "params": params}
 
         def discriminate(images: Array) -> Array:
-            return self.discriminate(variables, Shown(images, shown.labels), draws, state.ada.p)[0].logits
+            shown_now = Shown(images, shown.labels, instances=shown.instances)
+            return self.discriminate(variables, shown_now, draws, state.ada.p)[0].logits
 
         penalty, logits = r1_penalty(discriminate, shown.images)
         return self.config.r1.gamma * self.config.r1.interval * penalty, logits
@@ -326,7 +339,7 @@ class TrainingStep:
     def discriminator_update(self, state: TrainState, batch: Batch, table: ClassTable) -> tuple[TrainState, Metrics]:
         """Adversarial loss and objectives on real and as many generated images; counts the discriminator's update."""
         update, network = state.discriminator.updates, state.discriminator
-        real = self._shown(batch)
+        real = self._shown(batch, table)
         std = self.latent_std(self.progress(network, self.config.optimizer.discriminator_updates))
         fakes = self.draw_fakes(purpose_key(state.key, update, "discriminator"), table, real.labels.shape[0], std)
         whole = self.whole(state)
@@ -337,7 +350,7 @@ class TrainingStep:
             generator.variables, conditioning, fakes.key, update_stats=True
         )
         generator = generator.replace(stats={**generator.stats, **stats})
-        fake = Shown(images, fakes.labels, low_images)
+        fake = Shown(images, fakes.labels, low_images, fakes.instances)
 
         real_draws = self.draw_pass(purpose_key(state.key, update, "discriminator/real"), table, real.labels)
         fake_draws = self.draw_pass(purpose_key(state.key, update, "discriminator/fake"), table, fakes.labels)
@@ -353,7 +366,7 @@ class TrainingStep:
     def r1_update(self, state: TrainState, batch: Batch, table: ClassTable) -> tuple[TrainState, Metrics]:
         """R1 on the batch of the discriminator's update before it, augmented anew."""
         update, network = state.discriminator.updates - 1, state.discriminator
-        shown = self._shown(batch)
+        shown = self._shown(batch, table)
         draws = self.draw_pass(purpose_key(state.key, update, "r1"), table, shown.labels)
         whole = self.whole(state)
         (loss, logits), gradients = jax.value_and_grad(self.r1_loss, has_aux=True)(
@@ -414,15 +427,20 @@ class TrainingStep:
         signs, seen = jnp.sign(real_logits).sum().astype(state.ada.p.dtype), state.ada
         return state.replace(ada=AdaState(seen.p, seen.sign_sum + signs, seen.count + real_logits.size))
 
-    def _shown(self, batch: Batch) -> Shown:
-        """Images in [-1, 1], in JAX's default floating-point type, and labels."""
+    def _shown(self, batch: Batch, table: ClassTable) -> Shown:
+        """Images in [-1, 1], in JAX's default floating-point type, labels and instances."""
         images = batch["image"].astype(float) / 127.5 - 1.0
-        return Shown(images, batch["label"], self.model.low_images(images))
+        instances = self._features(table, batch.get("instance"))
+        return Shown(images, batch["label"], self.model.low_images(images), instances)
+
+    def _features(self, table: ClassTable, instances: Array | None) -> Array | None:
+        """Features ``[N, d]`` of instances ``[N]``, split over devices as all that is a batch's."""
+        return None if instances is None else self.batch(instance_features(table.instances, instances))
 
 
-def class_table(config: RunConfig, counts: np.ndarray) -> ClassTable:
-    """The class table of a configuration for a training set with these class counts ``[C]``."""
+def class_table(config: RunConfig, counts: np.ndarray, instances: InstanceTable | None = None) -> ClassTable:
+    """The class table of a configuration for a training set with these class counts ``[C]`` and instances, if any."""
     noise = config.noisytwins
     std = noisytwins.class_noise_std(counts, noise.sigma, noise.alpha, noise.noise_normalization, noise.noise_scale)
     logits = np.log(counts) if config.fake_labels == "empirical" else np.zeros(len(counts))
-    return ClassTable(std, logits.astype(np.float32), np.asarray(counts, np.float32))
+    return ClassTable(std, logits.astype(np.float32), np.asarray(counts, np.float32), instances)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from noisytwins_jax.networks.discrimination import Discrimination
 from noisytwins_jax.networks.stylegan2 import Discriminator, Generator, shrink, truncate
-from noisytwins_jax.training.model import DiscriminatorInputs, FakeDraws
+from noisytwins_jax.training.model import DiscriminatorInputs, FakeDraws, between
 
 Array = jax.Array
 PyTree = Any
@@ -23,6 +23,7 @@ class StyleGAN2Model:
     noise_mode: str = "random"  # of per-pixel noise
 
     w_is_truncated: ClassVar[bool] = True
+    instance_features: ClassVar[int] = 0
     standing_statistics: ClassVar[bool] = False
 
     @property
@@ -108,10 +109,11 @@ class StyleGAN2Model:
         class_noise: Array,
         low_images: Array | None = None,
         dropout: Array | None = None,
+        instances: Array | None = None,
         update_stats: bool = False,
     ) -> tuple[Discrimination, PyTree]:
         """See `Model`. The discriminator keeps no statistics, and drops nothing."""
-        del dropout, update_stats
+        del dropout, instances, update_stats
         return self.discriminator.apply(variables, images, labels, class_noise, low_images), {}
 
     def discriminate_both(
@@ -125,19 +127,41 @@ class StyleGAN2Model:
         both, stats = self.discriminate(variables, *_alternate(real, fake, group), update_stats=True)
         return *_separate(both, group), stats
 
-    def latent_w(self, variables: dict, z: Array, labels: Array) -> Array:
+    def latent_w(self, variables: dict, z: Array, labels: Array, instances: None = None) -> Array:
         """See `Model`: the mapping network's output."""
+        del instances
         return self.generator.apply(variables, z, labels, method="map")
 
     def sample(
-        self, variables: dict, z: Array, labels: Array, key: Array, psi: Array | None = None
+        self,
+        variables: dict,
+        z: Array,
+        labels: Array,
+        key: Array,
+        psi: Array | None = None,
+        instances: None = None,
     ) -> tuple[Array, Array]:
         """See `Model`."""
+        del instances
         w, ws = self.generator.apply(variables, z, labels, method="styles")
         if psi is not None:
-            w, ws = (truncate(x, variables["buffers"]["mapping"]["w_avg"], psi) for x in (w, ws))
-        rngs = {"noise": key}
-        return self.generator.apply(variables, ws, self.noise_mode, method="synthesize", rngs=rngs), w
+            w = truncate(w, variables["buffers"]["mapping"]["w_avg"], psi)
+        return self._images(variables, ws, key, psi), w
+
+    def sample_between(
+        self,
+        variables: dict,
+        z: Array,
+        labels: Array,
+        t: Array,
+        key: Array,
+        psi: Array | None = None,
+        instances: None = None,
+    ) -> Array:
+        """See `Model`. The line is in W."""
+        del instances
+        (_, first), (_, second) = (self.generator.apply(variables, z, labels[:, i], method="styles") for i in (0, 1))
+        return self._images(variables, between(first, second, t), key, psi)
 
     def with_transition(self, stats: dict, t: Array) -> dict:
         """See `Model`: replaces ``buffers/mapping/transition`` where the generator has it."""
@@ -146,6 +170,12 @@ class StyleGAN2Model:
             return stats
         mapping = {**mapping, "transition": jnp.asarray(t, mapping["transition"].dtype)}
         return {**stats, "buffers": {**stats["buffers"], "mapping": mapping}}
+
+    def _images(self, variables: dict, ws: Array, key: Array, psi: Array | None) -> Array:
+        """Images of each layer's w ``[N, num_ws, w_dim]``, truncated by `psi` unless it is None."""
+        if psi is not None:
+            ws = truncate(ws, variables["buffers"]["mapping"]["w_avg"], psi)
+        return self.generator.apply(variables, ws, self.noise_mode, method="synthesize", rngs={"noise": key})
 
 
 def _alternate(first: PyTree, second: PyTree, group: int) -> PyTree:

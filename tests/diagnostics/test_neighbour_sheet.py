@@ -36,6 +36,26 @@ def test_rows_run_from_head_to_tail_and_neighbours_from_left_to_right(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(sheet))
 
 
+def test_neighbours_in_pixels_are_a_group_of_their_own(monkeypatch):
+    texts = []
+    monkeypatch.setattr(
+        "noisytwins_jax.diagnostics.sheet_frame.ImageDraw.ImageDraw.text",
+        lambda self, where, text, **_: texts.append((text, where)),
+    )
+    fakes, features = flat([10, 20]), (flat([[110, 111], [120, 121]]), np.array([[1.0, 2.0], [3.0, 4.0]]))
+    pixels = flat([[210, 211, 212], [220, 221, 222]]), np.array([[5.0, 6.0, 7.0], [8.0, 9.0, math.inf]])
+    sheet = neighbour_sheet(fakes, *features, [0, 1], ["a", "b"], [9, 5], in_pixels=pixels)
+    at = {value: places(sheet, value) for value in (10, 20, 110, 111, 120, 121, 210, 211, 212, 220, 221)}
+    assert {size for _, _, size in at.values()} == {64 * 64} and places(sheet, 222)[2] == 0
+    assert at[10][0] < at[110][0] < at[111][0] < at[210][0] < at[211][0] < at[212][0]
+    assert at[10][1] == at[110][1] == at[210][1] < at[20][1] == at[120][1] == at[220][1]
+    where = dict(texts)
+    assert where["Nearest in feature space"][0] == at[110][0] and where["Nearest in pixels"][0] == at[210][0]
+    assert where["5.00"] == (at[210][0], at[210][1] + 65) and "root mean square" in " ".join(where)
+    with pytest.raises(UserError, match="as many"):
+        neighbour_sheet(fakes, *features, [0, 1], ["a", "b"], [9, 5], in_pixels=(pixels[0], pixels[1][:, :2]))
+
+
 @pytest.mark.parametrize(("names", "order"), [(["all"], False), (["head", "tail"], True)])
 def test_the_caption_speaks_of_head_and_tail_where_there_are_classes(monkeypatch, names, order):
     said = []

@@ -29,6 +29,8 @@ class Generator(nn.Module, kw_only=True):
       width: ch, of which all channel counts are multiples: 96 in BigGAN, 128 in BigGAN-deep.
       deep: BigGAN-deep rather than BigGAN.
       embedding_dim: E, with `shared_embedding`.
+      instance_dim: I, of the linear map of an instance's features that follows the class embedding; 0 for none. Needs
+        `shared_embedding`.
       shared_embedding: one embedding of the classes for all layers; otherwise each batch normalisation has tables of
         its own and "embeddings" are one-hot (SA-GAN).
       skip_z: whether z goes to the blocks too; otherwise to the first layer only.
@@ -48,6 +50,7 @@ class Generator(nn.Module, kw_only=True):
     width: int = 96
     deep: bool = False
     embedding_dim: int = 128
+    instance_dim: int = 0
     shared_embedding: bool = True
     skip_z: bool = True
     attention: bool | tuple[int, ...] = True
@@ -75,6 +78,8 @@ class Generator(nn.Module, kw_only=True):
         sn_epsilon = self.sn_epsilon if self.spectral_norm else None
         if self.shared_embedding:
             self.shared = Embedding(self.num_classes, self.embedding_dim)
+        if self.instance_dim:
+            self.instance = Dense(self.instance_dim, None)  # an embedding: like the classes' it is not normalised
         self.linear = Dense(16 * table[0].in_channels * self.width, sn_epsilon)
         kind = DeepGeneratorBlock if self.deep else GeneratorBlock
         self.blocks = [
@@ -92,17 +97,24 @@ class Generator(nn.Module, kw_only=True):
         self.output_bn = BatchNorm(self.bn_epsilon, self.bn_decay)
         self.output_conv = Conv(self.width if self.wide_rgb else self.channels, 3, sn_epsilon)
 
-    def embed(self, labels: Array, class_noise: Array | None = None) -> Array:
-        """Labels ``[N]`` → rows of the shared embedding plus noise, ``[N, E]``; E is `num_classes` if none is shared."""
+    def embed(self, labels: Array, class_noise: Array | None = None, instances: Array | None = None) -> Array:
+        """What conditions every block: ``[N, E]``, or ``[N, E + I]`` with instances.
+
+        Labels ``[N]`` → rows of the shared embedding plus noise ``[N, E]`` (E is `num_classes` if none is shared), and
+        behind them the map of the instances' features ``[N, d]``.
+        """
         embedding = self.shared(labels) if self.shared_embedding else jax.nn.one_hot(labels, self.num_classes)
-        return embedding if class_noise is None else embedding + class_noise
+        embedding = embedding if class_noise is None else embedding + class_noise
+        if not self.instance_dim:
+            return embedding
+        return jnp.concatenate([embedding, self.instance(instances, update_stats=False)], axis=-1)
 
     def synthesize(self, z: Array, embedding: Array, train: bool = False, update_stats: bool = False) -> Array:
         """Makes images.
 
         Args:
           z: latents ``[N, z_dim]``.
-          embedding: of `embed`, ``[N, E]``, or anything between such.
+          embedding: of `embed`, or anything between such.
           train: whether batch normalisation uses the batch's moments rather than the stored ones.
           update_stats: whether every weight's u makes a step, which this call then uses; with `train`, also whether the
             stored moments move towards the batch's.
@@ -127,9 +139,10 @@ class Generator(nn.Module, kw_only=True):
         class_noise: Array | None = None,
         train: bool = False,
         update_stats: bool = False,
+        instances: Array | None = None,
     ) -> Array:
         """Latents ``[N, z_dim]`` and labels ``[N]`` to images; see `embed` and `synthesize`."""
-        return self.synthesize(z, self.embed(labels, class_noise), train, update_stats)
+        return self.synthesize(z, self.embed(labels, class_noise, instances), train, update_stats)
 
     def block_latents(self, z: Array) -> Array:
         """The part of z ``[N, z_dim]`` that the conditions of the blocks have, each chunk once: ``[N, L]``."""
