@@ -213,14 +213,15 @@ class LinearModel:
     def low_images(self, images):
         return None
 
-    def discriminate(self, variables, images, labels, class_noise, low_images=None, update_stats=False):
+    def discriminate(self, variables, inputs, update_stats=False):
+        images, labels, class_noise, *_ = inputs
         jax.debug.callback(lambda *arrays: self.passes.append(tuple(map(np.asarray, arrays))), labels, class_noise)
         p = variables["params"]
         features = jnp.tanh(images.reshape(len(images), -1) @ p["image"])
         return Discrimination((features * (p["embed"][labels] + class_noise)).sum(axis=1)), {}
 
     def discriminate_both(self, variables, real, fake):
-        return *(self.discriminate(variables, *inputs)[0] for inputs in (real, fake)), {}
+        return *(self.discriminate(variables, inputs)[0] for inputs in (real, fake)), {}
 
 
 def training_step(**changes) -> TrainingStep:
@@ -291,7 +292,7 @@ def test_generators_update_makes_twins_and_the_others_none(monkeypatch):
     step, made = training_step(), {}
     whole = step.draw_fakes
 
-    def record(key, table, n, twins=False):
+    def record(key, table, n, twins=False, std=1.0):
         made.setdefault(update.__name__, []).append((n, twins))
         return whole(key, table, n, twins)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.training.model import FakeDraws
+from noisytwins_jax.training.model import DiscriminatorInputs, FakeDraws
 from noisytwins_jax.training.networks import build_model
 
 
@@ -45,7 +45,8 @@ def network_flops(config: RunConfig, channels: int, num_classes: int) -> dict[st
         "generator": count_flops(generate, variables[0], draws) / n,
         "discriminator": count_flops(
             model.discriminate,
-            *(variables[1], array(*model.image_shape), labels, noise[1], low_images, None, instances),
+            variables[1],
+            DiscriminatorInputs(array(*model.image_shape), labels, noise[1], low_images, instances=instances),
         )
         / n,
     }

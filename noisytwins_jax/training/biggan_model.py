@@ -93,25 +93,17 @@ class BigGANModel:
         del images
 
     def discriminate(
-        self,
-        variables: dict,
-        images: Array,
-        labels: Array,
-        class_noise: Array,
-        low_images: Array | None = None,
-        dropout: Array | None = None,
-        instances: Array | None = None,
-        update_stats: bool = False,
+        self, variables: dict, inputs: DiscriminatorInputs, update_stats: bool = False
     ) -> tuple[Discrimination, PyTree]:
         """See `Model`. The class embedding takes no noise."""
-        del class_noise, low_images
+        dropout = inputs.dropout
         said, stats = self.discriminator.apply(
             variables,
-            images,
-            labels,
+            inputs.images,
+            inputs.labels,
             update_stats=update_stats,
             train=dropout is not None,
-            instances=instances,
+            instances=inputs.instances,
             rngs=None if dropout is None else {"dropout": dropout},
             mutable=["spectral"] if update_stats else (),
         )
@@ -126,13 +118,9 @@ class BigGANModel:
         def alternate(a: Array, b: Array) -> Array:  # a device that has some rows of both has as many after
             return jnp.stack([a, b], axis=1).reshape(2 * n, *a.shape[1:])
 
-        images, labels, instances = (
-            jax.tree.map(alternate, getattr(real, name), getattr(fake, name))
-            for name in ("images", "labels", "instances")
-        )
-        both, stats = self.discriminate(
-            variables, images, labels, real.class_noise, None, real.dropout, instances, update_stats=True
-        )
+        dropout = real.dropout
+        both = jax.tree.map(alternate, real._replace(dropout=None), fake._replace(dropout=None))
+        both, stats = self.discriminate(variables, both._replace(dropout=dropout), update_stats=True)
         real_said, fake_said = (jax.tree.map(lambda x, i=i: x.reshape(n, 2, *x.shape[1:])[:, i], both) for i in (0, 1))
         return real_said, fake_said, stats
 

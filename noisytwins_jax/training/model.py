@@ -30,13 +30,14 @@ class DiscriminatorInputs(NamedTuple):
     labels: Array  # [N] int32
     class_noise: Array  # [N, class_noise_dims[1]]
     low_images: Array | None = None  # [N, h, w, C], where there are low logits
-    dropout: Array | None = None  # key, where features are dropped
+    dropout: Array | None = None  # key, for a discriminator that drops features; None to drop none
     instances: Array | None = None  # [N, d], features of instances
 
 
 class Model(Protocol):
-    """A generator and a discriminator, as a value that can be hashed; `variables` are Flax collections with ``params`` among them.
+    """A generator and a discriminator, as a value that can be hashed.
 
+    `variables` are Flax collections with ``params`` among them.
     Statistics are the other collections; methods return those that they changed, complete, and ``{}`` for none.
     """
 
@@ -49,9 +50,7 @@ class Model(Protocol):
     # Paths, or their beginnings, of the discriminator's parameters that R1 does not involve; see `Discriminator`.
     parameters_without_r1: tuple[tuple[str, ...], ...]
     w_is_truncated: bool  # whether truncation can act in W (ψ)
-    instance_features: (
-        int  # d, width of the features of instances, 0 where there are none: then all `instances` are None
-    )
+    instance_features: int  # d, width of the features of instances; 0 for none: then all `instances` are None
     standing_statistics: bool  # whether images need moments of activations that are taken beforehand, `batch_moments`
 
     def init(self, key: Array) -> tuple[dict, dict]:
@@ -73,21 +72,9 @@ class Model(Protocol):
         ...
 
     def discriminate(
-        self,
-        variables: dict,
-        images: Array,
-        labels: Array,
-        class_noise: Array,
-        low_images: Array | None = None,
-        dropout: Array | None = None,
-        instances: Array | None = None,
-        update_stats: bool = False,
+        self, variables: dict, inputs: DiscriminatorInputs, update_stats: bool = False
     ) -> tuple[Discrimination, PyTree]:
-        """What the discriminator says of N images, and its statistics after it.
-
-        Low logits where `low_images` are. `dropout` is a key for a discriminator that drops features, None to drop none.
-        `instances` are the features ``[N, d]`` of the images' instances.
-        """
+        """What the discriminator says of N images, and its statistics after it; low logits where there are low images."""
         ...
 
     def discriminate_both(

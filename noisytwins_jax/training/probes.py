@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisytwins_jax.data.source import DataSplits, ImageSource, LabelledImages, read_images
-from noisytwins_jax.training.model import Model
+from noisytwins_jax.training.model import DiscriminatorInputs, Model
 
 Array = jax.Array
+_GROUPS = 32  # a multiple of all published sizes of minibatch-std groups
 PROBE_IMAGES = 512  # of either kind, at most
 COMPARED_IMAGES = 100_000  # larger data sets are not searched for images in both splits: it would take minutes
 _BLOCK = 1024
@@ -42,7 +43,8 @@ def memorisation_probe(model: Model, splits: DataSplits) -> Callable[[Any], dict
             images = jnp.asarray(batch["image"]).astype(float) / 127.5 - 1.0
             noise = jnp.zeros((len(images), model.class_noise_dims[1]))
             low = model.low_images(images)
-            said, _ = model.discriminate(variables, images, jnp.asarray(batch["label"]), noise, low)
+            inputs = DiscriminatorInputs(images, jnp.asarray(batch["label"]), noise, low)
+            said, _ = model.discriminate(variables, inputs)
             accuracies[f"discriminator_accuracy/{name}"] = (said.logits > 0).mean()
         return accuracies
 
@@ -59,6 +61,8 @@ def _alike(splits: DataSplits) -> dict[str, LabelledImages] | None:
         n = min(len(known), len(unknown))
         pairs.append(np.stack([known[:n], unknown[:n]], axis=1))
     chosen = rng.permutation(np.concatenate(pairs))[:PROBE_IMAGES]
+    if len(chosen) > _GROUPS:
+        chosen = chosen[: len(chosen) // _GROUPS * _GROUPS]
     if not len(chosen):
         return None
     return {

@@ -92,7 +92,10 @@ class TrainingStep:
     ):
         self.config, self.model, self.batch, self.replicate = config, model, batch, replicate
         self.gather, self.scatter = gather, scatter
-        self.loss, self.latents = adversarial_loss(config.loss, config.loss_margin), config.z
+        self.loss, self.latents = (
+            adversarial_loss(config.loss, config.loss_margin),
+            config.z._replace(z_dim=model.z_dim),
+        )
         self.policy = diffaugment.parse_policy(config.augment.diffaugment)
         self.ada = ada.parse_operations(config.ada.operations)
         self.ada_impl = "gather" if config.up_impl == "phase" else "matmul"
@@ -140,7 +143,7 @@ class TrainingStep:
         return annealed_std(progress.kimg, config.start_std, 1.0, config.anneal_kimg)
 
     def draw_fakes(
-        self, key: Array, table: ClassTable, n: int, std: Array | float = 1.0, twins: bool = False
+        self, key: Array, table: ClassTable, n: int, twins: bool = False, std: Array | float = 1.0
     ) -> FakeDraws:
         """Draws for n generated images; with `twins`, n/2 pairs of the same z and label in the layout [a; b].
 
@@ -203,7 +206,7 @@ class TrainingStep:
         self, variables: dict, shown: Shown, draws: PassDraws, p: Array, update_stats: bool = False
     ) -> tuple[Discrimination, PyTree]:
         """Augments and discriminates: the discriminator's outputs, and its statistics after it."""
-        return self.model.discriminate(variables, *self.augmented(shown, draws, p), update_stats=update_stats)
+        return self.model.discriminate(variables, self.augmented(shown, draws, p), update_stats)
 
     def augmented(self, shown: Shown, draws: PassDraws, p: Array) -> DiscriminatorInputs:
         """What the discriminator looks at, when shown these images."""
@@ -305,7 +308,7 @@ class TrainingStep:
             state = self._move_transition(state)
         step, network = state.generator.updates, state.generator
         key, std = purpose_key(state.key, step, "generator"), self.latent_std(self.progress(network))
-        fakes = self.draw_fakes(key, table, self.config.batch_size, std, twins=self.config.makes_twins)
+        fakes = self.draw_fakes(key, table, self.config.batch_size, self.config.makes_twins, std)
         draws = self.draw_pass(purpose_key(state.key, step, "generator/discriminator"), table, fakes.labels)
         whole = self.whole(state)
         gradients, (metrics, stats, objectives) = jax.grad(self.generator_loss, has_aux=True)(
@@ -319,7 +322,7 @@ class TrainingStep:
         """Path length, after the generator's update of the same step."""
         step, network = state.generator.updates - 1, state.generator
         n, std = self.config.path_length_batch, self.latent_std(self.progress(network.replace(updates=step)))
-        fakes = self.draw_fakes(purpose_key(state.key, step, "path_length"), table, n, std)
+        fakes = self.draw_fakes(purpose_key(state.key, step, "path_length"), table, n, std=std)
         noise = jax.random.normal(purpose_key(state.key, step, "path_length/noise"), (n, *self.model.image_shape))
         whole = self.whole(state)
         (loss, mean), gradients = jax.value_and_grad(self.path_length_loss, has_aux=True)(
@@ -341,7 +344,7 @@ class TrainingStep:
         update, network = state.discriminator.updates, state.discriminator
         real = self._shown(batch, table)
         std = self.latent_std(self.progress(network, self.config.optimizer.discriminator_updates))
-        fakes = self.draw_fakes(purpose_key(state.key, update, "discriminator"), table, real.labels.shape[0], std)
+        fakes = self.draw_fakes(purpose_key(state.key, update, "discriminator"), table, real.labels.shape[0], std=std)
         whole = self.whole(state)
         generator = whole.generator
         _, conditioning, stats = self.model.map(generator.variables, fakes, update_stats=True)

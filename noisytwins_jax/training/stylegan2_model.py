@@ -102,19 +102,13 @@ class StyleGAN2Model:
         return None if self.low_shape is None else shrink(images, self.low_shape[0])
 
     def discriminate(
-        self,
-        variables: dict,
-        images: Array,
-        labels: Array,
-        class_noise: Array,
-        low_images: Array | None = None,
-        dropout: Array | None = None,
-        instances: Array | None = None,
-        update_stats: bool = False,
+        self, variables: dict, inputs: DiscriminatorInputs, update_stats: bool = False
     ) -> tuple[Discrimination, PyTree]:
         """See `Model`. The discriminator keeps no statistics, and drops nothing."""
-        del dropout, instances, update_stats
-        return self.discriminator.apply(variables, images, labels, class_noise, low_images), {}
+        del update_stats
+        return self.discriminator.apply(
+            variables, inputs.images, inputs.labels, inputs.class_noise, inputs.low_images
+        ), {}
 
     def discriminate_both(
         self, variables: dict, real: DiscriminatorInputs, fake: DiscriminatorInputs
@@ -122,9 +116,9 @@ class StyleGAN2Model:
         """See `Model`. One pass over both: only minibatch-std groups look across images, and they stay as they are."""
         group = self.discriminator.mbstd_group_size
         if group > real.labels.shape[0]:  # each kind is a group, and smaller than a group of both
-            passes = [self.discriminate(variables, *inputs, update_stats=True)[0] for inputs in (real, fake)]
+            passes = [self.discriminate(variables, inputs, update_stats=True)[0] for inputs in (real, fake)]
             return *passes, {}
-        both, stats = self.discriminate(variables, *_alternate(real, fake, group), update_stats=True)
+        both, stats = self.discriminate(variables, _alternate(real, fake, group), update_stats=True)
         return *_separate(both, group), stats
 
     def latent_w(self, variables: dict, z: Array, labels: Array, instances: None = None) -> Array:

@@ -31,6 +31,7 @@ from noisytwins_jax.errors import UserError
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.tpu.hlo import read_program
 from noisytwins_jax.tpu.topology import tpu_devices
+from noisytwins_jax.training.model import DiscriminatorInputs
 from noisytwins_jax.training.networks import build_model
 
 _IMAGES = 16  # on every core
@@ -103,7 +104,7 @@ def _discriminator(layout: Layout, resolution: int) -> jax.stages.Lowered:
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0)))[1]
 
     def loss(params, images, labels, noise):
-        said, _ = model.discriminate({**variables, "params": params}, images, labels, noise)
+        said, _ = model.discriminate({**variables, "params": params}, DiscriminatorInputs(images, labels, noise))
         return jax.nn.softplus(said.logits).mean()
 
     def struct(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:

@@ -12,12 +12,13 @@ from flax.traverse_util import flatten_dict
 from golden_numbers import assert_close
 
 from noisytwins_jax.config import RunConfig
+from noisytwins_jax.latents import Latents, Truncation
 from noisytwins_jax.networks import fir
 from noisytwins_jax.networks.stylegan2 import Discriminator, Generator, shrink
 from noisytwins_jax.objectives.path_length import path_lengths
 from noisytwins_jax.randomness import sample_keys
 from noisytwins_jax.sampling import Sampler
-from noisytwins_jax.training.model import FakeDraws
+from noisytwins_jax.training.model import DiscriminatorInputs, FakeDraws
 from noisytwins_jax.training.networks import build_model
 from noisytwins_jax.training.stylegan2_model import StyleGAN2Model
 
@@ -224,7 +225,9 @@ def test_path_length_of_utlo_is_differentiable():
 def test_sampler(name):
     """Images of either generator are those of its own parts, each w truncated."""
     generator, variables = (transitional()[0], at(1.0)) if name == "transitional" else utlo(8, 4)
-    images, w = Sampler(generator, variables, noise_mode="const", psi=PSI, rows=2)(np.arange(2), np.arange(2))
+    model, latents = StyleGAN2Model(generator, make_discriminator()[0], "const"), Latents(generator.z_dim)
+    sampler = Sampler(model, latents, variables, truncation=Truncation("psi", PSI), rows=2)
+    images, w = sampler(np.arange(2), np.arange(2))
     z = np.concatenate([_first_normal(index) for index in range(2)])
     w_avg = variables["buffers"]["mapping"]["w_avg"]
 
@@ -426,14 +429,17 @@ def test_networks_of_a_configuration(objectives, conditioning, heads, low):
     assert model.class_noise_dims == (W, 8) and model.mixing_layers == model.generator.num_ws
     assert model.parameters_without_r1 == model.discriminator.parameters_without_r1
 
+    def inputs(images, low_images):
+        return DiscriminatorInputs(images, LABELS, jnp.zeros((N, 8)), low_images)
+
     def forward(key):
         g, d = model.init(key)
         draws = FakeDraws(jnp.zeros((N, W)), LABELS, jnp.zeros((N, W)), None, None, None, key)
         w, conditioning, stats = model.map(g, draws, update_stats=True)
         assert jax.tree.structure({"params": g["params"], **stats}) == jax.tree.structure(g)
         images, low_images, _ = model.synthesize({**g, **stats}, conditioning, key, update_stats=True)
-        real, _ = model.discriminate(d, images, LABELS, jnp.zeros((N, 8)), model.low_images(images), update_stats=True)
-        fake, _ = model.discriminate(d, images, LABELS, jnp.zeros((N, 8)), low_images)
+        real, _ = model.discriminate(d, inputs(images, model.low_images(images)), update_stats=True)
+        fake, _ = model.discriminate(d, inputs(images, low_images))
         return w, images, low_images, real, fake
 
     w, images, low_images, real, fake = jax.eval_shape(forward, jax.random.key(0))

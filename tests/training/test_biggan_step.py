@@ -173,7 +173,7 @@ def test_one_pass_says_what_two_passes_say():
     @jax.jit
     def said(real, fake):
         variables = model.init(jax.random.key(0))[1]
-        two = [model.discriminate(variables, *shown, update_stats=True) for shown in (real, fake)]
+        two = [model.discriminate(variables, shown, update_stats=True) for shown in (real, fake)]
         return two, model.discriminate_both(variables, real, fake)
 
     two, (*one, stats) = said(inputs(), inputs())
@@ -205,9 +205,9 @@ def test_the_average_starts_late():
 class RememberingStep(TrainingStep):
     """Remembers the standard deviation of the latents that it draws."""
 
-    def draw_fakes(self, key, table, n, std=1.0, twins=False):
+    def draw_fakes(self, key, table, n, twins=False, std=1.0):
         self.stds.append(std)
-        return super().draw_fakes(key, table, n, std, twins)
+        return super().draw_fakes(key, table, n, twins, std)
 
 
 def test_latents_are_annealed_in_both_updates():
@@ -229,7 +229,7 @@ def test_latents_are_annealed_in_both_updates():
 
     key, drawn = jax.random.key(0), {}
     for std in (1.0, 3.0):
-        drawn[std] = TrainingStep.draw_fakes(step, key, table, 8, std)
+        drawn[std] = TrainingStep.draw_fakes(step, key, table, 8, std=std)
     np.testing.assert_allclose(drawn[3.0].z, 3.0 * drawn[1.0].z, rtol=1e-6)
     np.testing.assert_array_equal(drawn[3.0].labels, drawn[1.0].labels)
     assert make_step().latent_std(Progress(jnp.int32(0), 0.0)) == 1.0
@@ -266,7 +266,8 @@ def test_features_are_dropped_in_both_updates_and_nowhere_else(dropout):
     @jax.jit
     def logits(key):
         draws = step.draw_pass(key, table, labels)
-        return step.model.discriminate(variables, images, labels, draws.class_noise, None, draws.dropout)[0].logits
+        inputs = DiscriminatorInputs(images, labels, draws.class_noise, dropout=draws.dropout)
+        return step.model.discriminate(variables, inputs)[0].logits
 
     one, again, other = (logits(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)

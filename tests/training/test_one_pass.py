@@ -36,7 +36,7 @@ def test_says_what_two_passes_say(group, heads):
     @jax.jit
     def said():
         variables = networks.init(jax.random.key(0))[1]
-        two = [networks.discriminate(variables, *shown)[0] for shown in (real, fake)]
+        two = [networks.discriminate(variables, shown)[0] for shown in (real, fake)]
         return two, networks.discriminate_both(variables, real, fake)
 
     two, (*one, stats) = said()

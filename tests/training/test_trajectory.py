@@ -25,9 +25,9 @@ GOLDEN = ("train_trajectory_base", "train_trajectory_lecam_rampup")
 class StridedGroups(StyleGAN2Model):
     """The published minibatch-std groups are strided; ours are contiguous: permute the batch around the discriminator."""
 
-    def discriminate(self, variables, images, labels, class_noise, low_images=None, update_stats=False):
-        order = self.order(labels)
-        found, stats = super().discriminate(variables, images[order], labels[order], class_noise[order])
+    def discriminate(self, variables, inputs, update_stats=False):
+        order = self.order(inputs.labels)
+        found, stats = super().discriminate(variables, jax.tree.map(lambda x: x[order], inputs))
         return found._replace(logits=found.logits[np.argsort(order)]), stats
 
     def discriminate_both(self, variables, real, fake):
@@ -44,7 +44,7 @@ class StridedGroups(StyleGAN2Model):
 class StoredDraws(TrainingStep):
     """Takes draws, in the order they are asked for, from the place of the class table's noise."""
 
-    def draw_fakes(self, key, table, n, twins=False):
+    def draw_fakes(self, key, table, n, twins=False, std=1.0):
         self.passes = iter(table.noise_std["passes"])
         return FakeDraws(*table.noise_std["fakes"], None, None, None, key)
 

@@ -20,6 +20,7 @@ from noisytwins_jax.instances import abstract_table
 from noisytwins_jax.networks.biggan import Discriminator, Generator
 from noisytwins_jax.sampling import Sampler, standing_statistics
 from noisytwins_jax.training.instances import draw_features_of_classes, draw_pairs
+from noisytwins_jax.training.model import DiscriminatorInputs
 from noisytwins_jax.training.networks import build_model
 from noisytwins_jax.training.step import TrainingStep, class_table
 
@@ -83,7 +84,7 @@ def test_both_networks_look_at_the_instance(model, networks):
     @quick_jit
     def look(networks):
         made, w = model.sample(networks[0], z, labels, jax.random.key(0), None, h)
-        said, _ = model.discriminate(networks[1], images, labels, jnp.zeros((4, 0)), instances=h)
+        said, _ = model.discriminate(networks[1], DiscriminatorInputs(images, labels, jnp.zeros((4, 0)), instances=h))
         part = model.discriminator.apply(networks[1], images, method="features")
         return made, w, said.logits, part
 
