@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -14,9 +14,8 @@ import jax
 import numpy as np
 
 from noisytwins_jax.checkpoint import Checkpoints
+from noisytwins_jax.collapse_watch import Collapsed, CollapseWatch
 from noisytwins_jax.config import RunConfig, flatten
-from noisytwins_jax.data.instances import InstanceTable
-from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.pipeline import TrainingBatches, training_batches
 from noisytwins_jax.data.source import DataSplits, LabelledImages
 from noisytwins_jax.evaluate import (
@@ -29,25 +28,21 @@ from noisytwins_jax.evaluate import (
     write_results,
 )
 from noisytwins_jax.instances import check_instances, with_instances
-from noisytwins_jax.logs import METRICS_FILE, MetricsWriter, Progress, read_metrics
+from noisytwins_jax.logs import MetricsWriter, Progress
 from noisytwins_jax.metrics.scores import FRECHET
 from noisytwins_jax.metrics.table import distance_entries, headline_line
-from noisytwins_jax.metrics.w_space import w_ratio_probe
 from noisytwins_jax.profiling import Stopwatch, Tracer
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.survival.agreement import check_agreement, check_same_data, failing_together
-from noisytwins_jax.survival.collapse import Collapse, CollapseDetector
-from noisytwins_jax.survival.collapse_log import forget_alarms_after, read_collapses, returns_made, write_collapse
+from noisytwins_jax.survival.collapse_log import forget_alarms_after, returns_made
 from noisytwins_jax.survival.finite import bad_tensors, divergence, first_bad_metric
 from noisytwins_jax.survival.lock import WorkdirLock
 from noisytwins_jax.survival.stopping import StopSignal
 from noisytwins_jax.survival.watchdog import TRAINING, Watchdog
 from noisytwins_jax.together import on_first_process, say
-from noisytwins_jax.training.instances import draw_features_of_classes
 from noisytwins_jax.training.interventions import change_after_collapses, intervene
-from noisytwins_jax.training.model import Model
 from noisytwins_jax.training.networks import build_model
-from noisytwins_jax.training.probes import memorisation_probe
+from noisytwins_jax.training.probes import Probe, look, probes_of
 from noisytwins_jax.training.programs import Programs, check_batch
 from noisytwins_jax.training.schedule import in_order
 from noisytwins_jax.training.state import TrainState
@@ -76,7 +71,7 @@ class Run(NamedTuple):
     batches: TrainingBatches
     checkpoints: Checkpoints
     writer: MetricsWriter
-    probes: dict[str, Callable[[TrainState], dict[str, jax.Array]]]  # looks at a state now and then, to be logged
+    probes: dict[str, Probe]  # looks at a state now and then, to be logged
 
 
 def train(config: RunConfig, workdir: str | Path) -> Path:
@@ -230,14 +225,6 @@ class Diverged(Exception):
         self.step, self.loss, self.tensors = step, loss, tensors
 
 
-class Collapsed(Exception):
-    """Training collapsed, and is to go on from the checkpoint of step `kept`, now the newest."""
-
-    def __init__(self, kept: int):
-        super().__init__(kept)
-        self.kept = kept
-
-
 def run_loop(
     run: Run, programs: Programs | None, state: TrainState, start: int
 ) -> tuple[TrainState, dict[str, Any] | None]:
@@ -270,12 +257,11 @@ def run_loop(
         **{name: interval(config, getattr(config, f"{name}_interval_kimg")) for name in run.probes},
     }
     probes_owed: set[str] = set()  # at the start and at the end too
-    returns = returns_made(on_first_process(lambda: read_collapses(workdir)))
-    detector, unheeded = collapse_detector(run, start)
+    collapse = CollapseWatch(config.collapse, run.checkpoints, workdir, start)
     first_process = jax.process_index() == 0
     progress = Progress(config.total_kimg, start * config.images_per_step / 1000, disable=not first_process or None)
     if start == 0 and run.probes:
-        writer.write_scalars(0, {**look(run, state, run.probes), "kimg": 0.0})
+        writer.write_scalars(0, {**look(run.probes, state, run.probes), "kimg": 0.0})
     pending, logged_step, done, before = [], start, start, start
     evaluation = None
 
@@ -284,21 +270,16 @@ def run_loop(
         say(f"Stopped by {stop.name} at step {done}; saved. Run the same command again to go on.", sys.stderr)
         raise SystemExit(stop.exit_status)
 
-    def heed(collapse: Collapse | None) -> None:
+    def watch(step: int, numbers: Mapping[str, float] | None = None) -> None:
+        """For collapse."""
         nonlocal done
         try:
-            if collapse is not None:
-                heed_collapse(run, collapse, returns)
+            collapse.look(step, numbers)
         except Collapsed as error:
             if stop.agreed():  # all that is to be saved is saved
                 done = error.kept
                 end()
             raise
-
-    def watch(step: int, numbers: Mapping[str, float]) -> None:
-        """For collapse."""
-        if detector is not None:
-            heed(detector.look(step, numbers))
 
     def heed_stop() -> None:
         """For the pauses of an evaluation, whose state is saved."""
@@ -312,7 +293,7 @@ def run_loop(
         contextlib.closing(Tracer(config.profile.steps, workdir, enabled=first_process)) as tracer,
         contextlib.closing(progress),
     ):
-        heed(unheeded)
+        watch(start)
         if owes_evaluation(run, start):
             evaluation = evaluate_saved(run, state, start, heed_stop, progress)
             watch(start, measured(evaluation))
@@ -336,7 +317,7 @@ def run_loop(
             if due["log"] or save:  # a state is saved only after its losses were looked at, and with all of them logged
                 numbers = in_order(pending)
                 logged = mean_metrics([metrics for _, metrics in numbers])
-                logged |= look(run, state, probes_owed)  # when other numbers are fetched anyway
+                logged |= look(run.probes, state, probes_owed)  # when other numbers are fetched anyway
                 probes_owed.clear()
                 figures = stopwatch.lap(done - logged_step, config.images_per_step)
                 pending, logged_step = [], done
@@ -345,13 +326,13 @@ def run_loop(
                 check_finite(numbers, state, thorough=save)
                 watch(done, logged)
             if before < config.intervention.step <= done:
-                state = intervene(state, config.intervention, config.collapse, returns)
+                state = intervene(state, config.intervention, config.collapse, collapse.returns)
                 progress.write(f"step {done}: the intervention of the configuration is made.")
             stopwatch.pause()
             evaluation = None
             if save:
                 watchdog.beat(done, "saving", patience=6)
-                data = {**run.batches.state(), "fingerprint": fingerprint, "returns": returns}
+                data = {**run.batches.state(), "fingerprint": fingerprint, "returns": collapse.returns}
                 wait = due["evaluate"] or stopping or last
                 run.checkpoints.save(done, state, data, flat_config, wait=wait)
             if stopping:
@@ -413,56 +394,6 @@ def measured(evaluation: Mapping[str, Any]) -> dict[str, float]:
     return {f"evaluation/{name}": value for name, value in evaluation["metrics"].items() if value is not None}
 
 
-def collapse_detector(run: Run, start: int) -> tuple[CollapseDetector | None, Collapse | None]:
-    """What watches for collapse, if the configuration wants it, with what the run has logged so far.
-
-    Also an alarm of step `start` itself, of which nothing is written down: the run was killed before it could.
-    """
-    if not run.config.collapse.watched:
-        return None, None
-    detector = CollapseDetector(run.config.collapse)
-    records, known = on_first_process(lambda: (read_metrics(run.workdir), read_collapses(run.workdir)))
-    alarms = detector.replay(records)
-    heeded = {record["step"] for record in known}
-    return detector, next((alarm for alarm in alarms if alarm.step == start and start not in heeded), None)
-
-
-def heed_collapse(run: Run, collapse: Collapse, returns: int) -> None:
-    """Says that training collapses, keeps the last good checkpoint, and writes it down.
-
-    Written down last: a run that is killed in here finds the same collapse again when it goes on.
-
-    Args:
-      run: what collapses.
-      collapse: how.
-      returns: how often it went back already.
-
-    Raises:
-      Collapsed: training is to go on from that checkpoint.
-    """
-    config, checkpoints, workdir = run.config.collapse, run.checkpoints, run.workdir
-    checkpoints.wait()
-    kept = checkpoints.newest_at_or_before(collapse.good_step)
-    returning = config.action == "return" and kept is not None and returns < config.max_returns
-    then = "going back there" if returning else "going on"
-    if kept is not None:
-        checkpoints.pin(kept)
-        what = f"the checkpoint of step {kept}, which is of before, is kept"
-        if config.action == "return" and not returning:
-            then += f", having gone back as often as config.collapse.max_returns={config.max_returns} says"
-    else:
-        what = (
-            f"no checkpoint of step {collapse.good_step} or before is left (lower config.checkpoint_interval_kimg, or raise "
-            "config.collapse.keep)"
-        )
-    say(f"Training collapses: {collapse.sign}; {what}; {then}.", sys.stderr)
-    if returning:
-        checkpoints.forget_after(kept)
-    on_first_process(lambda: write_collapse(workdir, collapse, kept, workdir / METRICS_FILE if returning else None))
-    if returning:
-        raise Collapsed(kept)
-
-
 def protocol_digest(evaluation: Mapping[str, Any]) -> str:
     """Hexadecimal SHA-256 of how an evaluation was made: distances with the same one compare."""
     return hashlib.sha256(json.dumps([*distance_entries(evaluation).items()]).encode()).hexdigest()
@@ -478,39 +409,6 @@ def watched(
             batch = next(batches)
         beat(TRAINING)
         yield batch
-
-
-def probes_of(
-    config: RunConfig, model: Model, splits: DataSplits, layout: Layout, instances: InstanceTable | None = None
-) -> dict[str, Callable[[TrainState], dict[str, jax.Array]]]:
-    """The looks that the configuration wants, compiled; each has the field ``<name>_interval_kimg``.
-
-    `instances` are on the devices already.
-    """
-    groups = class_groups(splits.train.class_counts, config.data.group_thresholds)
-    found: dict[str, Callable[[TrainState], dict[str, jax.Array]]] = {}
-    if config.w_ratio_interval_kimg > 0:
-
-        def latent_w(given: tuple, z: jax.Array, labels: jax.Array) -> jax.Array:
-            variables, table = given
-            keys = jax.random.split(jax.random.key(0), len(labels))
-            return model.latent_w(variables, z, labels, draw_features_of_classes(keys, table, labels))
-
-        w_ratio = jax.jit(w_ratio_probe(latent_w, model.z_dim, groups), out_shardings=layout.replicated)
-        found["w_ratio"] = lambda state: w_ratio((state.ema, instances))
-    memorisation = memorisation_probe(model, splits) if config.memorisation_interval_kimg > 0 else None
-    if memorisation is not None:
-        accuracies = jax.jit(memorisation, out_shardings=layout.replicated)
-        found["memorisation"] = lambda state: accuracies(state.discriminator.variables)
-    return found
-
-
-def look(run: Run, state: TrainState, names: Collection[str]) -> dict[str, float]:
-    """The numbers of some probes."""
-    numbers: dict[str, float] = {}
-    for name in names:
-        numbers |= {key: float(value) for key, value in run.probes[name](state).items()}
-    return numbers
 
 
 def on_google_cloud() -> bool:

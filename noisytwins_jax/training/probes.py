@@ -1,21 +1,62 @@
-"""Looks at a state now and then while training, each a function to be compiled: numbers to be logged."""
+"""Looks at a state now and then while training: numbers to be logged."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from noisytwins_jax.config import RunConfig
+from noisytwins_jax.data.instances import InstanceTable
+from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.source import DataSplits, ImageSource, LabelledImages, read_images
+from noisytwins_jax.metrics.w_space import w_ratio_probe
+from noisytwins_jax.sharding import Layout
+from noisytwins_jax.training.instances import draw_features_of_classes
 from noisytwins_jax.training.model import DiscriminatorInputs, Model
+from noisytwins_jax.training.state import TrainState
 
 Array = jax.Array
+Probe = Callable[[TrainState], dict[str, Array]]
 _GROUPS = 32  # a multiple of all published sizes of minibatch-std groups
 PROBE_IMAGES = 512  # of either kind, at most
 COMPARED_IMAGES = 100_000  # larger data sets are not searched for images in both splits: it would take minutes
 _BLOCK = 1024
+
+
+def probes_of(
+    config: RunConfig, model: Model, splits: DataSplits, layout: Layout, instances: InstanceTable | None = None
+) -> dict[str, Probe]:
+    """The looks that the configuration wants, compiled; each has the field ``<name>_interval_kimg``.
+
+    `instances` are on the devices already.
+    """
+    groups = class_groups(splits.train.class_counts, config.data.group_thresholds)
+    found: dict[str, Probe] = {}
+    if config.w_ratio_interval_kimg > 0:
+
+        def latent_w(given: tuple, z: Array, labels: Array) -> Array:
+            variables, table = given
+            keys = jax.random.split(jax.random.key(0), len(labels))
+            return model.latent_w(variables, z, labels, draw_features_of_classes(keys, table, labels))
+
+        w_ratio = jax.jit(w_ratio_probe(latent_w, model.z_dim, groups), out_shardings=layout.replicated)
+        found["w_ratio"] = lambda state: w_ratio((state.ema, instances))
+    memorisation = memorisation_probe(model, splits) if config.memorisation_interval_kimg > 0 else None
+    if memorisation is not None:
+        accuracies = jax.jit(memorisation, out_shardings=layout.replicated)
+        found["memorisation"] = lambda state: accuracies(state.discriminator.variables)
+    return found
+
+
+def look(probes: dict[str, Probe], state: TrainState, names: Collection[str]) -> dict[str, float]:
+    """The numbers of some of the probes, on the host."""
+    numbers: dict[str, float] = {}
+    for name in names:
+        numbers |= {key: float(value) for key, value in probes[name](state).items()}
+    return numbers
 
 
 def memorisation_probe(model: Model, splits: DataSplits) -> Callable[[Any], dict[str, Array]] | None:
