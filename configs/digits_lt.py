@@ -58,7 +58,7 @@ INSTANCES = {
     "instances.extractor": "classifier",
     "instances.embedding_dim": 32,
 }
-BIGGAN_NOISE = {"noisytwins.sigma": 0.1}
+BIGGAN_TWINS = TWINS | {"noisytwins.weight": 0.02}  # 0.4 costs class consistency
 TRANSITIONAL = {"transitional.weight": 1.0, "transitional.start_kimg": 40.0, "transitional.end_kimg": 80.0}
 
 ROWS = {
@@ -78,7 +78,7 @@ ROWS = {
     "biggan_gsr": DIFFAUG
     | BIGGAN_DIGITS
     | {"gsr.weight": 0.5, "gsr.alpha": 0.99, "gsr.power_iterations": 4, "gsr.embedding": "effective"},
-    "biggan_noisytwins": DIFFAUG | BIGGAN_DIGITS | BIGGAN_NOISE | TWINS,
+    "biggan_noisytwins": DIFFAUG | BIGGAN_DIGITS | NOISE | BIGGAN_TWINS,
     "icgan": DIFFAUG | BIGGAN_DIGITS | INSTANCES,
 }
 METHODS = tuple(ROWS)
