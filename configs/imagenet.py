@@ -73,7 +73,6 @@ def get_config(words: str = "biggan") -> ml_collections.ConfigDict:
     config.dtype = "bfloat16"  # activations
     config.checkpoint_interval_kimg = 4096.0  # a thousand steps
     config.log_interval_kimg = 40.96
-    config.w_ratio_interval_kimg = 409.6
     config.memorisation_interval_kimg = 409.6
 
     config.data.name = "imagenet"

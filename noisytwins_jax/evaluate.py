@@ -58,8 +58,8 @@ NEAREST_CAPTION = (
     "their distances."
 )
 SPECTRA_CAPTION = (
-    "Singular values of every weight (BigGAN, Fig. 3): the largest, and how far it is above the second. A sudden growth "
-    "in the generator foretells collapse."
+    "Singular values of every weight. The largest, and how far it is above the second (BigGAN, Fig. 3); a sudden growth in "
+    "the generator foretells collapse."
 )
 INTERPOLATIONS_FILE, TRUNCATION_FILE = "interpolations.png", "truncation.png"
 INTERPOLATIONS_CAPTION = (
@@ -71,6 +71,7 @@ TRUNCATION_CAPTION = (
     "Truncation. The same z in every row, truncated more and more (BigGAN, Fig. 2); none is selected. Quality should rise "
     "while variety goes; saturated images say that the generator does not bear it."
 )
+W_CAPTION = "Latent space W. Each dot is the w of one (z, class); a collapsed class is a point or a thin line."
 SCRATCH = ".evaluation"  # in the workdir, while an evaluation is under way
 SHEET_CLASSES, SHEET_REAL, SHEET_FAKE = 30, 8, 16  # rows of the sample sheet, and images a row
 BAND_ROWS, STEPS = 4, 10  # of the interpolation sheet: rows of each kind, and images a row with both ends
@@ -224,7 +225,7 @@ def evaluate_variables(
     if splits.classifier.factor_names:
         weights = on_first_process(lambda: load_or_train_weights(splits.classifier, cache, options.seed))
         reader = FactorReader(*weights, splits.reference)
-    return evaluate_generator(
+    result = evaluate_generator(
         sampler(),
         reference=splits.reference,
         extractors=load_extractors(config, splits, cache),
@@ -246,6 +247,18 @@ def evaluate_variables(
         + (f" {config.instances} {variables_sha256(splits.instances)}" if splits.instances else ""),
         between=between,
     )
+    return result if has_mapping_network(config) else _without_w(result)
+
+
+def has_mapping_network(config: RunConfig) -> bool:
+    """Whether w says something of the images: BigGAN's is z and the class embedding, diverse whatever comes of it."""
+    return config.network == "stylegan2"
+
+
+def _without_w(result: dict[str, Any]) -> dict[str, Any]:
+    """The numbers without those of W."""
+    metrics = {name: value for name, value in result["metrics"].items() if not name.endswith("w_ratio")}
+    return result | {"metrics": metrics, "per_class": [row | {"w_ratio": None} for row in result["per_class"]]}
 
 
 def settings_of(config: RunConfig, splits: DataSplits | None = None, **others: Any) -> Settings:
@@ -325,6 +338,7 @@ def _write_report(
 ) -> Path:
     np.savez(workdir / W_FILE, w=w, labels=labels)
     names, counts = splits.train.class_names, splits.train.class_counts
+    with_w = has_mapping_network(config)
     kimg, records = step * config.images_per_step / 1000, read_metrics(workdir)
     return write_report(
         workdir / REPORT_FILE,
@@ -335,10 +349,7 @@ def _write_report(
         evaluation=result,
         figures=[
             ("Samples. Every row is a class, from the most to the least frequent; none is selected.", sheet),
-            (
-                "Latent space W. Each dot is the w of one (z, class); a collapsed class is a point or a thin line.",
-                w_projection_figure(w, labels, names, class_counts=counts),
-            ),
+            *([(W_CAPTION, w_projection_figure(w, labels, names, class_counts=counts))] if with_w else []),
             *zip((INTERPOLATIONS_CAPTION, TRUNCATION_CAPTION), latent, strict=True),
             *([(NEAREST_CAPTION, nearest)] if nearest else []),
             *_known_factors(result),

@@ -32,6 +32,7 @@ BIGGAN = {
     "orthogonal.weight": 1e-4,
     "ema.rampup": None,
     "ema.start_step": 20_000,
+    "w_ratio_interval_kimg": 0.0,  # there is no mapping network
 }
 
 
