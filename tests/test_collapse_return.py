@@ -146,14 +146,14 @@ def test_killed_while_it_goes_back(returned, directory, moment):
 
 def test_it_goes_back_again_with_the_factors_again_and_then_no_more(directory):
     workdir = directory / "again"
-    output = tiny_run.finish(start(workdir, **{"collapse.generator_lr": 0.5, "collapse.discriminator_lr": 0.9}))
+    output = tiny_run.finish(start(workdir, **{"collapse.generator_lr": 0.9, "collapse.discriminator_lr": 0.8}))
     records = read_collapses(workdir)
     assert [record["returned"] for record in records] == [True, True, False]
     assert [record["kept"] for record in records] == [KEPT] * 3
-    assert "learning rates times 0.5 (generator) and 0.9 (discriminator)" in output
-    assert "learning rates times 0.25 (generator) and 0.81 (discriminator)" in output
+    assert "learning rates times 0.9 (generator) and 0.8 (discriminator)" in output
+    assert "learning rates times 0.81 (generator) and 0.64 (discriminator)" in output
     assert "going on, having gone back as often as config.collapse.max_returns=2 says." in output
-    assert rates(workdir) == pytest.approx((FACTOR * 0.25, 0.81))
+    assert rates(workdir) == pytest.approx((FACTOR * 0.81, 0.64))
     logs = {record["log"] for record in records}
     assert len(logs) == 3
     assert None in logs

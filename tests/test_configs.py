@@ -395,7 +395,8 @@ def finish(process: subprocess.Popen, timeout: float) -> dict[str, dict]:
     """What the program found, by row."""
     output, errors = process.communicate(timeout=timeout)
     assert process.returncode == 0, errors
-    return {report["row"]: report for report in map(json.loads, output.splitlines())}
+    reports = [json.loads(line) for line in output.splitlines() if line.startswith("{")]  # others are of progress
+    return {report["row"]: report for report in reports}
 
 
 def problems(report: dict, devices: int) -> list[str]:

@@ -19,6 +19,7 @@ PASSES = {"generator": generator_pass, "discriminator": discriminator_pass}
 TERMS = [
     (n, side) for n, x in DEFAULTS.items() for side in PASSES if getattr(type(x), side) is not getattr(Objective, side)
 ]
+ACTING = {"spectrum": {"sigma": 0.1, "network": "both"}}  # where the default leaves small weights alone
 N, C, D = 8, 3, 12
 
 
@@ -44,7 +45,11 @@ def parts(dtype: Any) -> dict[str, dict]:
     }
     labels = jnp.arange(N, dtype=jnp.int32) % C
     generator = {"params": params, "w": random(N, D), "fake": discrimination(), "images": random(N, 4, 4, 1)}
-    discriminator = {"params": {}, "real": discrimination(), "fake": discrimination()}
+    discriminator = {
+        "params": {"b4": {"conv": {"weight": random(3, 3, 4, 5)}}},
+        "real": discrimination(),
+        "fake": discrimination(),
+    }
     return {
         "generator": shared | generator | {"labels": labels},
         "discriminator": shared | discriminator | {"real_labels": labels, "fake_labels": labels},
@@ -54,10 +59,10 @@ def parts(dtype: Any) -> dict[str, dict]:
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize(("name", "side"), TERMS)
 def test_terms(name, side, x64):
-    objective, make = dataclasses.replace(DEFAULTS[name], weight=0.5), PASSES[side]
+    objective, make = dataclasses.replace(DEFAULTS[name], weight=0.5, **ACTING.get(name, {})), PASSES[side]
     with jax.enable_x64(x64):
         dtype = jnp.float64 if x64 else jnp.float32
-        state = jit(objective.init)(parts(dtype)["generator"]["params"], {})
+        state = jit(objective.init)(*(parts(dtype)[network]["params"] for network in ("generator", "discriminator")))
         given = parts(dtype)[side]
         inputs = {k: given.pop(k) for k in ("params", "w", "fake", "real") if k in given}
 
