@@ -144,6 +144,7 @@ def test_killed_while_it_goes_back(returned, directory, moment):
     assert not [name for name in want if not np.array_equal(have[name], want[name])]
 
 
+@pytest.mark.slow
 def test_it_goes_back_again_with_the_factors_again_and_then_no_more(directory):
     workdir = directory / "again"
     output = tiny_run.finish(start(workdir, **{"collapse.generator_lr": 0.9, "collapse.discriminator_lr": 0.8}))
@@ -160,6 +161,7 @@ def test_it_goes_back_again_with_the_factors_again_and_then_no_more(directory):
     assert [x["step"] for x in read_metrics(workdir)] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_a_report_goes_on_and_a_resumed_run_watches_as_if_it_had_never_stopped(directory):
     workdir, changes = directory / "reported", {"collapse.action": "report"}
     half = start(workdir, **changes, total_kimg=(BREAK + 1) * tiny_run.BATCH / 1000)  # in the middle of the collapse
@@ -179,6 +181,7 @@ def test_a_report_goes_on_and_a_resumed_run_watches_as_if_it_had_never_stopped(d
     assert "Given up" not in page
 
 
+@pytest.mark.slow
 def test_no_checkpoint_that_is_old_enough(directory):
     workdir = directory / "nothing"
     output = tiny_run.finish(start(workdir, checkpoint_interval_kimg=1.0))

@@ -149,6 +149,7 @@ def test_without_instances_the_draws_are_as_they_were():
 # --- the step --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_step_is_the_same_on_one_device_and_on_eight():
     program, helpers = Path(__file__).with_name("instances_devices_program.py"), Path(__file__).parents[1]
     environment = tiny_run.environment(8) | {"JAX_ENABLE_X64": "1", "PYTHONPATH": str(helpers)}
