@@ -364,9 +364,7 @@ SOME = (
     "digits_lt:transitional_noisytwins,smoke",
     "digits_lt:biggan_gsr,smoke",
     "digits_lt:icgan,smoke",
-    "inat19:biggan_noisytwins,smoke",
     "imagenet:biggan_deep,smoke",
-    "imagenet:sagan,smoke",
 )
 SOME_ON_ONE = ("digits_lt:d2dce,smoke",)
 

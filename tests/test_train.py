@@ -83,7 +83,7 @@ class Counting:
         ]
 
 
-def loop(workdir, programs, start=0, w_ratio=None, **changes):
+def loop(workdir, programs, start=0, probes=None, **changes):
     """Runs the loop with these programs; returns the last state."""
     config = tiny_run.tiny_config(**{"w_ratio_interval_kimg": 0.0, **changes})
     splits = load_data(config.data)
@@ -91,7 +91,7 @@ def loop(workdir, programs, start=0, w_ratio=None, **changes):
     state = Step().init(0).replace(steps=jnp.int32(start))
     with batches, Checkpoints(workdir, writable=True) as checkpoints:
         writer = MetricsWriter(workdir)
-        run = Run(config, LAYOUT, splits, workdir, Step(), batches, checkpoints, writer, w_ratio)
+        run = Run(config, LAYOUT, splits, workdir, Step(), batches, checkpoints, writer, probes or {})
         return run_to_end(run, programs, state, start)[0]
 
 
@@ -399,7 +399,7 @@ def test_an_evaluation_due_within_several_steps_is_made_up_after_them(tmp_path, 
 def test_w_ratio_is_logged_at_the_start_at_its_interval_and_at_the_end(tmp_path, start):
     changes = {"total_kimg": 13 * KIMG, "log_interval_kimg": 2 * KIMG, "w_ratio_interval_kimg": 3 * KIMG}
     programs = Counting()
-    loop(tmp_path, programs, start, lambda ema: {"w_ratio": jnp.float32(programs.done)}, **changes)
+    loop(tmp_path, programs, start, {"w_ratio": lambda state: {"w_ratio": jnp.float32(programs.done)}}, **changes)
     logged = {r["step"]: r["w_ratio"] for r in read_metrics(tmp_path) if "w_ratio" in r}
     # Due at steps 3, 6, 9, 12 and 13, measured at the next log. Step 0 only in a run that starts anew.
     steps = [0, 4, 6, 10, 12, 13] if start == 0 else [10, 12, 13]
