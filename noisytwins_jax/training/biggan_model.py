@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from noisytwins_jax.networks.biggan import Discriminator, Generator
 from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.training.model import DiscriminatorInputs, FakeDraws, between
+from noisytwins_jax.training.model import DiscriminatorInputs, FakeDraws, OfItsGenerator, between
 
 Array = jax.Array
 PyTree = Any
@@ -17,7 +17,7 @@ _STATS = ("spectral", "batch_stats")
 
 
 @dataclass(frozen=True)
-class BigGANModel:
+class BigGANModel(OfItsGenerator):
     """`Model` of BigGAN, which has no mapping network.
 
     Its W, of which NoisyTwins makes twins, is ours and not of a paper: the vectors that condition the blocks, which are
@@ -33,21 +33,6 @@ class BigGANModel:
     parameters_without_r1: ClassVar[tuple] = ()
     w_is_truncated: ClassVar[bool] = False
     standing_statistics: ClassVar[bool] = True
-
-    @property
-    def num_classes(self) -> int:
-        """See `Model`."""
-        return self.generator.num_classes
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """See `Model`."""
-        return (self.generator.resolution, self.generator.resolution, self.generator.channels)
-
-    @property
-    def z_dim(self) -> int:
-        """See `Model`."""
-        return self.generator.z_dim
 
     @property
     def class_noise_dims(self) -> tuple[int, int]:

@@ -34,6 +34,27 @@ class DiscriminatorInputs(NamedTuple):
     instances: Array | None = None  # [N, d], features of instances
 
 
+class OfItsGenerator:
+    """What every family's `Model` says of itself as its `generator` does."""
+
+    generator: Any  # a Flax module
+
+    @property
+    def num_classes(self) -> int:
+        """See `Model`."""
+        return self.generator.num_classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """See `Model`."""
+        return (self.generator.resolution, self.generator.resolution, self.generator.channels)
+
+    @property
+    def z_dim(self) -> int:
+        """See `Model`."""
+        return self.generator.z_dim
+
+
 class Model(Protocol):
     """A generator and a discriminator, as a value that can be hashed.
 

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 
 from noisytwins_jax.networks.discrimination import Discrimination
 from noisytwins_jax.networks.stylegan2 import Discriminator, Generator, shrink, truncate
-from noisytwins_jax.training.model import DiscriminatorInputs, FakeDraws, between
+from noisytwins_jax.training.model import DiscriminatorInputs, FakeDraws, OfItsGenerator, between
 
 Array = jax.Array
 PyTree = Any
 
 
 @dataclass(frozen=True)
-class StyleGAN2Model:
+class StyleGAN2Model(OfItsGenerator):
     """`Model` of the conditional StyleGAN2 networks."""
 
     generator: Generator
@@ -25,21 +25,6 @@ class StyleGAN2Model:
     w_is_truncated: ClassVar[bool] = True
     instance_features: ClassVar[int] = 0
     standing_statistics: ClassVar[bool] = False
-
-    @property
-    def num_classes(self) -> int:
-        """See `Model`."""
-        return self.generator.num_classes
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """See `Model`."""
-        return (self.generator.resolution, self.generator.resolution, self.generator.channels)
-
-    @property
-    def z_dim(self) -> int:
-        """See `Model`."""
-        return self.generator.z_dim
 
     @property
     def class_noise_dims(self) -> tuple[int, int]:
