@@ -369,9 +369,14 @@ class RunConfig(Objectives):
         return Latents(self.generator.z_dim, self.latents.kind, (self.latents.low_std, self.latents.high_std))
 
     @property
+    def has_mapping_network(self) -> bool:
+        """Whether there is a W that says something of the images: BigGAN's is z and the class embedding."""
+        return self.network == "stylegan2"
+
+    @property
     def truncation_kind(self) -> str:
         """How generated images are truncated unless somebody says otherwise."""
-        return self.evaluation.truncation_kind or ("psi" if self.network == "stylegan2" else "threshold")
+        return self.evaluation.truncation_kind or ("psi" if self.has_mapping_network else "threshold")
 
     @property
     def makes_twins(self) -> bool:
@@ -503,7 +508,7 @@ def _check_together(run: RunConfig) -> None:
     traced_steps(run.profile.steps)  # refuses what is no range
     _check_evaluation(run.evaluation)
     for strength in run.evaluation.sweep:
-        check_truncation(run.truncation_kind, strength, run.latents.kind, run.network == "stylegan2")
+        check_truncation(run.truncation_kind, strength, run.latents.kind, run.has_mapping_network)
     if run.latents.high_std < run.latents.low_std:
         raise UserError("config.latents.high_std is below config.latents.low_std; it must not be.")
 

@@ -247,12 +247,7 @@ def evaluate_variables(
         + (f" {config.instances} {variables_sha256(splits.instances)}" if splits.instances else ""),
         between=between,
     )
-    return result if has_mapping_network(config) else _without_w(result)
-
-
-def has_mapping_network(config: RunConfig) -> bool:
-    """Whether w says something of the images: BigGAN's is z and the class embedding, diverse whatever comes of it."""
-    return config.network == "stylegan2"
+    return result if config.has_mapping_network else _without_w(result)
 
 
 def _without_w(result: dict[str, Any]) -> dict[str, Any]:
@@ -338,7 +333,7 @@ def _write_report(
 ) -> Path:
     np.savez(workdir / W_FILE, w=w, labels=labels)
     names, counts = splits.train.class_names, splits.train.class_counts
-    with_w = has_mapping_network(config)
+    with_w = config.has_mapping_network
     kimg, records = step * config.images_per_step / 1000, read_metrics(workdir)
     return write_report(
         workdir / REPORT_FILE,
@@ -466,7 +461,7 @@ def _truncations(config: RunConfig, variables: dict, splits: DataSplits, path: P
 
 def sheet_truncations(config: RunConfig) -> list[Truncation | None]:
     """No truncation, and those of the configuration's sweep, or of `CUTS`, from the weakest to the strongest."""
-    kind, has_w = config.truncation_kind, config.network == "stylegan2"
+    kind, has_w = config.truncation_kind, config.has_mapping_network
     try:  # only a sweep needs a kind that fits
         check_truncation(kind, CUTS[kind][0], config.latents.kind, has_w)
     except UserError:

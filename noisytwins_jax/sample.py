@@ -49,7 +49,7 @@ def sample(
         raise UserError(f"--samples_per_class={per_class} is below 1; ask for at least one image a class.")
     cut = parse_truncation(truncation, config.truncation_kind)
     if cut is not None:
-        check_truncation(*cut, config.latents.kind, config.network == "stylegan2")
+        check_truncation(*cut, config.latents.kind, config.has_mapping_network)
     if cut == Truncation("psi", 1.0):
         cut = None
     if not 0 <= seed < 2**32:
