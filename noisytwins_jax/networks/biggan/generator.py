@@ -95,7 +95,8 @@ class Generator(nn.Module, kw_only=True):
             for block in table
         ]
         self.output_bn = BatchNorm(self.bn_epsilon, self.bn_decay)
-        self.output_conv = Conv(self.width if self.wide_rgb else self.channels, 3, sn_epsilon)
+        outputs = self.width if self.wide_rgb else self.channels
+        self.output_conv = Conv(outputs, 3, sn_epsilon, computed=self.channels)
 
     def embed(self, labels: Array, class_noise: Array | None = None, instances: Array | None = None) -> Array:
         """What conditions every block: ``[N, E]``, or ``[N, E + I]`` with instances.
@@ -129,7 +130,7 @@ class Generator(nn.Module, kw_only=True):
         for block, chunk in zip(self.blocks, latents, strict=True):
             x = block(x, (embedding, chunk), train, update_stats)
         x = nn.relu(self.output_bn(x, train, update_stats))
-        image = self.output_conv(x, update_stats)[..., : self.channels]
+        image = self.output_conv(x, update_stats)
         return jnp.tanh(image.astype(at_least_float32(image.dtype)))
 
     def __call__(

@@ -33,22 +33,24 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution of 1×1 or 3×3 pixels (zero padding)."""
+    """Convolution of 1×1 or 3×3 pixels (zero padding); of its features only the first `computed` if that is given."""
 
     features: int
     kernel: int
     sn_epsilon: float | None
     use_bias: bool = True
+    computed: int | None = None
 
     @nn.compact
     def __call__(self, x: Array, update_stats: bool) -> Array:
-        """``[N, H, W, in] → [N, H, W, features]``."""
+        """``[N, H, W, in] → [N, H, W, computed]``."""
         weight = self.param("weight", _orthogonal, (self.kernel, self.kernel, x.shape[-1], self.features))
-        weight = normalized(self, weight, self.sn_epsilon, update_stats)
+        weight = normalized(self, weight, self.sn_epsilon, update_stats)[..., : self.computed]
         y = conv1x1(x, weight[0, 0]) if self.kernel == 1 else conv3x3(x, weight)
         if self.use_bias:
             # Added in float32, so that the bias's gradient is summed in float32.
-            y = (y + self.param("bias", nn.initializers.zeros, (self.features,))).astype(x.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = (y + bias[: self.computed]).astype(x.dtype)
         return y
 
 
