@@ -1,9 +1,11 @@
 """One of several processes of a run, to be started by `test_processes`: the same arguments but the last in each.
 
 python tests/processes_program.py gradients OUT.npz ADDRESS N PROCESS
-python tests/processes_program.py train WORKDIR FIELDS.json ADDRESS N PROCESS
-python tests/processes_program.py evaluate|sample WORKDIR FIELDS.json ADDRESS N PROCESS
+python tests/processes_program.py train WORKDIR FIELDS ADDRESS N PROCESS
+python tests/processes_program.py evaluate|sample WORKDIR FIELDS ADDRESS N PROCESS
 python tests/processes_program.py together ADDRESS N PROCESS
+
+FIELDS are JSON text: the changes for `tiny_run.tiny_config`.
 """
 
 import json
