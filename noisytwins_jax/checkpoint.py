@@ -1,11 +1,8 @@
 """Checkpoints: state, position in the data and configuration in one atomic step. The only file that knows Orbax."""
 
-import json
-import math
 import sys
 import time
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -14,17 +11,14 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from noisytwins_jax.checkpoint_checks import FILES, check_architecture, damage, write_digests
+from noisytwins_jax.checkpoint_records import CheckpointRecords
 from noisytwins_jax.errors import TryAgainError, UserError, first_line
-from noisytwins_jax.survival.finite import leaf_name
-from noisytwins_jax.survival.retry import is_transient, retry
+from noisytwins_jax.survival.retry import is_transient
 from noisytwins_jax.survival.saving import Saving
 from noisytwins_jax.together import on_first_process
-from noisytwins_jax.workdir import write_atomically
 
 PyTree = Any
-EVALUATIONS = "evaluations.json"  # beside the checkpoints: what they were found to be worth
-PINNED = "pinned.json"  # beside the checkpoints: which of them are kept for good
-FILES = "files.json"  # in every checkpoint: size and CRC-32 of each of its files
 TIMEOUT = 600  # seconds for writing a checkpoint, and for which a process waits for others that cannot
 WAIT = 5.0  # seconds before a checkpoint that could not be written is tried again
 
@@ -40,18 +34,10 @@ class Restored(NamedTuple):
     config: dict[str, Any]  # flattened configuration
 
 
-class Evaluated(NamedTuple):
-    """How good a checkpoint is, and which others that can be compared with."""
-
-    distance: float | None  # lower is better; None: not finite
-    protocol: str  # distances of different protocols do not compare
-
-
 class Checkpoints:
     """The checkpoints of a workdir, written in the background: the latest, the best one and those pinned are kept.
 
     The best has the lowest distance of those that were evaluated under the protocol of the evaluation made last.
-    Evaluations are made when the state is on disk already, so they are kept in a file of their own.
 
     Two of the latest by default, so that a run whose newest checkpoint was damaged on disk can go back to a whole one.
     To notice damage, every file's CRC-32 is kept beside it: the array storage below finds missing and short files, but
@@ -70,16 +56,16 @@ class Checkpoints:
         self._writable = writable
         self._saving = Saving(self._directory, "*.orbax-checkpoint-tmp*")
         self._pending = False  # whether a checkpoint is being written
-        # Every process has to know them, since all decide together which checkpoints are deleted.
-        self._evaluations = on_first_process(lambda: _read_evaluations(self._directory / EVALUATIONS))
-        self._pinned = on_first_process(lambda: _read_pinned(self._directory / PINNED))
+        self._records = CheckpointRecords(self._directory)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 read_only=not writable,
                 create=writable,
                 cleanup_tmp_directories=writable,
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), _KeepSome(self._worth)]),
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [policies.LatestN(keep), _KeepSome(self._records.worth)]
+                ),
                 async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT, post_finalization_callback=self._write_digests),
             ),
         )
@@ -108,36 +94,22 @@ class Checkpoints:
 
     def pinned_steps(self) -> list[int]:
         """Steps whose checkpoint is kept for good, oldest first."""
-        return [step for step in self.steps() if step in self._pinned]
+        return [step for step in self.steps() if step in self._records.pinned]
 
     def evaluated_steps(self) -> list[int]:
         """Steps that were evaluated, oldest first; some may have no checkpoint any more."""
-        return sorted(self._evaluations)
+        return sorted(self._records.evaluations)
 
     def best_step(self) -> int | None:
         """Of the steps that have a checkpoint, the one with the lowest distance under the protocol used last.
 
         None where no checkpoint has a distance.
         """
-        return self._best_of(self.steps())
+        return self._records.best_of(self.steps())
 
     def record(self, step: int, distance: float | None, protocol: str) -> None:
-        """Writes down the evaluation of a saved step; the next `save` keeps that step if it is the best.
-
-        To be called by all processes of the run that trains.
-
-        Args:
-          step: which was saved.
-          distance: lower is better; None or not finite: it was evaluated, but is never the best.
-          protocol: distances with the same one compare.
-
-        Raises:
-          OSError: the file cannot be written.
-        """
-        finite = distance is not None and math.isfinite(distance)
-        self._evaluations.pop(step, None)  # the one recorded last comes last
-        self._evaluations[step] = Evaluated(float(distance) if finite else None, protocol)
-        self._write_evaluations()
+        """See `CheckpointRecords.record`; the next `save` keeps that step if it is the best."""
+        self._records.record(step, distance, protocol)
 
     def pin(self, step: int) -> None:
         """Keeps the checkpoint of a saved step for good, also when the run goes on later.
@@ -150,15 +122,13 @@ class Checkpoints:
         """
         if step not in self.steps():
             raise ValueError(f"step {step} has no checkpoint to pin in {self._directory}")
-        if step not in self._pinned:
-            self._pinned.add(step)
-            self._write_pinned()
+        self._records.pin(step)
 
     def forget_after(self, step: int) -> list[Path]:
         """Moves the checkpoints of later steps to the workdir's ``collapsed_checkpoints``: training went back.
 
-        Nothing is deleted: where such a checkpoint was evaluated, that goes along as its `EVALUATIONS`. To be called by
-        all processes of the run that trains; what is being written is waited for.
+        Nothing is deleted: where such a checkpoint was evaluated, that goes along as its ``evaluations.json``. To be
+        called by all processes of the run that trains; what is being written is waited for.
 
         Args:
           step: what training goes on from; later ones are given up, with their evaluations and pins.
@@ -173,13 +143,8 @@ class Checkpoints:
         self.wait()
         # The newest first: if this is cut short, the latest that is left is as near to `step` as can be.
         later = [saved for saved in reversed(self.steps()) if saved > step]
-        evaluations = {at: self._evaluations.pop(at) for at in sorted(self._evaluations) if at > step}
-        targets = self._move(later, "collapsed_checkpoints", evaluations)
-        if evaluations:
-            self._write_evaluations()
-        if any(at > step for at in self._pinned):
-            self._pinned = {at for at in self._pinned if at <= step}
-            self._write_pinned()
+        targets = self._move(later, "collapsed_checkpoints", with_evaluations=True)
+        self._records.forget_after(step)
         return targets[::-1]
 
     def save(
@@ -215,8 +180,8 @@ class Checkpoints:
                 )
 
         self._finish_writing()  # the one before
-        if step not in self._manager.all_steps() and self._evaluations.pop(step, None):
-            self._write_evaluations()  # it was of another state, before training went back
+        if step not in self._manager.all_steps():
+            self._records.forget_evaluation(step)  # it was of another state, before training went back
         while True:
             self._pending = self._attempt(start)
             if not wait or (self._pending and self._finish_writing()):
@@ -322,13 +287,13 @@ class Checkpoints:
           Exception: what is no fault of the checkpoint: too little memory, storage that fails for a moment.
         """
         path = self._directory / str(step)
-        damage = on_first_process(lambda: _damage(path))  # all have to come to the same conclusion
-        if damage is not None:
-            raise _DamagedError(damage)
+        found = on_first_process(lambda: damage(path))  # all have to come to the same conclusion
+        if found is not None:
+            raise _DamagedError(found)
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             saved = ocp.StandardCheckpointHandler().metadata(path / "state").tree
-            _check_architecture(saved, abstract_state, path)
+            check_architecture(saved, abstract_state, path)
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state)))
         except UserError:
             raise
@@ -343,29 +308,8 @@ class Checkpoints:
             raise _DamagedError(first_line(error)) from error
         return Restored(step, state["state"], meta["data"], meta["config"])
 
-    def _best_of(self, steps: Sequence[int]) -> int | None:
-        """See `best_step`."""
-        known = {step: x for step, x in self._evaluations.items() if step in steps and x.distance is not None}
-        if not known:
-            return None
-        *_, last = known.values()
-        return min((x.distance, step) for step, x in known.items() if x.protocol == last.protocol)[1]
-
-    def _worth(self, steps: Sequence[int]) -> set[int]:
-        """The steps to be kept whatever their age."""
-        best = self._best_of(steps)
-        return self._pinned | ({best} if best is not None else set())
-
-    def _write_evaluations(self) -> None:
-        text = _evaluations_text(self._evaluations)
-        on_first_process(lambda: write_atomically(self._directory / EVALUATIONS, text))
-
-    def _write_pinned(self) -> None:
-        text = json.dumps(sorted(self._pinned)) + "\n"
-        on_first_process(lambda: write_atomically(self._directory / PINNED, text))
-
-    def _move(self, steps: Sequence[int], folder: str, evaluations: Mapping[int, Evaluated]) -> list[Path]:
-        """Moves checkpoints, with their evaluations, to a folder of the workdir, for all processes to call."""
+    def _move(self, steps: Sequence[int], folder: str, with_evaluations: bool = False) -> list[Path]:
+        """Moves checkpoints to a folder of the workdir, for all processes to call."""
 
         def move(step: int) -> Path:
             target = self._directory.parent / folder / str(step)
@@ -373,8 +317,8 @@ class Checkpoints:
             while target.exists():
                 target = target.with_name(f"{target.name}_")
             (self._directory / str(step)).rename(target)
-            if step in evaluations:
-                write_atomically(target / EVALUATIONS, _evaluations_text({step: evaluations[step]}))
+            if with_evaluations:
+                self._records.copy_evaluation(step, target)
             return target
 
         targets = on_first_process(lambda: [move(step) for step in steps])
@@ -384,7 +328,7 @@ class Checkpoints:
     def _set_aside(self, step: int, reason: Exception) -> None:
         message = f"The checkpoint of step {step} is damaged ({reason})"
         if self._writable:
-            [target] = self._move([step], "damaged_checkpoints", {})
+            [target] = self._move([step], "damaged_checkpoints")
             message += f"; it was moved to {target}"
         if jax.process_index() == 0:
             print(f"{message}; going back to the one before.", flush=True)
@@ -394,9 +338,8 @@ class Checkpoints:
         if jax.process_index() > 0:
             return
         for state in self._directory.glob("*/state"):
-            path = state.parent / FILES
-            if not path.exists():
-                retry(lambda path=path: path.write_text(json.dumps(_digests(path.parent))), f"Writing {path}")
+            if not (state.parent / FILES).exists():
+                write_digests(state.parent)
 
 
 class _KeepSome(policies.PreservationPolicy):
@@ -418,79 +361,3 @@ class _KeepSome(policies.PreservationPolicy):
 
 class _DamagedError(Exception):
     """A checkpoint that cannot be read; the message says why."""
-
-
-def _read_evaluations(path: Path) -> dict[int, Evaluated]:
-    """By step, in the order in which they were recorded; none where the file is missing or damaged."""
-    try:
-        rows = json.loads(retry(lambda: path.read_text(encoding="utf-8"), f"Reading {path}"))
-        known = {int(step): Evaluated(**row) for step, row in rows.items()}
-        whole = all(
-            isinstance(x.protocol, str) and (x.distance is None or math.isfinite(x.distance)) for x in known.values()
-        )
-    except (OSError, ValueError, TypeError, AttributeError):  # missing, no JSON, or not what is written above
-        return {}
-    return known if whole else {}
-
-
-def _evaluations_text(evaluations: Mapping[int, Evaluated]) -> str:
-    rows = {str(step): evaluated._asdict() for step, evaluated in evaluations.items()}
-    return json.dumps(rows, indent=2, allow_nan=False) + "\n"
-
-
-def _read_pinned(path: Path) -> set[int]:
-    """Steps; none where the file is missing or damaged."""
-    try:
-        steps = json.loads(retry(lambda: path.read_text(encoding="utf-8"), f"Reading {path}"))
-    except (OSError, ValueError):
-        return set()
-    whole = isinstance(steps, list) and all(type(step) is int for step in steps)
-    return set(steps) if whole else set()
-
-
-def _digests(checkpoint: Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of every file of a checkpoint's items (state, meta), by relative path."""
-    digests = {}
-    for path in sorted(p for p in checkpoint.glob("*/**/*") if p.is_file()):
-        crc, size = 0, 0
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 24):
-                crc, size = zlib.crc32(chunk, crc), size + len(chunk)
-        digests[path.relative_to(checkpoint).as_posix()] = [size, crc]
-    return digests
-
-
-def _damage(checkpoint: Path) -> str | None:
-    """The first file that is missing, or not as it was when the checkpoint was made; None if that cannot be told."""
-    try:
-        written = json.loads((checkpoint / FILES).read_text())
-    except (OSError, ValueError):
-        return None  # Orbax's checks have to do
-    try:
-        now = retry(lambda: _digests(checkpoint), f"Reading {checkpoint}")
-    except OSError as error:
-        return f"it cannot be read: {first_line(error)}"
-    for name, digest in written.items():
-        if now.get(name) != digest:
-            return f"{name} {'has changed since it was written' if name in now else 'is missing'}"
-    return None
-
-
-def _check_architecture(saved: PyTree, wanted: PyTree, path: Path) -> None:
-    """Compares trees by name and shape, so that the message can say where they differ."""
-
-    def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-        leaves = {leaf_name(key): leaf for key, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-        return {
-            name: tuple(leaf.shape) for name, leaf in leaves.items() if "params/" in name and hasattr(leaf, "shape")
-        }
-
-    ours, theirs = shapes(wanted), shapes(saved)
-    different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    if different:
-        name = different[0]
-        raise UserError(
-            f"The checkpoint {path} is of another architecture: {name} has shape {theirs.get(name, 'absent')} there "
-            f"and {ours.get(name, 'absent')} in this configuration ({len(different)} such tensors); give the "
-            "configuration it was trained with, or another --workdir."
-        )

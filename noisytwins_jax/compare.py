@@ -12,7 +12,8 @@ from PIL import Image
 
 from noisytwins_jax.diagnostics.comparison import write_comparison
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.evaluate import EVALUATION_FILE, SHEET_FILE, W_FILE
+from noisytwins_jax.evaluation_report import EVALUATION_FILE, W_FILE
+from noisytwins_jax.evaluation_sheets import SHEET_FILE
 from noisytwins_jax.logs import METRICS_FILE, read_metrics
 from noisytwins_jax.metrics.table import format_means, format_table
 

@@ -34,11 +34,12 @@ from noisytwins_jax.tpu.hlo import read_program
 from noisytwins_jax.tpu.model_flops import count_flops, network_flops, program_flops
 from noisytwins_jax.tpu.report import format_result
 from noisytwins_jax.tpu.topology import compiler_version, tpu_devices
+from noisytwins_jax.training.draws import ClassTable
 from noisytwins_jax.training.model import Model
 from noisytwins_jax.training.networks import build_model
 from noisytwins_jax.training.programs import SEVERAL, check_batch, lower_programs, lower_several_steps
 from noisytwins_jax.training.schedule import runs_per_step
-from noisytwins_jax.training.step import ClassTable, TrainingStep
+from noisytwins_jax.training.step import TrainingStep
 
 _AT_ONCE = 4  # programs; the compiler takes one to three gigabytes for each of the large ones
 

@@ -17,20 +17,12 @@ from PIL import Image
 from noisytwins_jax.config import RunConfig, flatten
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.source import DataSplits, ImageSource, read_images
-from noisytwins_jax.diagnostics.neighbour_sheet import neighbour_sheet
 from noisytwins_jax.diagnostics.report import write_report
 from noisytwins_jax.diagnostics.sheets import image_grid
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.evaluate import (
-    EVALUATION_FILE,
-    NEAREST_CAPTION,
-    REPORT_FILE,
-    SCRATCH,
-    check_evaluation,
-    load_extractors,
-    load_together,
-    settings_of,
-)
+from noisytwins_jax.evaluation_numbers import SCRATCH, check_evaluation, load_extractors, settings_of
+from noisytwins_jax.evaluation_report import EVALUATION_FILE, NEAREST_CAPTION, REPORT_FILE
+from noisytwins_jax.evaluation_sheets import draw_nearest
 from noisytwins_jax.metrics.class_matching import Matched, match_classes
 from noisytwins_jax.metrics.evaluation import evaluate_generator
 from noisytwins_jax.metrics.extractor import FeatureExtractor
@@ -39,6 +31,7 @@ from noisytwins_jax.metrics.image_reading import read_image_files
 from noisytwins_jax.metrics.parts import Scratch
 from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
 from noisytwins_jax.metrics.table import format_table
+from noisytwins_jax.restoring import load_together
 from noisytwins_jax.survival.agreement import check_agreement, code_fingerprint, failing_together
 from noisytwins_jax.together import on_first_process, say
 from noisytwins_jax.workdir import CONFIG_FILE, cache_dir, needing_space, open_workdir, write_atomically
@@ -293,14 +286,9 @@ def _nearest(sides: _Sides, result: dict[str, Any]) -> list[tuple[str, Image.Ima
     examples, train = (result.get("memorisation") or {}).get("examples"), sides.train
     if not examples or sides.fakes.resolution != train.resolution:
         return []
-    labels, indices = (np.array([example[key] for example in examples]) for key in ("class", "index"))
-    rows, distances = (np.array([example[key] for example in examples]) for key in ("nearest", "distances"))
-    images = read_images(sides.fakes.converted(train.channels), np.argsort(sides.labels, kind="stable")[indices])[
-        "image"
-    ]
-    nearest = read_images(train, rows.ravel())["image"].reshape(*rows.shape, *images.shape[1:])
-    sheet = neighbour_sheet(images, nearest, distances, labels, train.class_names, train.class_counts)
-    return [(NEAREST_CAPTION, sheet)]
+    rows = np.argsort(sides.labels, kind="stable")[[example["index"] for example in examples]]
+    images = read_images(sides.fakes.converted(train.channels), rows)["image"]
+    return [(NEAREST_CAPTION, draw_nearest(examples, images, train))]
 
 
 def _sheet(source: ImageSource, labels: np.ndarray) -> Image.Image:

@@ -66,7 +66,7 @@ def with_instances(config: RunConfig, splits: DataSplits, cache: Path) -> DataSp
         )
     kind, network = EXTRACTORS[config.instances.extractor]
     extractor = _classifier(train, cache) if kind == CLASSIFIER else _network(config, kind, network)
-    rows = 8 if jax.default_backend() == "cpu" and kind != CLASSIFIER else 64  # what suits, see `evaluate.settings_of`
+    rows = 8 if jax.default_backend() == "cpu" and kind != CLASSIFIER else 64  # see `evaluation_numbers.settings_of`
     found = real_features(train, extractor, cache, rows=rows, logits=False)
 
     def make() -> InstanceTable:

@@ -3,7 +3,7 @@
 ``--mode=train`` (the default), ``evaluate``, ``sample`` or ``compile`` says what to do. A run of several processes is the
 same command in each of them, with ``--coordinator``.
 Every field of the configuration can be overridden: ``--config.noisytwins.weight=0.01``. The fields are listed in
-noisytwins_jax/config.py (those of an evaluation in its EvaluationConfig).
+noisytwins_jax/config.py and config_groups.py (those of an evaluation in its EvaluationConfig).
 """
 
 import os
@@ -34,7 +34,7 @@ _IMAGES = flags.DEFINE_string(
     "evaluate: images of any program instead of a run's own. A folder of images, or with a folder of images for each class "
     "(called as in the data set, or by class id); or an .npz with uint8 arrays images [n, H, W, C], labels [n] (class ids) "
     "and class_names, or arr_0 and arr_1, or x [n, C, H, W] and y. How to measure: --config.evaluation.*, see "
-    "EvaluationConfig in noisytwins_jax/config.py.",
+    "EvaluationConfig in noisytwins_jax/config_groups.py.",
 )
 _REFERENCE = flags.DEFINE_string(
     "reference",

@@ -7,8 +7,8 @@ import numpy as np
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.diagnostics.sheets import image_grid
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.evaluate import build_sampler, restore_generator
 from noisytwins_jax.latents import Truncation, check_truncation, parse_truncation
+from noisytwins_jax.restoring import build_sampler, restore_generator
 from noisytwins_jax.together import on_first_process, shared_rows
 from noisytwins_jax.workdir import needing_space
 

@@ -1,9 +1,6 @@
 """The training loop. One screenful a stage: data, networks, state, programs, loop."""
 
 import contextlib
-import hashlib
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,42 +8,36 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import numpy as np
 
 from noisytwins_jax.checkpoint import Checkpoints
 from noisytwins_jax.collapse_watch import Collapsed, CollapseWatch
 from noisytwins_jax.config import RunConfig, flatten
-from noisytwins_jax.data.pipeline import TrainingBatches, training_batches
 from noisytwins_jax.data.source import DataSplits, LabelledImages
-from noisytwins_jax.evaluate import (
-    SHEET_FILE,
-    check_counts,
-    check_evaluation,
-    evaluate_variables,
-    load_together,
-    make_sheet,
-    write_results,
-)
+from noisytwins_jax.evaluation_numbers import check_counts, check_evaluation
+from noisytwins_jax.evaluation_report import write_results
+from noisytwins_jax.evaluation_sheets import SHEET_FILE, make_sheet
 from noisytwins_jax.instances import check_instances, with_instances
 from noisytwins_jax.logs import MetricsWriter, Progress
-from noisytwins_jax.metrics.scores import FRECHET
-from noisytwins_jax.metrics.table import distance_entries, headline_line
 from noisytwins_jax.profiling import Stopwatch, Tracer
+from noisytwins_jax.restoring import load_together
 from noisytwins_jax.sharding import Layout
-from noisytwins_jax.survival.agreement import check_agreement, check_same_data, failing_together
-from noisytwins_jax.survival.collapse_log import forget_alarms_after, returns_made
-from noisytwins_jax.survival.finite import bad_tensors, divergence, first_bad_metric
+from noisytwins_jax.survival.agreement import failing_together
+from noisytwins_jax.survival.finite import Diverged, check_finite, divergence
 from noisytwins_jax.survival.lock import WorkdirLock
+from noisytwins_jax.survival.preemption import on_google_cloud
 from noisytwins_jax.survival.stopping import StopSignal
 from noisytwins_jax.survival.watchdog import TRAINING, Watchdog
-from noisytwins_jax.together import on_first_process, say
-from noisytwins_jax.training.interventions import change_after_collapses, intervene
+from noisytwins_jax.together import say
+from noisytwins_jax.training.draws import class_table
+from noisytwins_jax.training.interventions import intervene
 from noisytwins_jax.training.networks import build_model
-from noisytwins_jax.training.probes import Probe, look, probes_of
+from noisytwins_jax.training.probes import look, probes_of
 from noisytwins_jax.training.programs import Programs, check_batch
-from noisytwins_jax.training.schedule import in_order
+from noisytwins_jax.training.schedule import in_order, mean_metrics
 from noisytwins_jax.training.state import TrainState
-from noisytwins_jax.training.step import TrainingStep, class_table
+from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.training_evaluation import evaluate_saved, measured, owes_evaluation
+from noisytwins_jax.training_run import Run, batches_of_process, describe, interval, restore_or_init
 from noisytwins_jax.workdir import cache_dir, needing_space, open_workdir, write_config
 
 
@@ -58,20 +49,6 @@ class TrainedRun(NamedTuple):
     splits: DataSplits
     workdir: Path
     evaluation: dict[str, Any] | None  # of this state, if the loop made one; it is a thorough one
-
-
-class Run(NamedTuple):
-    """A run under way: all that the loop works with, but its state."""
-
-    config: RunConfig
-    layout: Layout
-    splits: DataSplits
-    workdir: Path
-    step: TrainingStep
-    batches: TrainingBatches
-    checkpoints: Checkpoints
-    writer: MetricsWriter
-    probes: dict[str, Probe]  # looks at a state now and then, to be logged
 
 
 def train(config: RunConfig, workdir: str | Path) -> Path:
@@ -143,46 +120,6 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     return TrainedRun(state, max(start, config.total_steps), splits, workdir, evaluation)
 
 
-def batches_of_process(config: RunConfig, splits: DataSplits) -> TrainingBatches:
-    """This process's share of a run's training batches."""
-    return training_batches(
-        splits.train,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        mirror=config.data.mirror,
-        neighbours=None if splits.instances is None else splits.instances.neighbours,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
-def restore_or_init(run: Run) -> tuple[TrainState, int]:
-    """The newest checkpoint's state and step, with the data and the log where they were then; or a fresh start.
-
-    Raises:
-      UserError: the processes do not see the same checkpoints, none can be read, or they are of other images.
-    """
-    check_agreement({"the checkpoints that they see in the workdir": str(run.checkpoints.steps())})
-    step, layout = run.step, run.layout
-    abstract = step.abstract_state(layout.state_shardings)
-    restored = run.checkpoints.restore(abstract)
-    if restored is None:
-        init = jax.jit(step.init, static_argnums=0, out_shardings=layout.state_shardings(abstract))
-        state, start, known = init(run.config.seed), 0, 0
-        run.batches.restore({"next_index": 0})
-    else:
-        check_same_data(restored.data, run.splits.train.fingerprint)
-        state, start, known = restored.state, restored.step, restored.data.get("returns", 0)
-        run.batches.restore(restored.data)
-    run.writer.truncate_after(start or -1)  # a run that starts anew logs its step 0 again
-    returns = returns_made(on_first_process(lambda: forget_alarms_after(run.workdir, start)))
-    if returns > known:  # the checkpoint is of before these
-        state = change_after_collapses(state, run.config.collapse, returns - known)
-        rates = " and ".join(f"{float(rate):g} ({name})" for name, rate in state.rates._asdict().items())
-        say(f"Going on after a collapse from step {start}, with learning rates times {rates}.")
-    return state, start
-
-
 def run_to_end(
     run: Run, programs: Programs | None, state: TrainState, start: int
 ) -> tuple[TrainState, dict[str, Any] | None]:
@@ -215,14 +152,6 @@ def run_to_end(
                 f"with the images after batch {skipped}.",
                 sys.stderr,
             )
-
-
-class Diverged(Exception):
-    """A loss or a tensor is not finite."""
-
-    def __init__(self, step: int, loss: str, tensors: list[str]):
-        super().__init__(step, loss, tensors)
-        self.step, self.loss, self.tensors = step, loss, tensors
 
 
 def run_loop(
@@ -347,58 +276,6 @@ def run_loop(
     return state, evaluation
 
 
-def owes_evaluation(run: Run, start: int) -> bool:
-    """Whether the evaluation that was due at the step of the checkpoint that a run goes on from is still to be made."""
-    config = run.config
-    if config.evaluation.interval_kimg <= 0:
-        return False
-    steps = interval(config, config.evaluation.interval_kimg)
-    due = start // steps * steps
-    # It was due at this step, or within the program that ended with it.
-    here = due > 0 and start - due < config.steps_per_dispatch
-    return here and not any(due <= step <= start for step in run.checkpoints.evaluated_steps())
-
-
-def evaluate_saved(
-    run: Run, state: TrainState, step: int, between: Callable[[], None], progress: Progress
-) -> dict[str, Any]:
-    """Evaluates a state that is on disk, logs the numbers, and records how good its checkpoint is.
-
-    Only at the end of the run is it thorough, which takes longer: there it is what the report is made of.
-
-    Args:
-      run: what to work with.
-      state: of step `step`.
-      step: steps done.
-      between: called by all processes now and then; may raise.
-      progress: where to print the headline's numbers.
-
-    Returns:
-      The evaluation; see `metrics.evaluation`.
-    """
-    config = run.config
-    between()
-    evaluation = evaluate_variables(
-        config, state.ema, run.splits, run.workdir, thorough=step >= config.total_steps, between=between
-    )
-    metrics = evaluation["metrics"]
-    run.writer.write_scalars(step, {**measured(evaluation), "kimg": step * config.images_per_step / 1000})
-    distance = metrics[FRECHET[evaluation["protocol"]["headline_extractor"]]]
-    run.checkpoints.record(step, distance, protocol_digest(evaluation))
-    progress.write(f"step {step}: {headline_line(evaluation)}")
-    return evaluation
-
-
-def measured(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an evaluation, by the names they are logged by."""
-    return {f"evaluation/{name}": value for name, value in evaluation["metrics"].items() if value is not None}
-
-
-def protocol_digest(evaluation: Mapping[str, Any]) -> str:
-    """Hexadecimal SHA-256 of how an evaluation was made: distances with the same one compare."""
-    return hashlib.sha256(json.dumps([*distance_entries(evaluation).items()]).encode()).hexdigest()
-
-
 def watched(
     batches: Iterator[LabelledImages], stopwatch: Stopwatch, beat: Callable[[str], None]
 ) -> Iterator[LabelledImages]:
@@ -409,52 +286,3 @@ def watched(
             batch = next(batches)
         beat(TRAINING)
         yield batch
-
-
-def on_google_cloud() -> bool:
-    """Whether there may be a notice before this machine is taken away."""
-    return jax.devices()[0].platform == "tpu" or "GCE_METADATA_HOST" in os.environ
-
-
-def interval(config: RunConfig, kimg: float) -> int:
-    """An interval in kimg as steps, at least one; 0 kimg is never."""
-    return max(1, round(kimg * 1000 / config.images_per_step)) if kimg > 0 else config.total_steps + 1
-
-
-def mean_metrics(updates: list[dict[str, float]]) -> dict[str, float]:
-    """Means of each number over the updates that reported it."""
-    values: dict[str, list[float]] = {}
-    for metrics in updates:
-        for name, value in metrics.items():
-            values.setdefault(name, []).append(value)
-    return {name: float(np.mean(numbers)) for name, numbers in values.items()}
-
-
-def check_finite(numbers: list[tuple[int, dict[str, float]]], state: TrainState, thorough: bool) -> None:
-    """Looks at the losses of every update, and before a state is saved (`thorough`) at its tensors.
-
-    Raises:
-      Diverged: something is not finite.
-    """
-    bad = first_bad_metric([metrics for _, metrics in numbers])
-    tensors = bad_tensors(state) if bad or thorough else []
-    if bad:
-        raise Diverged(numbers[bad[0]][0], bad[1], tensors)
-    if tensors:
-        raise Diverged(numbers[-1][0], tensors[0].partition(":")[0], tensors)
-
-
-def describe(run: Run, start: int) -> str:
-    """A few lines on what is about to run."""
-    config, train = run.config, run.splits.train
-    counts, processes = train.class_counts, jax.process_count()
-    devices = f"{run.layout.num_devices} {jax.devices()[0].platform} device(s)"
-    lines = [
-        f"{config.name}: {len(train)} training images of {len(counts)} classes "
-        f"({counts.max()} to {counts.min()} images each), {config.data.resolution} px, in {run.workdir}",
-        f"{config.total_kimg:g} kimg in {config.total_steps} steps of {config.batch_size} images on {devices}"
-        + (f" of {processes} processes" if processes > 1 else ""),
-    ]
-    if start:
-        lines.append(f"Going on from the checkpoint of step {start}.")
-    return "\n".join(lines)

@@ -22,9 +22,10 @@ import tiny_run
 
 from noisytwins_jax.networks.stylegan2 import Discriminator, Generator
 from noisytwins_jax.sharding import Layout
+from noisytwins_jax.training.draws import ClassTable, class_table
 from noisytwins_jax.training.programs import lower_programs
 from noisytwins_jax.training.state import TrainState
-from noisytwins_jax.training.step import ClassTable, TrainingStep, class_table
+from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.training.stylegan2_model import StyleGAN2Model
 
 SPLIT_FROM = 32  # elements: most parameters of the small networks are split

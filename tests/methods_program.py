@@ -21,11 +21,12 @@ from noisytwins_jax.config import RunConfig, parse_config
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.instances import with_instances
 from noisytwins_jax.sharding import Layout
-from noisytwins_jax.train import batches_of_process, mean_metrics
+from noisytwins_jax.training.draws import class_table
 from noisytwins_jax.training.networks import build_model
 from noisytwins_jax.training.programs import Programs, check_batch
-from noisytwins_jax.training.schedule import in_order
-from noisytwins_jax.training.step import TrainingStep, class_table
+from noisytwins_jax.training.schedule import in_order, mean_metrics
+from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.training_run import batches_of_process
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 2

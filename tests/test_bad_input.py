@@ -10,16 +10,14 @@ import jax
 import pytest
 
 from noisytwins_jax import sample as sample_module
-from noisytwins_jax.config import (
+from noisytwins_jax.config import RunConfig, default_config, parse_config
+from noisytwins_jax.config_groups import (
     AugmentConfig,
     DataConfig,
     DiscriminatorConfig,
     GeneratorConfig,
     PathLengthConfig,
     R1Config,
-    RunConfig,
-    default_config,
-    parse_config,
 )
 from noisytwins_jax.data.registry import load_splits
 from noisytwins_jax.errors import UserError

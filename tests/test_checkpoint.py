@@ -12,7 +12,9 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny_run import arrays
 
-from noisytwins_jax.checkpoint import EVALUATIONS, FILES, PINNED, Checkpoints
+from noisytwins_jax.checkpoint import Checkpoints
+from noisytwins_jax.checkpoint_checks import FILES
+from noisytwins_jax.checkpoint_records import EVALUATIONS, PINNED
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.sharding import Layout
 

@@ -16,7 +16,7 @@ from tiny_run import tiny_config
 
 from noisytwins_jax import compile as compile_module
 from noisytwins_jax.compile import compile_run
-from noisytwins_jax.config import DataConfig
+from noisytwins_jax.config_groups import DataConfig
 from noisytwins_jax.data.registry import classes_and_channels, load_data
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.sweep import load_config

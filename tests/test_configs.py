@@ -11,7 +11,8 @@ import methods_program
 import pytest
 import tiny_run
 
-from noisytwins_jax.config import DataConfig, RunConfig, flatten, parse_config
+from noisytwins_jax.config import RunConfig, flatten, parse_config
+from noisytwins_jax.config_groups import DataConfig
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.errors import UserError
 

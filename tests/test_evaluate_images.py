@@ -12,13 +12,15 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from noisytwins_jax import evaluate_images as module
+from noisytwins_jax import evaluation_sheets
 from noisytwins_jax import main as command
-from noisytwins_jax.config import DataConfig, EvaluationConfig, RunConfig
+from noisytwins_jax.config import RunConfig
+from noisytwins_jax.config_groups import DataConfig, EvaluationConfig
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.errors import UserError
-from noisytwins_jax.evaluate import load_extractors
 from noisytwins_jax.evaluate_images import evaluate_images
+from noisytwins_jax.evaluation_numbers import load_extractors
 from noisytwins_jax.metrics import generated
 from noisytwins_jax.metrics.evaluation import evaluate_generator
 from noisytwins_jax.metrics.extractor import FeatureExtractor
@@ -184,6 +186,32 @@ def test_other_sizes_and_colours_where_the_network_resizes(tiny, tmp_path, some,
     protocol = enlarged["protocol"]
     assert (protocol["images_resolution"], protocol["resolution"]) == (16, 8)
     assert protocol["n_real"] == len(splits.reference) and enlarged["metrics"]["auth_pct"] is not None
+
+
+def test_neighbours_of_files_are_shown_in_features_and_in_pixels(tiny, monkeypatch, tmp_path, splits):
+    drawn, draw = [], evaluation_sheets.neighbour_sheet
+    monkeypatch.setattr(
+        evaluation_sheets,
+        "neighbour_sheet",
+        lambda *given, in_pixels: drawn.append((*given[:4], in_pixels)) or draw(*given, in_pixels=in_pixels),
+    )
+    train = splits.train
+    rows = np.concatenate([np.flatnonzero(train.labels == c)[:N] for c in range(10)])
+    copies, labels = train.images[rows], train.labels[rows]
+    report = evaluate_images(CLEAN, write_folder(tmp_path / "copies", copies, labels), None, tmp_path / "1")
+    ((fakes, _, _, classes, (nearest, distances)),) = drawn
+    examples = read(report)["memorisation"]["examples"]
+    np.testing.assert_array_equal(nearest[:, 0], fakes)
+    assert len(classes) == len(examples) == 10 and not distances[:, 0].any() and (distances[:, 1] > 0).all()
+    for image, c, shown, example in zip(fakes, classes, nearest, examples, strict=True):
+        np.testing.assert_array_equal(image, copies[labels == c][0])
+        np.testing.assert_array_equal(shown, train.images[example["pixel_nearest"]])
+    assert "Nearest training images." in report.read_text()
+
+    drawn.clear()
+    colour = write_folder(tmp_path / "colour", np.repeat(copies, 3, axis=-1), labels)  # whose pixels are others
+    evaluate_images(CLEAN, colour, None, tmp_path / "2")
+    assert [in_pixels for *_, in_pixels in drawn] == [None]
 
 
 def test_killed_evaluation_goes_on(tiny, monkeypatch, tmp_path, some):

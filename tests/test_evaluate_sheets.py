@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noisytwins_jax import evaluate as evaluate_module
+from noisytwins_jax import evaluation_sheets as module
 from noisytwins_jax.config import default_config, parse_config
 from noisytwins_jax.data.registry import load_splits
 from noisytwins_jax.diagnostics.latent_sheets import interpolation_sheet, truncation_sheet
-from noisytwins_jax.evaluate import make_latent_sheets, sheet_truncations
+from noisytwins_jax.evaluation_sheets import make_latent_sheets, sheet_truncations
 from noisytwins_jax.latents import Truncation
 
 
@@ -61,9 +61,9 @@ def drawn(monkeypatch):
     def kept(name, draw):
         return lambda *arguments: asked[name].append(arguments) or draw(*arguments)
 
-    monkeypatch.setattr(evaluate_module, "build_sampler", lambda *_, truncation=None, **__: Fakes(truncation))
-    monkeypatch.setattr(evaluate_module, "interpolation_sheet", kept("bands", interpolation_sheet))
-    monkeypatch.setattr(evaluate_module, "truncation_sheet", kept("rows", truncation_sheet))
+    monkeypatch.setattr(module, "build_sampler", lambda *_, truncation=None, **__: Fakes(truncation))
+    monkeypatch.setattr(module, "interpolation_sheet", kept("bands", interpolation_sheet))
+    monkeypatch.setattr(module, "truncation_sheet", kept("rows", truncation_sheet))
     return asked
 
 

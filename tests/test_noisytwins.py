@@ -11,12 +11,14 @@ from golden_numbers import Golden, assert_close
 from objective_passes import generator_pass
 
 from noisytwins_jax import noisytwins
-from noisytwins_jax.config import PathLengthConfig, RunConfig
+from noisytwins_jax.config import RunConfig
+from noisytwins_jax.config_groups import PathLengthConfig
 from noisytwins_jax.networks.discrimination import Discrimination
 from noisytwins_jax.networks.stylegan2 import Discriminator, Generator
 from noisytwins_jax.noisytwins import NoisyTwins
+from noisytwins_jax.training.draws import class_table
 from noisytwins_jax.training.model import FakeDraws
-from noisytwins_jax.training.step import TrainingStep, class_table
+from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.training.stylegan2_model import StyleGAN2Model
 
 CIFAR10_LT = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
@@ -236,7 +238,7 @@ COUNTS = np.array([90, 9, 1])
 
 
 def draw_fakes(step: TrainingStep, n: int, twins: bool = False) -> FakeDraws:
-    draw = jit(step.draw_fakes, static_argnums=(2, 3))
+    draw = jit(step.draws.fakes, static_argnums=(2, 3))
     return draw(jax.random.key(0), class_table(step.config, COUNTS), n, twins)
 
 
@@ -250,7 +252,7 @@ def test_twins_share_latent_and_label_and_nothing_else():
     assert len(np.unique(draws.mixing_z, axis=0)) == 8
     for noise in (draws.class_noise, draws.mixing_noise):
         assert len(np.unique(noise)) == noise.size == 8 * 5
-    passes = jit(step.draw_pass)(jax.random.key(1), class_table(step.config, COUNTS), draws.labels)
+    passes = jit(step.draws.of_pass)(jax.random.key(1), class_table(step.config, COUNTS), draws.labels)
     assert len(np.unique(passes.class_noise)) == 8 * 4
     assert len(np.unique(passes.augment.brightness)) == 8
 
@@ -278,7 +280,7 @@ def test_loss_counts_from_its_start_step_and_twins_are_made_before():
     step = training_step()
     state, table = jit(step.init)(0), class_table(step.config, COUNTS)
     fakes = draw_fakes(step, 8, twins=True)
-    draws = jit(step.draw_pass)(jax.random.key(1), table, fakes.labels)
+    draws = jit(step.draws.of_pass)(jax.random.key(1), table, fakes.labels)
     twin_loss = float(LOSS(step.model.map(state.generator.variables, fakes)[0], 0.05)[0])
     generator_loss = jit(step.generator_loss)
     for updates, weight in [(0, 0.0), (2, 0.0), (3, 0.1), (9, 0.1)]:
@@ -290,13 +292,13 @@ def test_loss_counts_from_its_start_step_and_twins_are_made_before():
 
 def test_generators_update_makes_twins_and_the_others_none(monkeypatch):
     step, made = training_step(), {}
-    whole = step.draw_fakes
+    whole = step.draws.fakes
 
     def record(key, table, n, twins=False, std=1.0):
         made.setdefault(update.__name__, []).append((n, twins))
         return whole(key, table, n, twins)
 
-    monkeypatch.setattr(step, "draw_fakes", record)
+    monkeypatch.setattr(step.draws, "fakes", record)
     state, table = jax.eval_shape(lambda: step.init(0)), class_table(step.config, COUNTS)
     batch = {"image": jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8), "label": jax.ShapeDtypeStruct((8,), jnp.int32)}
     for update, arguments in [
@@ -378,6 +380,6 @@ def test_style_mixing_cutoffs():
     step.model.mixing_layers = 4
     table = class_table(step.config, COUNTS)
     keys = jax.random.split(jax.random.key(0), 2000)
-    draw = jax.vmap(lambda key, table: step.draw_fakes(key, table, 4).mixing_cutoff, in_axes=(0, None))
+    draw = jax.vmap(lambda key, table: step.draws.fakes(key, table, 4).mixing_cutoff, in_axes=(0, None))
     cutoffs = jit(draw)(keys, table)
     np.testing.assert_allclose(np.bincount(cutoffs, minlength=5) / 2000, [0, 0.3, 0.3, 0.3, 0.1], atol=0.04)

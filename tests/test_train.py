@@ -13,6 +13,7 @@ import pytest
 import tiny_run
 
 from noisytwins_jax import train as train_module
+from noisytwins_jax import training_evaluation
 from noisytwins_jax.checkpoint import Checkpoints
 from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.registry import load_data
@@ -21,8 +22,10 @@ from noisytwins_jax.evaluate import evaluate
 from noisytwins_jax.logs import MetricsWriter, read_metrics
 from noisytwins_jax.metrics.scores import FRECHET
 from noisytwins_jax.sharding import Layout
-from noisytwins_jax.train import Run, interval, mean_metrics, protocol_digest, run_to_end, train
-from noisytwins_jax.training.schedule import Reported
+from noisytwins_jax.train import run_to_end, train
+from noisytwins_jax.training.schedule import Reported, mean_metrics
+from noisytwins_jax.training_evaluation import protocol_digest
+from noisytwins_jax.training_run import Run, interval
 
 KIMG = tiny_run.BATCH / 1000  # a step
 
@@ -259,7 +262,7 @@ def evaluate_with(monkeypatch):
 
     def set_evaluations(*fids, **options):
         evaluations = Evaluations(*fids, **options)
-        monkeypatch.setattr(train_module, "evaluate_variables", evaluations)
+        monkeypatch.setattr(training_evaluation, "evaluate_variables", evaluations)
         return evaluations
 
     return set_evaluations

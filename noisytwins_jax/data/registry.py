@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from noisytwins_jax.config import DataConfig
+from noisytwins_jax.config_groups import DataConfig
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.prepare.drawn import petals, petals_drawn
 from noisytwins_jax.data.prepared import KNOWN_CLASSES, VERSION, how_to_prepare, load_info, prepared_splits

@@ -79,9 +79,8 @@ def _shared(evaluations: Mapping[str, Evaluation]) -> Evaluation:
     """Protocol and floor of runs that agree on them wherever they overlap: one may lack a network that another used."""
     protocol: dict[str, Any] = {}
     extractors: dict[str, Any] = {}
-    hidden = (
-        {"step", "weights", "truncation_psi", "class_noise"} if any(map(from_files, evaluations.values())) else {"step"}
-    )
+    of_generators = {"weights", "truncation_psi", "truncation", "class_noise"}
+    hidden = {"step"} | (of_generators if any(map(from_files, evaluations.values())) else set())
     for evaluation in reversed(with_classes_first(evaluations)):
         protocol |= {key: value for key, value in (evaluation.get("protocol") or {}).items() if key not in hidden}
         extractors |= protocol.get("extractors") or {}

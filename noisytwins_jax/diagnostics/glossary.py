@@ -65,6 +65,7 @@ PROTOCOL: tuple[tuple[str, str], ...] = (
     ("n_fake_pooled", "… behind pooled values"),
     ("labels", "… with labels"),
     ("truncation_psi", "Truncation ψ"),
+    ("truncation", "Truncation"),
     ("class_noise", "Class noise"),
     ("weights", "Generator weights"),
     ("step", "… of step"),

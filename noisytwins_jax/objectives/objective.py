@@ -4,9 +4,9 @@ An objective is a frozen dataclass in a file of its own. Its fields are its hype
 configuration is the name it is listed by in `config.Objectives`: ``--config.<name>.weight=0.1`` switches it on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,3 +86,32 @@ class Objective:
         """The term in the discriminator's loss and the state after it, or ``None`` for no such term."""
         del seen, state
         return None
+
+
+def add_terms(
+    objectives: Mapping[str, Objective],
+    network: Literal["generator", "discriminator"],
+    loss: Array,
+    seen: GeneratorPass | DiscriminatorPass,
+    states: Mapping[str, PyTree],
+) -> tuple[Array, dict[str, Array], dict[str, PyTree]]:
+    """Adds every objective's term in the loss of `network`; their values and their states after it.
+
+    Args:
+      objectives: those that are switched on, by name.
+      network: whose loss it is.
+      loss: a scalar.
+      seen: what that network's update has at hand.
+      states: the objectives' states, by name.
+
+    Returns:
+      The sum, the unweighted values as ``loss/<network>/<name>``, and the states after it.
+    """
+    metrics, states = {}, dict(states)
+    for name, objective in objectives.items():
+        term = getattr(objective, network)(seen, states[name])
+        if term is not None:
+            value, states[name] = term
+            metrics[f"loss/{network}/{name}"] = value
+            loss = loss + objective.scale(seen.progress) * value
+    return loss, metrics, states

@@ -15,6 +15,14 @@ PyTree = Any
 CHECKED = ("loss/", "logits/")  # numbers that must be finite; others, such as the W ratio, may be undefined
 
 
+class Diverged(Exception):
+    """A loss or a tensor is not finite."""
+
+    def __init__(self, step: int, loss: str, tensors: list[str]):
+        super().__init__(step, loss, tensors)
+        self.step, self.loss, self.tensors = step, loss, tensors
+
+
 def first_bad_metric(pending: Sequence[Mapping[str, Any]]) -> tuple[int, str] | None:
     """The first loss or logit that is NaN or infinite.
 
@@ -57,6 +65,25 @@ def bad_tensors(state: PyTree) -> list[str]:
         if parts:
             found.append(f"{name}: {' and '.join(parts)}")
     return sorted(found, key=_rank)
+
+
+def check_finite(numbers: list[tuple[int, dict[str, float]]], state: PyTree, thorough: bool) -> None:
+    """Looks at the losses of every update, and before a state is saved (`thorough`) at its tensors.
+
+    Args:
+      numbers: step and metrics of every update, in the order they ran.
+      state: after them.
+      thorough: whether to look at the tensors also where all losses are finite.
+
+    Raises:
+      Diverged: something is not finite.
+    """
+    bad = first_bad_metric([metrics for _, metrics in numbers])
+    tensors = bad_tensors(state) if bad or thorough else []
+    if bad:
+        raise Diverged(numbers[bad[0]][0], bad[1], tensors)
+    if tensors:
+        raise Diverged(numbers[-1][0], tensors[0].partition(":")[0], tensors)
 
 
 def divergence(

@@ -15,10 +15,17 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+import jax
+
 NOTICES = {"instance/preempted": "TRUE", "instance/maintenance-event": "TERMINATE"}  # how the bad news begins
 HANG = 60  # seconds that a request waits for a change
 PAUSE = 1.0  # seconds between requests, and before the first one after an error
 LONGEST_PAUSE = 60.0  # seconds, after many errors
+
+
+def on_google_cloud() -> bool:
+    """Whether there may be a notice before this machine is taken away."""
+    return jax.devices()[0].platform == "tpu" or "GCE_METADATA_HOST" in os.environ
 
 
 class PreemptionWatch:

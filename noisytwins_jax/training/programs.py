@@ -16,9 +16,10 @@ import numpy as np
 
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.sharding import Layout
+from noisytwins_jax.training.draws import ClassTable
 from noisytwins_jax.training.schedule import Reported, due, inputs, order, run_steps, updates
 from noisytwins_jax.training.state import TrainState
-from noisytwins_jax.training.step import ClassTable, TrainingStep
+from noisytwins_jax.training.step import TrainingStep
 
 SEVERAL = "several_steps"
 

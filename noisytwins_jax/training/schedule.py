@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisytwins_jax.config import RunConfig
+from noisytwins_jax.training.draws import ClassTable
 from noisytwins_jax.training.state import TrainState
-from noisytwins_jax.training.step import Batch, ClassTable, Metrics, TrainingStep
+from noisytwins_jax.training.step import Batch, Metrics, TrainingStep
 
 Array = jax.Array
 Update = Callable[..., tuple[TrainState, Metrics]]
@@ -24,7 +25,7 @@ def updates(step: TrainingStep) -> dict[str, Update]:
     needed |= {"average": step.average, "discriminator": step.discriminator_update}
     if config.r1.gamma > 0:
         needed["r1"] = step.r1_update
-    if step.ada:
+    if step.augmentation.ada:
         needed["adapt"] = step.adapt
     if config.spectra.interval > 0:
         needed["spectra"] = step.look_at_spectra
@@ -137,3 +138,12 @@ def in_order(reported: Iterable[Reported]) -> list[tuple[int, dict[str, float]]]
             rows = np.flatnonzero(ran)
             found += [(step + int(i), place, {name: float(x[i]) for name, x in metrics.items()}) for i in rows]
     return [(step, metrics) for step, _, metrics in sorted(found, key=lambda entry: entry[:2])]
+
+
+def mean_metrics(updates: list[dict[str, float]]) -> dict[str, float]:
+    """Means of each number over the updates that reported it."""
+    values: dict[str, list[float]] = {}
+    for metrics in updates:
+        for name, value in metrics.items():
+            values.setdefault(name, []).append(value)
+    return {name: float(np.mean(numbers)) for name, numbers in values.items()}

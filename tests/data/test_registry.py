@@ -5,7 +5,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from noisytwins_jax.config import DataConfig
+from noisytwins_jax.config_groups import DataConfig
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.petals import FACTORS, draw
 from noisytwins_jax.data.prepare.command import parse_arguments, prepare

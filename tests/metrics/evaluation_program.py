@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_run
 
-from noisytwins_jax import evaluate
+from noisytwins_jax import evaluation_numbers
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.metrics import generated, parts, real_features
 from noisytwins_jax.metrics.clip import clip_extractor
@@ -50,7 +50,7 @@ def main(scratch: str, batch_size: int, stop_after: int, network: str) -> None:
         fields |= {"evaluation.protocol": "tf1", "data.options": {"num_classes": 2, "num_images": 40, "channels": 3}}
         fields |= {"evaluation.samples_per_class": 10}
         generated._PART = real_features._PART = 10
-        evaluate.load_extractors = lambda *_: extractors()
+        evaluation_numbers.load_extractors = lambda *_: extractors()
     config = tiny_run.tiny_config(**fields)
     splits = load_data(config.data)
     model = build_model(config, splits.train.channels, splits.train.num_classes)
@@ -67,7 +67,7 @@ def main(scratch: str, batch_size: int, stop_after: int, network: str) -> None:
     parts._write = write_and_die
     workdir = Path(scratch)
     workdir.mkdir(parents=True, exist_ok=True)
-    result = evaluate.evaluate_variables(config, variables, splits, workdir)
+    result = evaluation_numbers.evaluate_variables(config, variables, splits, workdir)
     left = sorted(path.name for path in workdir.rglob("part_*"))
     print(json.dumps({"result": result, "written": len(written), "left": left, "devices": jax.device_count()}))
 

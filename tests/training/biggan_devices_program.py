@@ -18,9 +18,10 @@ import tiny_run
 from noisytwins_jax.networks.biggan import Discriminator, Generator
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.training.biggan_model import BigGANModel
+from noisytwins_jax.training.draws import class_table
 from noisytwins_jax.training.programs import Programs
 from noisytwins_jax.training.state import TrainState
-from noisytwins_jax.training.step import TrainingStep, class_table
+from noisytwins_jax.training.step import TrainingStep
 
 SPLIT_FROM = 32  # elements: most parameters of the small networks are split
 COUNTS = np.array([50, 20, 10, 5])  # images a class

@@ -16,15 +16,16 @@ import tiny_run
 from flax.traverse_util import flatten_dict
 
 from noisytwins_jax import spectra
-from noisytwins_jax.config import InterventionConfig
+from noisytwins_jax.config_groups import InterventionConfig
 from noisytwins_jax.objectives.objective import Progress
 from noisytwins_jax.sharding import Layout
-from noisytwins_jax.training.interventions import intervene
+from noisytwins_jax.training.draws import Draws, class_table
+from noisytwins_jax.training.interventions import intervene, with_rates
 from noisytwins_jax.training.model import DiscriminatorInputs
 from noisytwins_jax.training.networks import build_model
 from noisytwins_jax.training.programs import Programs
 from noisytwins_jax.training.schedule import in_order
-from noisytwins_jax.training.step import TrainingStep, class_table
+from noisytwins_jax.training.step import TrainingStep
 
 COUNTS = np.array([50, 20, 10, 5])
 LOOKS = {"spectra.interval": 2, "spectra.iterations": 8, "spectra.clamp": 4.0}
@@ -202,26 +203,27 @@ def test_the_average_starts_late():
 # --- draws and losses ------------------------------------------------------------------------------------------------
 
 
-class RememberingStep(TrainingStep):
+class RememberingDraws(Draws):
     """Remembers the standard deviation of the latents that it draws."""
 
-    def draw_fakes(self, key, table, n, twins=False, std=1.0):
+    def fakes(self, key, table, n, twins=False, std=1.0):
         self.stds.append(std)
-        return super().draw_fakes(key, table, n, twins, std)
+        return super().fakes(key, table, n, twins, std)
 
 
 def test_latents_are_annealed_in_both_updates():
     config = tiny_biggan.tiny_config(**{"latents.anneal_kimg": 0.08, "latents.start_std": 3.0})
-    step = RememberingStep(config, build_model(config, 1, len(COUNTS)))
+    step = TrainingStep(config, build_model(config, 1, len(COUNTS)))
+    step.draws = RememberingDraws(config, step.model, step.augmentation)
     table, batch = jax.tree.map(jnp.asarray, class_table(config, COUNTS)), next(batches())
 
     def stds(updates):
-        step.stds, state = [], step.init(0)
+        step.draws.stds, state = [], step.init(0)
         generator, discriminator = (x.replace(updates=updates) for x in (state.generator, state.discriminator))
         state = state.replace(generator=generator, discriminator=discriminator)
         step.generator_update(state, table)
         step.discriminator_update(state, batch, table)
-        return step.stds
+        return step.draws.stds
 
     program = jax.jit(stds)
     for updates, expected in ((0, 3.0), (5, 2.0), (10, 1.0), (50, 1.0)):  # 8 images each
@@ -229,10 +231,10 @@ def test_latents_are_annealed_in_both_updates():
 
     key, drawn = jax.random.key(0), {}
     for std in (1.0, 3.0):
-        drawn[std] = TrainingStep.draw_fakes(step, key, table, 8, std=std)
+        drawn[std] = Draws.fakes(step.draws, key, table, 8, std=std)
     np.testing.assert_allclose(drawn[3.0].z, 3.0 * drawn[1.0].z, rtol=1e-6)
     np.testing.assert_array_equal(drawn[3.0].labels, drawn[1.0].labels)
-    assert make_step().latent_std(Progress(jnp.int32(0), 0.0)) == 1.0
+    assert make_step().draws.latent_std(Progress(jnp.int32(0), 0.0)) == 1.0
 
 
 def test_the_margin_is_that_of_the_hinge_loss():
@@ -265,7 +267,7 @@ def test_features_are_dropped_in_both_updates_and_nowhere_else(dropout):
 
     @jax.jit
     def logits(key):
-        draws = step.draw_pass(key, table, labels)
+        draws = step.draws.of_pass(key, table, labels)
         inputs = DiscriminatorInputs(images, labels, draws.class_noise, dropout=draws.dropout)
         return step.model.discriminate(variables, inputs)[0].logits
 
@@ -282,7 +284,7 @@ def test_class_noise_is_on_the_embedding_alone_and_twins_share_the_rest():
     @jax.jit
     def drawn():
         variables = step.model.init(jax.random.key(0))[0]
-        draws = step.draw_fakes(jax.random.key(1), table, 8, twins=True)
+        draws = step.draws.fakes(jax.random.key(1), table, 8, twins=True)
         w, (z, embedding), stats = step.model.map(variables, draws, update_stats=True)
         assert stats == {}
         return draws._replace(key=None), w, z, embedding, step.model.latent_w(variables, draws.z, draws.labels)
@@ -306,8 +308,8 @@ def test_the_loss_of_twins_reaches_the_shared_embedding():
     @jax.jit
     def gradients():
         state = step.init(0)
-        fakes = step.draw_fakes(jax.random.key(1), table, 8, twins=True)
-        draws = step.draw_pass(jax.random.key(2), table, fakes.labels)
+        fakes = step.draws.fakes(jax.random.key(1), table, 8, twins=True)
+        draws = step.draws.of_pass(jax.random.key(2), table, fakes.labels)
 
         def twins_loss(params):
             return step.generator_loss(params, state, table, fakes, draws)[1][0]["loss/generator/noisytwins"]
@@ -416,6 +418,12 @@ def test_the_clamp_holds(run):
         numbers = in_order(reported)[-1][1]
         found = numbers["spectra/generator/blocks_0/conv2/weight/0"]
         assert found > 2 * limit if step == 0 else found < 1.2 * limit  # as it was before it was clamped
+    state = with_rates(
+        state.replace(generator=enlarged(state.generator)), generator=0.0, discriminator=1.0, reset_momenta=False
+    )
+    state, _ = run.programs.advance(state, 6, batches())
+    assert sigma(state.generator) > 2 * limit  # frozen
+    assert sigma(state.discriminator) < limit * 1.001
 
 
 # --- several steps in one program ------------------------------------------------------------------------------------

@@ -19,10 +19,11 @@ from noisytwins_jax.errors import UserError
 from noisytwins_jax.instances import abstract_table
 from noisytwins_jax.networks.biggan import Discriminator, Generator
 from noisytwins_jax.sampling import Sampler, standing_statistics
+from noisytwins_jax.training.draws import class_table
 from noisytwins_jax.training.instances import draw_features_of_classes, draw_pairs
 from noisytwins_jax.training.model import DiscriminatorInputs
 from noisytwins_jax.training.networks import build_model
-from noisytwins_jax.training.step import TrainingStep, class_table
+from noisytwins_jax.training.step import TrainingStep
 
 COUNTS, N, K, D = instances_run.COUNTS, instances_run.N, instances_run.K, instances_run.D
 TABLE, CONFIG = instances_run.table(), instances_run.config()
@@ -129,7 +130,7 @@ def test_an_instance_of_a_class_is_uniformly_drawn_among_its_images():
 def test_fakes_have_the_features_of_their_instances_and_twins_share_them(model):
     step = TrainingStep(CONFIG, model)
     table = class_table(CONFIG, COUNTS, TABLE)
-    draws = jax.jit(step.draw_fakes, static_argnums=(2, 3, 4))(jax.random.key(1), table, 8, 1.0, True)
+    draws = jax.jit(step.draws.fakes, static_argnums=(2, 3, 4))(jax.random.key(1), table, 8, 1.0, True)
     numbers = (np.asarray(draws.instances) @ np.asarray(TABLE.features, np.float32).T).argmax(axis=1)
     np.testing.assert_array_equal(draws.instances, np.asarray(TABLE.features, np.float32)[numbers])
     np.testing.assert_array_equal(numbers[:4], numbers[4:])
@@ -140,7 +141,7 @@ def test_fakes_have_the_features_of_their_instances_and_twins_share_them(model):
 def test_without_instances_the_draws_are_as_they_were():
     config = tiny_biggan.tiny_config(**{"biggan.attention": "none"})
     step = TrainingStep(config, build_model(config, 1, len(COUNTS)))
-    draws = step.draw_fakes(jax.random.key(1), class_table(config, COUNTS), 8)
+    draws = step.draws.fakes(jax.random.key(1), class_table(config, COUNTS), 8)
     key = jax.random.split(jax.random.key(1), 7)[1]
     np.testing.assert_array_equal(draws.labels, jax.random.categorical(key, jnp.zeros(len(COUNTS)), shape=(8,)))
     assert draws.instances is None

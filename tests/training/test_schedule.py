@@ -8,10 +8,11 @@ import tiny_run
 from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.sharding import Layout
+from noisytwins_jax.training.draws import class_table
 from noisytwins_jax.training.networks import build_model
 from noisytwins_jax.training.programs import Programs
 from noisytwins_jax.training.schedule import Reported, due, in_order, order
-from noisytwins_jax.training.step import TrainingStep, class_table
+from noisytwins_jax.training.step import TrainingStep
 
 NAMES = ("generator", "path_length", "average", "discriminator", "r1", "adapt")
 

@@ -13,10 +13,11 @@ from golden_numbers import Golden, nhwc
 from stylegan2_state import tensors, variables
 
 from noisytwins_jax.config import default_config, parse_config
+from noisytwins_jax.training.draws import ClassTable, Draws, PassDraws
 from noisytwins_jax.training.model import FakeDraws
 from noisytwins_jax.training.networks import build_model
-from noisytwins_jax.training.state import AdaState, NetworkState, TrainState
-from noisytwins_jax.training.step import ClassTable, PassDraws, TrainingStep
+from noisytwins_jax.training.state import AdaState, NetworkState, Rates, TrainState
+from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.training.stylegan2_model import StyleGAN2Model
 
 GOLDEN = ("train_trajectory_base", "train_trajectory_lecam_rampup")
@@ -41,14 +42,14 @@ class StridedGroups(StyleGAN2Model):
         return np.arange(n).reshape(group, n // group).T.ravel()
 
 
-class StoredDraws(TrainingStep):
+class StoredDraws(Draws):
     """Takes draws, in the order they are asked for, from the place of the class table's noise."""
 
-    def draw_fakes(self, key, table, n, twins=False, std=1.0):
+    def fakes(self, key, table, n, twins=False, std=1.0):
         self.passes = iter(table.noise_std["passes"])
         return FakeDraws(*table.noise_std["fakes"], None, None, None, key)
 
-    def draw_pass(self, key, table, labels):
+    def of_pass(self, key, table, labels):
         stored = table.noise_std
         return PassDraws(next(self.passes) if "fakes" in stored else stored["passes"][0], None)
 
@@ -86,12 +87,22 @@ def make_state(golden: Golden, step: TrainingStep) -> TrainState:
     generator = network("G", step.generator_optimizer)
     ema = jax.tree.map(jax.numpy.copy, generator.variables)
     discriminator = network("D", step.discriminator_optimizer)
-    zero = jax.numpy.float64(0.0)
+    zero, one = jax.numpy.float64(0.0), jax.numpy.float64(1.0)
     objectives = {
         name: objective.init(generator.params, discriminator.params)
         for name, objective in step.config.objectives.items()
     }
-    return TrainState(jax.random.key(0), generator, discriminator, ema, zero, AdaState(zero, zero, zero), objectives)
+    return TrainState(
+        key=jax.random.key(0),
+        generator=generator,
+        discriminator=discriminator,
+        ema=ema,
+        path_length_mean=zero,
+        ada=AdaState(zero, zero, zero),
+        objectives=objectives,
+        rates=Rates(one, one),
+        spectra={},
+    )
 
 
 @pytest.fixture(scope="module", params=GOLDEN)
@@ -104,7 +115,8 @@ def run_steps(golden: Golden):
     config = make_run(golden)
     plain = build_model(config, 3, golden.config["num_classes"])
     networks = (network.clone(dtype=np.float64) for network in (plain.generator, plain.discriminator))
-    step = StoredDraws(config, StridedGroups(*networks, plain.noise_mode))
+    step = TrainingStep(config, StridedGroups(*networks, plain.noise_mode))
+    step.draws = StoredDraws(config, step.model, step.augmentation)
     std = golden["out/lambda_c"] * golden.config["emb_noise_std"]
     updates = ("generator_update", "path_length_update", "average", "discriminator_update", "r1_update")
     run = {name: jax.jit(getattr(step, name)) for name in updates}
@@ -156,7 +168,7 @@ def run_steps(golden: Golden):
 
 def path_length(step, state, table, noise):
     """`TrainingStep.path_length_update` with its image noise given."""
-    fakes = step.draw_fakes(state.key, table, len(noise))
+    fakes = step.draws.fakes(state.key, table, len(noise))
     (loss, mean), gradients = jax.value_and_grad(step.path_length_loss, has_aux=True)(
         state.generator.params, state, fakes, noise
     )

@@ -1,0 +1,83 @@
+"""The images of a run, the generator of one of its checkpoints, and a sampler of it: what the verbs begin with.
+
+In a run of several processes all of them call these functions.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from noisytwins_jax.checkpoint import Checkpoints
+from noisytwins_jax.config import RunConfig, flatten
+from noisytwins_jax.data.registry import load_data
+from noisytwins_jax.data.source import DataSplits
+from noisytwins_jax.errors import UserError
+from noisytwins_jax.instances import with_instances
+from noisytwins_jax.latents import Truncation
+from noisytwins_jax.sampling import Sampler, standing_statistics
+from noisytwins_jax.sharding import Layout
+from noisytwins_jax.survival.agreement import check_agreement, code_fingerprint, failing_together
+from noisytwins_jax.together import local_copy
+from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.workdir import cache_dir, open_workdir
+
+
+def load_together(config: RunConfig, arguments: Mapping[str, Any] | None = None) -> DataSplits:
+    """The images of a run, when all of its processes have them and agree on everything that they must.
+
+    Raises:
+      UserError: in all processes: the images cannot be had, or the processes differ in configuration, `arguments`, code,
+        version of JAX or images.
+    """
+    with failing_together():
+        splits = load_data(config.data)
+    facts = {f"config.{name}": repr(value) for name, value in flatten(config).items()}
+    facts |= {f"--{name}": repr(value) for name, value in (arguments or {}).items()}
+    facts |= {"the code of noisytwins_jax": code_fingerprint(), "the version of JAX": jax.__version__}
+    check_agreement(facts | {"the training images": splits.train.fingerprint})
+    return splits
+
+
+def restore_generator(
+    config: RunConfig, workdir: str | Path, which: str = "latest", **arguments: Any
+) -> tuple[DataSplits, Path, int, dict[str, Any]]:
+    """The data, the opened workdir, and step and variables of a checkpoint's averaged generator.
+
+    Processes that differ in `arguments` are refused, as those that differ in the configuration are.
+
+    Raises:
+      UserError: as `evaluate`.
+    """
+    if which not in ("latest", "best") and not str(which).isdigit():
+        raise UserError(f"--checkpoint={which} is no checkpoint; give latest, best or a step, for example 1000.")
+    if not Path(workdir, "checkpoints").is_dir():
+        raise UserError(
+            f"{Path(workdir).absolute()} holds no checkpoints; train first (--mode=train), or give --workdir."
+        )
+    splits = load_together(config, arguments)
+    with failing_together():
+        workdir = open_workdir(workdir, config)
+    layout = Layout(fsdp=jax.device_count())  # spread as thin as can be, whatever it was trained on
+    step = TrainingStep(config, build_model(config, splits.train.channels, splits.train.num_classes))
+    with Checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore(step.abstract_state(layout.state_shardings), which)
+    if restored is None:
+        raise UserError(f"There is no whole checkpoint in {workdir}; train first (--mode=train).")
+    return with_instances(config, splits, cache_dir(workdir)), workdir, restored.step, restored.state.ema
+
+
+def build_sampler(
+    config: RunConfig,
+    variables: dict,
+    splits: DataSplits,
+    truncation: Truncation | None = None,
+    **options: Any,
+) -> Sampler:
+    """A sampler of a run's generator; `options` go to `Sampler`. To be called by all processes."""
+    model = build_model(config, splits.train.channels, splits.train.num_classes)
+    counts = config.evaluation.standing_passes, config.evaluation.standing_batch
+    variables = standing_statistics(model, config.z, local_copy(variables), truncation, *counts, splits.instances)
+    return Sampler(model, config.z, variables, truncation=truncation, instances=splits.instances, **options)

@@ -1,0 +1,47 @@
+"""What becomes of the numbers of a generator; how they are measured is tested with the metrics."""
+
+import copy
+
+import pytest
+import tiny_biggan
+import tiny_run
+
+from noisytwins_jax import evaluation_numbers
+from noisytwins_jax.data.registry import load_data
+from noisytwins_jax.errors import UserError
+from noisytwins_jax.metrics.table import check_one_protocol, distance_entries, protocol_line
+
+MEASURED = {
+    "protocol": {"name": "embedded", "k": 5, "truncation_psi": 1.0, "class_noise": False},
+    "metrics": {"fid": 1.0, "w_ratio": 0.5, "tail_w_ratio": 0.25},
+    "per_class": [{"class": 0, "ifid": 2.0, "w_ratio": 0.5}],
+    "floor": {"fid": 0.5},
+}
+
+
+@pytest.fixture
+def evaluated(monkeypatch, tmp_path):
+    """Configuration → the numbers, of a generator that was measured as `MEASURED`."""
+    monkeypatch.setattr(evaluation_numbers, "evaluate_generator", lambda *_, **__: copy.deepcopy(MEASURED))
+    monkeypatch.setattr(evaluation_numbers, "load_extractors", lambda *_: {})
+    monkeypatch.setattr(evaluation_numbers, "build_sampler", lambda *_, **__: None)
+    return lambda config: evaluation_numbers.evaluate_variables(config, {}, load_data(config.data), tmp_path)
+
+
+def test_all_that_is_of_w_is_left_out_where_there_is_none(evaluated):
+    assert evaluated(tiny_run.tiny_config()) == MEASURED
+    assert evaluated(tiny_biggan.tiny_config()) == {
+        "protocol": {"name": "embedded", "k": 5, "class_noise": False, "truncation": "none"},
+        "metrics": {"fid": 1.0},
+        "per_class": [{"class": 0, "ifid": 2.0, "w_ratio": None}],
+        "floor": {"fid": 0.5},
+    }
+
+
+def test_no_truncation_is_comparable_however_it_was_recorded(evaluated):
+    now = evaluated(tiny_biggan.tiny_config())
+    check_one_protocol({"BigGAN": now, "BigGAN, with the record of ψ": MEASURED})
+    assert distance_entries(now) == distance_entries(MEASURED) and protocol_line(now) == protocol_line(MEASURED)
+    truncated = MEASURED | {"protocol": MEASURED["protocol"] | {"truncation_psi": 0.7}}
+    with pytest.raises(UserError, match=r"truncation_psi: 1\.0 and 0\.7"):
+        check_one_protocol({"BigGAN": now, "StyleGAN2": truncated})
