@@ -10,6 +10,7 @@ from noisytwins_jax.networks import fir
 from noisytwins_jax.networks.bilinear_conv import (
     conv1x1,
     conv3x3,
+    conv3x3_to_few,
     pixelwise_product,
     strided_conv3x3,
     transposed_conv3x3,
@@ -112,7 +113,9 @@ def test_both_formulations_are_equal_to_second_order(function):
             assert_close(a, b, 1e-13)
 
 
-@pytest.mark.parametrize("function, padding, stride", [(conv3x3, "SAME", 1), (strided_conv3x3, "VALID", 2)])
+@pytest.mark.parametrize(
+    "function, padding, stride", [(conv3x3, "SAME", 1), (conv3x3_to_few, "SAME", 1), (strided_conv3x3, "VALID", 2)]
+)
 def test_custom_derivatives_are_those_of_a_plain_convolution(function, padding, stride):
     with jax.enable_x64(True):
         rng = np.random.default_rng(1)

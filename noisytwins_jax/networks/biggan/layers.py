@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.networks.biggan.spectral_norm import normalized
-from noisytwins_jax.networks.bilinear_conv import conv1x1, conv3x3
+from noisytwins_jax.networks.bilinear_conv import conv1x1, conv3x3, conv3x3_to_few
 from noisytwins_jax.networks.layers import FULL_PRECISION
 
 Array = jax.Array
 _orthogonal = nn.initializers.orthogonal()
+_FEW = 4  # outputs, of an image
 
 
 class Dense(nn.Module):
@@ -46,7 +47,8 @@ class Conv(nn.Module):
         """``[N, H, W, in] → [N, H, W, computed]``."""
         weight = self.param("weight", _orthogonal, (self.kernel, self.kernel, x.shape[-1], self.features))
         weight = normalized(self, weight, self.sn_epsilon, update_stats)[..., : self.computed]
-        y = conv1x1(x, weight[0, 0]) if self.kernel == 1 else conv3x3(x, weight)
+        convolve = conv3x3_to_few if weight.shape[-1] <= _FEW else conv3x3
+        y = conv1x1(x, weight[0, 0]) if self.kernel == 1 else convolve(x, weight)
         if self.use_bias:
             # Added in float32, so that the bias's gradient is summed in float32.
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
