@@ -192,7 +192,8 @@ class Checkpoints:
         """Reads a checkpoint into the shapes, dtypes and shardings of `abstract_state`.
 
         Args:
-          abstract_state: tree of `jax.ShapeDtypeStruct` with shardings; any number of devices.
+          abstract_state: tree of `jax.ShapeDtypeStruct` with shardings; any number of devices. A dict has the names of
+            some fields of the state: only those are read.
           which: ``"latest"``, ``"best"`` or a step. If the latest is damaged, the one before it is taken, with a
             message; a run that trains also sets the damaged one aside (it is not deleted), to save that step again.
 
@@ -293,8 +294,10 @@ class Checkpoints:
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             saved = ocp.StandardCheckpointHandler().metadata(path / "state").tree
+            if isinstance(abstract_state, dict):
+                saved = {name: saved[name] for name in abstract_state}
             check_architecture(saved, abstract_state, path)
-            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state)))
+            state = self._read_state(step, path, abstract_state)
         except UserError:
             raise
         except Exception as error:  # Orbax and TensorStore raise many types for files that are missing or cut short
@@ -306,7 +309,16 @@ class Checkpoints:
                     "to its storage and start all processes again."
                 ) from error
             raise _DamagedError(first_line(error)) from error
-        return Restored(step, state["state"], meta["data"], meta["config"])
+        return Restored(step, state, meta["data"], meta["config"])
+
+    def _read_state(self, step: int, path: Path, abstract_state: PyTree) -> PyTree:
+        if not isinstance(abstract_state, dict):
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+            return self._manager.restore(step, args=args)["state"]
+        args = ocp.args.PyTreeRestore(
+            abstract_state, ocp.checkpoint_utils.construct_restore_args(abstract_state), partial_restore=True
+        )
+        return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path / "state", args=args)
 
     def _move(self, steps: Sequence[int], folder: str, with_evaluations: bool = False) -> list[Path]:
         """Moves checkpoints to a folder of the workdir, for all processes to call."""

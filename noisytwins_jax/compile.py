@@ -130,10 +130,11 @@ def _lower(
 def _lower_sampler(
     config: RunConfig, model: Model, step: TrainingStep, layout: Layout, instances: InstanceTable | None
 ) -> jax.stages.Lowered:
-    program = sample_program(model, config.z, 0)
+    program = sample_program(model, config.z)
     variables = step.abstract_state(layout.replicated).ema
     rows = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=layout.split)
-    return program.lower(variables, None, rows, rows, instances)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=layout.replicated)
+    return program.lower(variables, None, seed, rows, rows, instances)
 
 
 def _lower_extractors(

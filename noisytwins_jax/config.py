@@ -11,6 +11,7 @@ import dataclasses
 import pkgutil
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -190,6 +191,24 @@ def parse_config(config: ml_collections.ConfigDict) -> RunConfig:
         fit together.
     """
     run = _build(RunConfig, config.to_dict())
+    check_together(run)
+    return run
+
+
+def parse_flat(fields: Mapping[str, Any]) -> RunConfig:
+    """The typed form of what `flatten` gives; fields that are not there have their defaults.
+
+    Raises:
+      UserError: as `parse_config`.
+    """
+    tree: dict[str, Any] = {}
+    for path, value in fields.items():
+        *parents, name = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    run = _build(RunConfig, tree)
     check_together(run)
     return run
 

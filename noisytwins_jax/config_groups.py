@@ -75,6 +75,7 @@ class BigGANConfig:
     spectral_norm: bool = True
     spectral_norm_epsilon: float = number(1e-4, above=0)
     batch_norm_epsilon: float = number(1e-4, above=0)
+    output_batch_norm_epsilon: float | None = number(None, above=0)  # of the last layer's, None for the same
     batch_norm_decay: float = number(0.9, at_least=0, below=1)  # of running moments, which only diagnostics use
     dropout: float = number(0.0, at_least=0, below=1)  # share of the discriminator's last features that is dropped
 

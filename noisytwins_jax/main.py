@@ -52,6 +52,19 @@ _TRUNCATION = flags.DEFINE_string(
 )
 _PSI = flags.DEFINE_float("psi", None, "sample: short for --truncation=psi:…; 1 for none.")
 _SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the latents.")
+_FORMAT = flags.DEFINE_list(
+    "format", ["grid", "npz"], "sample: what is written: grid, npz (arrays), files (a PNG an image)."
+)
+_NOISE_MODE = flags.DEFINE_enum(
+    "noise_mode",
+    None,
+    ["random", "const", "none"],
+    "sample: StyleGAN2's per-pixel noise; by default the configuration's.",
+)
+_FRAMES = flags.DEFINE_integer("frames", 0, "sample: an animation, with so many frames from each image to the next.")
+_MIX_LAYERS = flags.DEFINE_string(
+    "mix_layers", "", "sample: a picture of mixed styles: each image with these layers of each other one, as 4-7."
+)
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v3:2x2", "compile: TPU cores that need not exist, as v4:2x2x1 or v5e:2x2.")
 _PROGRAMS = flags.DEFINE_list("programs", None, "compile: some of the run's programs; all by default.")
@@ -64,8 +77,19 @@ _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Several processes: this one, from 0, unless --coordinator=auto."
 )
 
+_OF_SAMPLE = (
+    "classes",
+    "samples_per_class",
+    "truncation",
+    "psi",
+    "seed",
+    "format",
+    "noise_mode",
+    "frames",
+    "mix_layers",
+)
 # Flags that the other modes would ignore.
-_ONLY = dict.fromkeys(("classes", "samples_per_class", "truncation", "psi", "seed"), ("sample",))
+_ONLY = dict.fromkeys(_OF_SAMPLE, ("sample",))
 _ONLY |= dict.fromkeys(("topology", "programs", "compare"), ("compile",))
 _ONLY |= dict.fromkeys(("coordinator", "num_processes", "process_id"), ("train", "evaluate", "sample"))
 _ONLY |= {"checkpoint": ("evaluate", "sample"), "images": ("evaluate",), "reference": ("evaluate",)}
@@ -79,10 +103,10 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise UserError(f"Unexpected argument {argv[1]!r}; options start with --.")
-        if _CONFIG.value is None:
+        if _CONFIG.value is None and not (_MODE.value == "sample" and _WORKDIR.value):
             raise UserError(_NO_CONFIG)
         _check_mode(_MODE.value)
-        config = parse_config(_CONFIG.value)
+        config = None if _CONFIG.value is None else parse_config(_CONFIG.value)
         workdir = _WORKDIR.value or _default_workdir(config)
         # JAX is imported here, so that a mistyped flag or field is answered at once.
         if _MODE.value == "compile":
@@ -105,7 +129,7 @@ def main(argv: list[str]) -> None:
         _fail(str(error))
 
 
-def _run(config: RunConfig, workdir: str) -> None:
+def _run(config: RunConfig | None, workdir: str) -> None:
     import jax
 
     from noisytwins_jax.together import say
@@ -130,8 +154,20 @@ def _run(config: RunConfig, workdir: str) -> None:
 
             classes = None if _CLASSES.value is None else [_class_id(c) for c in _CLASSES.value]
             truncation = _TRUNCATION.value if _PSI.value is None else f"psi:{_PSI.value}"
-            picture = sample(config, workdir, _CHECKPOINT.value, classes, _SAMPLES.value, truncation, _SEED.value)
-            say(f"Samples: {picture}")
+            written = sample(
+                config,
+                workdir,
+                _CHECKPOINT.value,
+                classes,
+                _SAMPLES.value,
+                truncation,
+                _SEED.value,
+                _NOISE_MODE.value,
+                _FORMAT.value,
+                _FRAMES.value,
+                _MIX_LAYERS.value,
+            )
+            say(f"Samples: {written}")
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise UserError(

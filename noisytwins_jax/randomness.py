@@ -12,6 +12,6 @@ def purpose_key(key: Array, step: Array | int, purpose: str) -> Array:
     return jax.random.fold_in(jax.random.fold_in(key, step), zlib.crc32(purpose.encode()))
 
 
-def sample_keys(seed: int, indices: Array) -> Array:
+def sample_keys(seed: Array | int, indices: Array) -> Array:
     """One key a sample, by its global index ``[n]``: a sample depends on neither batch size nor device count."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), indices)

@@ -20,7 +20,9 @@ from noisytwins_jax.sampling import Sampler, standing_statistics
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.survival.agreement import check_agreement, code_fingerprint, failing_together
 from noisytwins_jax.together import local_copy
+from noisytwins_jax.training.model import Model
 from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.workdir import cache_dir, open_workdir
 
@@ -34,11 +36,22 @@ def load_together(config: RunConfig, arguments: Mapping[str, Any] | None = None)
     """
     with failing_together():
         splits = load_data(config.data)
+    agree(config, arguments, {"the training images": splits.train.fingerprint})
+    return splits
+
+
+def agree(
+    config: RunConfig, arguments: Mapping[str, Any] | None = None, others: Mapping[str, str] | None = None
+) -> None:
+    """Refuses processes that differ in the configuration, `arguments`, the code, the version of JAX, or `others`.
+
+    Raises:
+      UserError: in all processes.
+    """
     facts = {f"config.{name}": repr(value) for name, value in flatten(config).items()}
     facts |= {f"--{name}": repr(value) for name, value in (arguments or {}).items()}
     facts |= {"the code of noisytwins_jax": code_fingerprint(), "the version of JAX": jax.__version__}
-    check_agreement(facts | {"the training images": splits.train.fingerprint})
-    return splits
+    check_agreement(facts | dict(others or {}))
 
 
 def restore_generator(
@@ -51,22 +64,53 @@ def restore_generator(
     Raises:
       UserError: as `evaluate`.
     """
+    check_has_checkpoint(workdir, which)
+    splits = load_together(config, arguments)
+    with failing_together():
+        workdir = open_workdir(workdir, config)
+    step, ema = restore_ema(
+        config, workdir, which, build_model(config, splits.train.channels, splits.train.num_classes)
+    )
+    return with_instances(config, splits, cache_dir(workdir)), workdir, step, ema
+
+
+def check_has_checkpoint(workdir: str | Path, which: str | int) -> None:
+    """Refuses a directory without checkpoints, and names of checkpoints that cannot be.
+
+    Raises:
+      UserError: in these cases.
+    """
     if which not in ("latest", "best") and not str(which).isdigit():
         raise UserError(f"--checkpoint={which} is no checkpoint; give latest, best or a step, for example 1000.")
     if not Path(workdir, "checkpoints").is_dir():
         raise UserError(
             f"{Path(workdir).absolute()} holds no checkpoints; train first (--mode=train), or give --workdir."
         )
-    splits = load_together(config, arguments)
-    with failing_together():
-        workdir = open_workdir(workdir, config)
+
+
+def restore_ema(config: RunConfig, workdir: Path, which: str | int, model: Model) -> tuple[int, dict[str, Any]]:
+    """Step and variables of a checkpoint's averaged generator.
+
+    Raises:
+      UserError: there is no such checkpoint, none can be read, or it is of another architecture.
+    """
     layout = Layout(fsdp=jax.device_count())  # spread as thin as can be, whatever it was trained on
-    step = TrainingStep(config, build_model(config, splits.train.channels, splits.train.num_classes))
     with Checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore(step.abstract_state(layout.state_shardings), which)
+        abstract = TrainingStep(config, model).abstract_state(layout.state_shardings).ema
+        restored = checkpoints.restore({"ema": abstract}, str(which))
     if restored is None:
         raise UserError(f"There is no whole checkpoint in {workdir}; train first (--mode=train).")
-    return with_instances(config, splits, cache_dir(workdir)), workdir, restored.step, restored.state.ema
+    return restored.step, restored.state["ema"]
+
+
+def restore_state(config: RunConfig, workdir: Path, which: str | int, model: Model) -> tuple[int, TrainState]:
+    """Step and whole state of a checkpoint, in this process; as `restore_ema` otherwise."""
+    abstract = TrainingStep(config, model).abstract_state(Layout(jax.local_devices()[:1]).state_shardings)
+    with Checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore(abstract, str(which))
+    if restored is None:
+        raise UserError(f"There is no whole checkpoint in {workdir}; train first (--mode=train).")
+    return restored.step, restored.state
 
 
 def build_sampler(

@@ -61,8 +61,9 @@ class Sampler:
         self._layout, self._rows, self._ahead = Layout(jax.local_devices()), rows, ahead
         self._given = self._layout.put_everywhere((variables, instances))
         kind = truncation and truncation.kind
-        self._program = sample_program(model, latents, seed, kind)
-        self._between = between_program(model, latents, seed, kind)
+        self._program = sample_program(model, latents, kind)
+        self._between = between_program(model, latents, kind)
+        self._seed = np.uint32(seed)
         self._strength = None if truncation is None else np.float32(truncation.strength)
         self.image_size = None  # the network's
 
@@ -78,7 +79,7 @@ class Sampler:
 
         def program(given: tuple[dict, InstanceTable | None], labels: Array, indices: Array) -> tuple[Array, ...]:
             variables, instances = given
-            images, w = self._program(variables, self._strength, labels, indices, instances)
+            images, w = self._program(variables, self._strength, self._seed, labels, indices, instances)
             return *look(images), w
 
         rows = np.asarray(labels, np.int32), np.asarray(indices, np.int32)
@@ -99,7 +100,7 @@ class Sampler:
 
         def program(given: tuple[dict, InstanceTable | None], *rows: Array) -> tuple[Array, ...]:
             variables, instances = given
-            return (self._between(variables, self._strength, *rows, instances),)
+            return (self._between(variables, self._strength, self._seed, *rows, instances),)
 
         rows = np.asarray(labels, np.int32), np.asarray(indices, np.int32), np.asarray(t, np.float32)
         (images,) = self._layout.map_rows(program, self._given, *rows, size=self._rows, ahead=self._ahead)
@@ -107,12 +108,10 @@ class Sampler:
 
 
 @functools.lru_cache(maxsize=8)  # compiled once for all samplers of a model: variables are arguments
-def sample_program(
-    model: Model, latents: Latents, seed: int, truncation: str | None = None
-) -> Callable[..., tuple[Array, Array]]:
-    """The program of a `Sampler`: (variables, strength or None, labels int32 ``[n]``, indices int32 ``[n]``) → images, w.
+def sample_program(model: Model, latents: Latents, truncation: str | None = None) -> Callable[..., tuple[Array, Array]]:
+    """The program of a `Sampler`: (variables, strength or None, seed, labels, indices int32 ``[n]``) → images, w.
 
-    Its last argument is the table of instances, None (the default) where the model takes none.
+    The seed is a uint32. A last argument is the table of instances, None (the default) where the model takes none.
 
     `truncation` is its kind, None for none.
     """
@@ -130,7 +129,12 @@ def sample_program(
 
     @jax.jit
     def program(
-        variables: dict, strength: Strength, labels: Array, indices: Array, instances: InstanceTable | None = None
+        variables: dict,
+        strength: Strength,
+        seed: Array,
+        labels: Array,
+        indices: Array,
+        instances: InstanceTable | None = None,
     ) -> tuple[Array, Array]:
         keys = sample_keys(seed, indices)
         return jax.vmap(one, in_axes=(None, None, None, 0, 0))(variables, strength, instances, labels, keys)
@@ -139,10 +143,10 @@ def sample_program(
 
 
 @functools.lru_cache(maxsize=8)
-def between_program(model: Model, latents: Latents, seed: int, truncation: str | None = None) -> Callable[..., Array]:
-    """The program of `Sampler.between`: (variables, strength or None, labels, indices int32 ``[n, 2]``, t ``[n]``) → images.
+def between_program(model: Model, latents: Latents, truncation: str | None = None) -> Callable[..., Array]:
+    """The program of `Sampler.between`, of labels and indices int32 ``[n, 2]`` and t ``[n]``: otherwise as `sample_program`.
 
-    Its last argument is as `sample_program`'s.
+    (variables, strength or None, seed, labels, indices, t, instances or None) → images.
     """
     in_w = truncation == "psi"
     in_z = None if in_w else truncation
@@ -164,6 +168,7 @@ def between_program(model: Model, latents: Latents, seed: int, truncation: str |
     def program(
         variables: dict,
         strength: Strength,
+        seed: Array,
         labels: Array,
         indices: Array,
         t: Array,

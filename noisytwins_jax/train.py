@@ -38,7 +38,7 @@ from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.training_evaluation import evaluate_saved, measured, owes_evaluation
 from noisytwins_jax.training_run import Run, batches_of_process, describe, interval, restore_or_init
-from noisytwins_jax.workdir import cache_dir, needing_space, open_workdir, write_config
+from noisytwins_jax.workdir import cache_dir, needing_space, open_workdir, write_classes, write_config
 
 
 class TrainedRun(NamedTuple):
@@ -101,6 +101,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
         Checkpoints(workdir, writable=True, keep=config.collapse.keep if config.collapse.watched else 2) as checkpoints,
     ):
         write_config(workdir, config)
+        write_classes(workdir, splits.train.channels, splits.train.class_names)
         # On the devices once: instances may be large.
         table = jax.device_put(class_table(config, splits.train.class_counts, splits.instances), layout.replicated)
         probes = probes_of(config, model, splits, layout, table.instances)

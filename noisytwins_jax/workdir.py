@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -14,6 +14,7 @@ from noisytwins_jax.errors import UserError
 from noisytwins_jax.survival.retry import is_full, retry
 
 CONFIG_FILE = "config.json"
+CLASSES_FILE = "classes.json"
 
 
 def open_workdir(path: str | Path, config: RunConfig) -> Path:
@@ -51,6 +52,34 @@ def write_config(workdir: Path, config: RunConfig) -> None:
     """Writes down what an opened workdir's run is trained with; for the one who trains."""
     if jax.process_index() == 0:
         write_atomically(workdir / CONFIG_FILE, _as_text(config))
+
+
+def write_classes(workdir: Path, channels: int, class_names: Sequence[str]) -> None:
+    """Writes down what a run's images are of, so that its generator can be used without them."""
+    text = json.dumps({"channels": channels, "class_names": list(class_names)}, indent=2, ensure_ascii=False) + "\n"
+    if jax.process_index() == 0:
+        write_atomically(workdir / CLASSES_FILE, text)
+
+
+def read_classes(workdir: Path) -> tuple[int, tuple[str, ...]]:
+    """Channels of a run's images, and the names of its classes.
+
+    Raises:
+      UserError: they are not written down.
+    """
+    path = workdir / CLASSES_FILE
+    try:
+        found = json.loads(retry(path.read_text, f"Reading {path}"))
+        return int(found["channels"]), tuple(map(str, found["class_names"]))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing, as in runs of an earlier version; the command that trained the run writes it when it is "
+            "given once more."
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path} is not as this program writes it; give the command that trained the run once more."
+        ) from None
 
 
 def _as_text(config: RunConfig) -> str:

@@ -19,13 +19,13 @@ from noisytwins_jax.config_groups import (
     PathLengthConfig,
     R1Config,
 )
-from noisytwins_jax.data.registry import load_splits
 from noisytwins_jax.errors import UserError
 from noisytwins_jax.evaluate import evaluate
 from noisytwins_jax.noisytwins import NoisyTwins
 from noisytwins_jax.sample import sample
 from noisytwins_jax.sharding import Layout
 from noisytwins_jax.train import train
+from noisytwins_jax.trained_generator import TrainedGenerator
 from noisytwins_jax.workdir import open_workdir, write_config
 
 ROOT = Path(__file__).parents[1]
@@ -238,17 +238,29 @@ def test_without_checkpoint(tmp_path, verb):
     [
         ({"classes": [0, 4]}, "There is no class 4; classes are 0 to 3."),
         ({"classes": [-1]}, "There is no class -1; classes are 0 to 3."),
-        ({"classes": []}, "--classes is empty; give class ids"),
-        ({"per_class": 0}, "--samples_per_class=0 is below 1"),
+        ({"classes": []}, "There are no classes to draw; give class ids"),
+        ({"per_class": 0}, "0 images a class cannot be drawn; ask for 1 to"),
         ({"truncation": "psi:nan"}, "Truncation psi must be finite"),
-        ({"seed": -1}, "--seed=-1 must be from 0 to 4294967295"),
+        ({"seed": -1}, "The seed -1 must be from 0 to 4294967295"),
+        ({"noise_mode": "loud"}, "noise_mode is 'random' or 'const' or 'none', not 'loud'."),
+        ({"formats": ["jpeg"]}, "--format=jpeg is none of grid, npz, files"),
+        ({"formats": []}, "--format is empty"),
+        ({"frames": -1}, "--frames=-1 is below 0"),
+        ({"frames": 2, "mix_layers": "1"}, "give one of them"),
+        ({"frames": 2, "classes": [1], "per_class": 1}, "An animation goes from image to image"),
+        (
+            {"mix_layers": "1-9"},
+            "--mix_layers=1-9 are no layers of this generator; give a first and a last one as 4-7, from 0",
+        ),
+        ({"mix_layers": "1", "per_class": 7}, "Mixing each of 28 images with each is too much to look at"),
     ],
 )
 def test_sampling_refuses(tmp_path, monkeypatch, options, message):
-    splits = load_splits("synthetic", resolution=8, **SYNTHETIC.options)
-    monkeypatch.setattr(sample_module, "restore_generator", lambda *_, **__: (splits, tmp_path, 7, {}))
+    (tmp_path / "checkpoints").mkdir()
+    trained = TrainedGenerator(TINY, {}, 1, tuple("abcd"), 7)
+    monkeypatch.setattr(sample_module, "load", lambda *_: trained)
     assert message in refused(sample, TINY, tmp_path, **options)
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ import pytest
 
 from noisytwins_jax import sample as sample_module
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.data.registry import load_splits
 from noisytwins_jax.metrics.image_reading import read_image_files
 from noisytwins_jax.sample import sample
+from noisytwins_jax.trained_generator import TrainedGenerator
 
 
 @pytest.fixture
@@ -20,9 +20,13 @@ def drawn(monkeypatch, tmp_path):
         values = labels + 10 * (indices % 2**20)
         return np.broadcast_to(values[:, None, None, None], (len(labels), 8, 8, 1)).astype(np.uint8), None
 
-    splits = load_splits("synthetic", resolution=8, num_classes=4, channels=1, num_images=40)
-    monkeypatch.setattr(sample_module, "restore_generator", lambda *_, **__: (splits, tmp_path, 5, {}))
-    monkeypatch.setattr(sample_module, "build_sampler", lambda *_, **__: generate)
+    class Drawn(TrainedGenerator):
+        def sampler(self, *_, **__):
+            return generate
+
+    (tmp_path / "checkpoints").mkdir()
+    names = tuple(f"class {i}" for i in range(4))
+    monkeypatch.setattr(sample_module, "load", lambda *_: Drawn(RunConfig(), {}, 1, names, 5))
     return calls
 
 

@@ -10,13 +10,14 @@ Three formats, as PyTorch's ``serialization.py`` and its exporter of TorchScript
 What a pickle may name, and how it is run, is in `torch_pickle`.
 """
 
+import contextlib
 import io
 import math
 import mmap
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,8 +36,9 @@ from noisytwins_jax.interop.torch_pickle import (
     unpickle,
 )
 
-_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
+_ZIP = b"PK\x03\x04"
 
 
 def read_torch_file(path: str | Path, constructors: Mapping[str, Constructor] | None = None) -> Any:
@@ -59,14 +61,21 @@ def read_torch_file(path: str | Path, constructors: Mapping[str, Constructor] | 
     """
     path = Path(path)
     constructors = constructors or {}
-    with _open(path) as file:
+    with opened(path) as file:
         start = file.read(1024)
         file.seek(0)
-        _check_kind(path, start)
+        check_start(path, start)
+        if not start.startswith((_ZIP, b"\x80")):
+            raise _not_torch(path)
+        return (_read_zip if start.startswith(_ZIP) else _read_legacy)(file, constructors)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, to be read within the context, in which whatever is wrong with it becomes a `UserError`."""
+    with _open(path) as file:
         try:
-            if start.startswith(b"PK\x03\x04"):
-                return _read_zip(file, constructors)
-            return _read_legacy(file, constructors)
+            yield file
         except UserError:
             raise
         except RefusedError as error:
@@ -108,7 +117,8 @@ def _open(path: Path) -> BinaryIO:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a file that you can read.") from None
 
 
-def _check_kind(path: Path, start: bytes) -> None:
+def check_start(path: Path, start: bytes) -> None:
+    """Refuses by its first bytes what often stands in place of a downloaded file, as a `UserError`."""
     if not start:
         raise UserError(f"{path} is empty; download or copy it again.")
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -118,8 +128,6 @@ def _check_kind(path: Path, start: bytes) -> None:
         )
     if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
         raise UserError(f"{path} is a web page saved in place of the file; download the file itself.")
-    if not start.startswith((b"PK\x03\x04", b"\x80")):
-        raise _not_torch(path)
 
 
 def _not_torch(path: Path | str) -> UserError:
@@ -146,24 +154,30 @@ def _read_zip(file: BinaryIO, constructors: Mapping[str, Constructor]) -> Any:
         tree = unpickle(io.BytesIO(content("data.pkl")), constructors, torchscript)
         if torchscript:
             tree = _module_tensors(tree)
-        return _Arrays(lambda key: content(f"data/{key}")).resolve(tree)
+        return Arrays(lambda key: content(f"data/{key}")).resolve(tree)
 
 
 def _read_legacy(file: BinaryIO, constructors: Mapping[str, Constructor]) -> Any:
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
-        if unpickle(stream, constructors) != _MAGIC_NUMBER:
+        if unpickle(stream, constructors) != MAGIC_NUMBER:
             raise _not_torch(file.name)
-        if unpickle(stream, constructors) != _PROTOCOL:
-            raise DamagedError("an unknown version of the format")
-        if unpickle(stream, constructors).get("little_endian") is not True:
-            raise DamagedError("numbers in another byte order than little endian")
-        sizes: dict[str, int] = {}  # bytes of each storage
-        tree = unpickle(stream, constructors, sizes=sizes)
-        contents: dict[str, bytes] = {}
-        for key in unpickle(stream, constructors):
-            items = int.from_bytes(stream.read(8), "little")
-            contents[key] = stream.read(items * sizes[expect(str, key)])
-        return _Arrays(contents.__getitem__).resolve(tree)
+        tree, contents = legacy_parts(stream, constructors)
+        return Arrays(contents.__getitem__).resolve(tree)
+
+
+def legacy_parts(stream: Any, constructors: Mapping[str, Constructor]) -> tuple[Any, dict[str, bytes]]:
+    """The object and the storages, by key, of the older format; the stream is past its `MAGIC_NUMBER`."""
+    if unpickle(stream, constructors) != _PROTOCOL:
+        raise DamagedError("an unknown version of the format")
+    if unpickle(stream, constructors).get("little_endian") is not True:
+        raise DamagedError("numbers in another byte order than little endian")
+    sizes: dict[str, int] = {}  # bytes of each storage
+    tree = unpickle(stream, constructors, sizes=sizes)
+    contents: dict[str, bytes] = {}
+    for key in unpickle(stream, constructors):
+        items = int.from_bytes(stream.read(8), "little")
+        contents[key] = stream.read(items * sizes[expect(str, key)])
+    return tree, contents
 
 
 def _module_tensors(tree: Any) -> dict[str, Tensor]:
@@ -185,7 +199,7 @@ def _module_tensors(tree: Any) -> dict[str, Tensor]:
     return found
 
 
-class _Arrays:
+class Arrays:
     """Puts arrays in place of tensors; reads each storage once."""
 
     def __init__(self, read: Callable[[str], bytes]):
@@ -194,7 +208,13 @@ class _Arrays:
         self._done: dict[int, Any] = {}  # by identity: what stands in many places is resolved once
 
     def resolve(self, value: Any) -> Any:
-        if isinstance(value, str | bytes | int | float | None):
+        """The value with an array for each tensor in it.
+
+        Raises:
+          RefusedError: there is a class or a module in it.
+          DamagedError: a tensor does not fit its storage, or there is something else that is no plain value.
+        """
+        if isinstance(value, str | bytes | int | float | set | None):
             return value
         if isinstance(value, Tensor):
             return self._array(value)

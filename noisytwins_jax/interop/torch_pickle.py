@@ -26,6 +26,7 @@ _ITEM_TYPES = {
 }
 
 # What may be called for a name in a file: with the arguments that the file gives, in which a tensor is an opaque value.
+# What it returns gets the state that the file may give it if it is `Built`.
 Constructor = Callable[..., Any]
 
 
@@ -56,12 +57,24 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class Module:
+class Built:
+    """A value that the pickle gives a state after it is made."""
+
+    def build(self, state: Any) -> None:
+        """Takes the state."""
+        raise NotImplementedError
+
+
+class Module(Built):
     """A module of TorchScript: nothing but a name and attributes."""
 
     def __init__(self, name: str):
         self.name = name
         self.attributes: dict[str, Any] = {}
+
+    def build(self, state: Any) -> None:
+        """Takes the attributes."""
+        _set_items(self.attributes, [x for item in expect(dict, state).items() for x in item])
 
 
 class RefusedError(Exception):
@@ -122,8 +135,8 @@ def unpickle(
       sizes: gets the bytes of an item of each storage, by the storage's key.
 
     Returns:
-      Plain values, dicts, lists and tuples, in which a `Tensor` stands for each tensor, a `Module` for each module of
-      TorchScript, and a `Name` where the pickle has a class itself for a value.
+      Plain values, dicts, lists, tuples and sets of strings, in which a `Tensor` stands for each tensor, a `Module` for
+      each module of TorchScript, and a `Name` where the pickle has a class itself for a value.
 
     Raises:
       RefusedError: the pickle names something else.
@@ -199,6 +212,11 @@ def unpickle(
             case "SETITEMS":
                 items = marked()
                 _set_items(expect(dict, stack[-1]), items)
+            case "EMPTY_SET":
+                stack.append(set())
+            case "ADDITEMS":
+                items = marked()
+                expect(set, stack[-1]).update(words(items))
             case "GLOBAL":
                 stack.append(name(argument.replace(" ", ".")))
             case "STACK_GLOBAL":
@@ -216,8 +234,8 @@ def unpickle(
                 stack.append(Module(made.text) if is_module else call(made, arguments))
             case "BUILD":
                 state = stack.pop()
-                if isinstance(stack[-1], Module):
-                    _set_items(stack[-1].attributes, [x for item in expect(dict, state).items() for x in item])
+                if isinstance(stack[-1], Built):
+                    stack[-1].build(state)
                 else:  # attributes of an OrderedDict, such as the _metadata of a state dict, are not kept
                     expect(dict, stack[-1])
             case other:
@@ -241,6 +259,15 @@ def expect(kind: type, value: Any) -> Any:
     if not isinstance(value, kind):
         raise DamagedError(f"a {type(value).__name__} in place of a {kind.__name__}")
     return value
+
+
+def words(items: Any) -> set[str]:
+    """A set, of strings alone.
+
+    Raises:
+      DamagedError: there is something else in it.
+    """
+    return {expect(str, item) for item in items}
 
 
 def _set_items(target: dict[Any, Any], items: list[Any]) -> None:

@@ -80,6 +80,7 @@ def _biggan(config: RunConfig, channels: int, num_classes: int) -> BigGANModel:
         skip_z=options.skip_z,
         wide_rgb=options.wide_rgb,
         bn_epsilon=options.batch_norm_epsilon,
+        output_bn_epsilon=options.output_batch_norm_epsilon,
         bn_decay=options.batch_norm_decay,
     )
     discriminator = biggan.Discriminator(

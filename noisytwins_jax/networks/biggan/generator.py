@@ -38,6 +38,8 @@ class Generator(nn.Module, kw_only=True):
       wide_rgb: whether the last convolution has `width` outputs of which the image takes the first, as in the
         published BigGAN-deep.
       bn_epsilon, bn_decay: see `batch_norm`.
+      output_bn_epsilon: of the last batch normalisation, which in BigGAN-PyTorch is 1e-5 whatever `bn_epsilon` is; None
+        for the same.
       sn_epsilon: floor of norms in spectral normalisation.
       spectral_norm: whether weights are normalised (all but the class embeddings).
       dtype: dtype of activations; parameters, moments and the image are float32.
@@ -57,6 +59,7 @@ class Generator(nn.Module, kw_only=True):
     wide_rgb: bool = False
     bn_epsilon: float = 1e-4
     bn_decay: float = 0.9
+    output_bn_epsilon: float | None = None
     sn_epsilon: float = 1e-4
     spectral_norm: bool = True
     dtype: jnp.dtype = jnp.float32
@@ -94,7 +97,8 @@ class Generator(nn.Module, kw_only=True):
             )
             for block in table
         ]
-        self.output_bn = BatchNorm(self.bn_epsilon, self.bn_decay)
+        output_epsilon = self.bn_epsilon if self.output_bn_epsilon is None else self.output_bn_epsilon
+        self.output_bn = BatchNorm(output_epsilon, self.bn_decay)
         outputs = self.width if self.wide_rgb else self.channels
         self.output_conv = Conv(outputs, 3, sn_epsilon, computed=self.channels)
 

@@ -1,0 +1,118 @@
+"""Checkpoints of PyTorch into this project and back.
+
+    python -m noisytwins_jax.convert from-torch FILE_OR_FOLDER ... --workdir=DIR [--config=configs/<dataset>.py:<method>]
+    python -m noisytwins_jax.convert to-torch --workdir=DIR --out=DIR [--format=FORMAT] [--checkpoint=latest]
+    python -m noisytwins_jax.convert to-jax --workdir=DIR --out=sampler.jax [--truncation=threshold:0.5]
+
+Read: StyleGAN2 of StudioGAN and NoisyTwins and of NVIDIA (.pkl); BigGAN and BigGAN-deep of BigGAN-PyTorch, StudioGAN,
+Hugging Face and TF-Hub (variables as .npz). What a file is, is told from its tensors; nothing in it is run. With the
+configuration that it was trained with (and fields, as --config.batch_size=64), training goes on from it.
+Written: for StyleGAN2 studiogan (which NoisyTwins' code reads) and nvidia; for BigGAN bigganpytorch and studiogan, for
+BigGAN-deep huggingface too. The project's own networks in PyTorch, noisytwins_jax/pytorch, read them as well.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from noisytwins_jax.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"Error: {message} (--help says what there is.)", file=sys.stderr)
+        sys.exit(2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="python -m noisytwins_jax.convert", description=__doc__, formatter_class=formatter)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="from-torch | to-torch | to-jax")
+    reading = verbs.add_parser("from-torch", help="a public checkpoint as a run")
+    reading.add_argument("files", nargs="+", type=Path, help="files of one checkpoint, or their folder")
+    reading.add_argument("--workdir", required=True, type=Path, help="a new directory")
+    reading.add_argument("--config", help="to train on with, as of noisytwins_jax.main; its fields may follow")
+    for name, text in (("to-torch", "a run as a public checkpoint"), ("to-jax", "a sampler that needs JAX alone")):
+        writing = verbs.add_parser(name, help=text)
+        writing.add_argument("--workdir", required=True, type=Path, help="the run")
+        writing.add_argument("--checkpoint", default="latest", help="latest, best or a step (default: latest)")
+        writing.add_argument("--out", required=True, type=Path)
+        if name == "to-torch":
+            writing.add_argument("--format", default="", help="by default the network's first, see above")
+            writing.add_argument("--safetensors", action="store_true", help="bare networks, as .safetensors")
+        else:
+            writing.add_argument("--truncation", default="", help="of a BigGAN, as threshold:0.5")
+            writing.add_argument("--platforms", default="cpu,cuda,tpu", help="what it shall run on")
+    arguments, overrides = parser.parse_known_args(argv)
+    try:
+        if overrides and (arguments.verb != "from-torch" or arguments.config is None):
+            raise UserError(f"There is no option {overrides[0]}; --help says what there is.")
+        return {"from-torch": _from_torch, "to-torch": _to_torch, "to-jax": _to_jax}[arguments.verb](
+            arguments, overrides
+        )
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+
+
+def _from_torch(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    _prepare()
+    from noisytwins_jax.interop.importing import import_run
+    from noisytwins_jax.interop.public_checkpoint import read_public_checkpoint
+    from noisytwins_jax.sweep import load_config
+
+    config = None if arguments.config is None else load_config([f"--config={arguments.config}", *overrides])
+    found = read_public_checkpoint(arguments.files)
+    for part, network in found.networks.items():
+        about = f"{network.fields['network']}, {network.fields['data.resolution']} px, {network.num_classes} classes"
+        print(f"{part} ({found.naming}): {about}, {_parameters(network.variables['params']):,} parameters", flush=True)
+    workdir = import_run(found, arguments.workdir, config)
+    print(f"Written: {workdir}\nSamples: python -m noisytwins_jax.main --mode=sample --workdir={arguments.workdir}")
+    return 0
+
+
+def _to_torch(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    _prepare()
+    from noisytwins_jax.interop.exporting import export_run
+    from noisytwins_jax.restoring import restore_state
+    from noisytwins_jax.trained_generator import load
+
+    trained = load(arguments.workdir, arguments.checkpoint)
+    _, state = restore_state(trained.config, arguments.workdir.absolute(), trained.step, trained.model)
+    for path in export_run(state, trained, arguments.out, arguments.format, arguments.safetensors):
+        print(f"Written: {path}")
+    return 0
+
+
+def _to_jax(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    _prepare()
+    from noisytwins_jax.export import save_sampler
+    from noisytwins_jax.trained_generator import load
+
+    trained = load(arguments.workdir, arguments.checkpoint)
+    platforms = [name for name in arguments.platforms.split(",") if name]
+    path = save_sampler(trained, arguments.out, arguments.truncation or None, platforms)
+    print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def _parameters(params: Any) -> int:
+    import jax
+
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def _prepare() -> None:
+    from noisytwins_jax.logs import quiet_libraries
+    from noisytwins_jax.tpu.topology import expect_no_tpu, has_tpu
+
+    quiet_libraries()
+    if not has_tpu():
+        expect_no_tpu()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

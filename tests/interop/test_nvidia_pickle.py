@@ -1,0 +1,287 @@
+"""Snapshots of StyleGAN2-ADA for PyTorch. The checked-in one is what `make_fixture` writes."""
+
+import gzip
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden_numbers import weight
+from nvidia_files import SOURCE, EasyDict, module_of, write_snapshot
+from torch_files import call, items, name, pickled, text
+
+from noisytwins_jax.errors import UserError
+from noisytwins_jax.interop.nvidia_options import config_fields
+from noisytwins_jax.interop.nvidia_pickle import read_nvidia_pickle
+from noisytwins_jax.interop.stylegan2 import read_stylegan2, write_stylegan2
+from noisytwins_jax.interop.stylegan2_architecture import Architecture
+
+FILE = Path(__file__).parents[1] / "golden" / "torch_files" / "stylegan2ada.pkl"
+
+SIZES = {"resolution": 8, "channels": 1, "num_classes": 3, "channel_base": 32, "channel_max": 4}
+ARCHITECTURES = {
+    "G_ema": Architecture("generator", **SIZES, blocks="skip", mapping_layers=2, z_dim=3, w_dim=4),
+    "D": Architecture("discriminator", **SIZES, blocks="resnet", mapping_layers=8),
+}
+COMMON = {"c_dim": 3, "img_resolution": 8, "img_channels": 1}
+SYNTHESIS = {"channel_base": 32, "channel_max": 4, "num_fp16_res": 4, "conv_clamp": 256}
+INIT_KWARGS = {
+    "G_ema": COMMON | {"z_dim": 3, "w_dim": 4, "mapping_kwargs": {"num_layers": 2}, "synthesis_kwargs": SYNTHESIS},
+    "D": COMMON | SYNTHESIS | {"block_kwargs": {}, "mapping_kwargs": {}, "epilogue_kwargs": {"mbstd_group_size": 2}},
+}
+TRAINING_SET = {
+    "class_name": "training.dataset.ImageFolderDataset",
+    "use_labels": True,
+    "xflip": False,
+    "resolution": 8,
+}
+CLASSES = {"G_ema": "Generator", "D": "Discriminator"}
+
+
+def tensors(module):
+    def value(key, shape):
+        return weight(key, shape, "fir" if key.endswith("resample_filter") else "normal", 1, 0, f"{module}:")
+
+    return {key: value(key, shape) for key, shape in ARCHITECTURES[module].shapes("nvidia").items()}
+
+
+def make_fixture(path, protocol=4):
+    """A snapshot of tiny networks, with PyTorch."""
+    modules = {
+        module: module_of(CLASSES[module], tensors(module), easy(INIT_KWARGS[module])) for module in ("D", "G_ema")
+    }
+    pipe = module_of("AugmentPipe", {"p": np.float32(0.25)}, {"xflip": np.float64(1)})
+    content = {"G": modules["G_ema"], **modules, "augment_pipe": pipe, "training_set_kwargs": EasyDict(TRAINING_SET)}
+    write_snapshot(path, content, protocol)
+
+
+def easy(value):
+    return EasyDict({key: easy(item) for key, item in value.items()}) if isinstance(value, dict) else value
+
+
+def check(path):
+    snapshot = read_nvidia_pickle(path)
+    assert list(snapshot.modules) == ["G", "D", "G_ema", "augment_pipe"]
+    assert snapshot.training_set == TRAINING_SET
+    for module, class_name in CLASSES.items():
+        found, expected = snapshot.modules[module], tensors(module)
+        assert found.class_name == class_name and found.init_kwargs == INIT_KWARGS[module]
+        assert found.tensors.keys() == expected.keys()
+        for key, value in expected.items():
+            assert found.tensors[key].dtype == np.float32 and found.tensors[key].shape == value.shape
+            np.testing.assert_array_equal(found.tensors[key], value)
+        network = read_stylegan2(found.tensors)
+        assert list(write_stylegan2(network, "nvidia")) == list(expected)
+        role = ARCHITECTURES[module].role
+        told = {f"{role}.conv_clamp": 256.0, f"{role}.channel_base": 32, f"{role}.channel_max": 4}
+        own = {"discriminator.mbstd_group_size": 2} if module == "D" else {"generator.w_avg_decay": 0.995}
+        assert found.fields() == told | own
+        assert {key: network.fields.get(key, value) for key, value in found.fields().items()} == found.fields()
+    assert snapshot.modules["G"].tensors.keys() == snapshot.modules["G_ema"].tensors.keys()
+    pipe = snapshot.modules["augment_pipe"]
+    assert (pipe.tensors, pipe.init_kwargs, pipe.fields()) == ({"p": np.float32(0.25)}, {"xflip": 1.0}, {})
+    return snapshot
+
+
+def test_reads_a_snapshot():
+    assert FILE.stat().st_size < 100_000
+    assert SOURCE.encode() in FILE.read_bytes()
+    check(FILE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_fixture_is_pytorchs(protocol, tmp_path):
+    pytest.importorskip("torch")
+    make_fixture(tmp_path / "file.pkl", protocol)
+    check(tmp_path / "file.pkl")
+    with pytest.raises((AssertionError, ModuleNotFoundError)):  # so that the source code in it would be run
+        pickle.loads((tmp_path / "file.pkl").read_bytes())
+
+
+def refused(path, *words):
+    with pytest.raises(UserError) as caught:
+        read_nvidia_pickle(path)
+    message = str(caught.value)
+    assert message.startswith((str(path), f"There is no {path}")) and "\n" not in message and message.endswith(".")
+    for word in words:
+        assert word in message, message
+
+
+def persistent(state, source="", more=()):
+    """A call of their function; `state` is pickled already."""
+    meta = [("type", text("class")), ("version", b"K\x06"), ("module_src", text(source))]
+    meta += [("class_name", text("Generator")), ("state", state), *more]
+    return call("torch_utils.persistence", "_reconstruct_persistent_obj", items(meta))
+
+
+def data(content):
+    return b"B" + struct.pack("<I", len(content)) + content
+
+
+def write(path, body):
+    path.write_bytes(pickled(items([("G_ema", body)])))
+
+
+MARKER = "ran"  # a file that appears if something of a pickle ran
+TOUCH = f"__import__('pathlib').Path({MARKER!r}).touch()"
+DANGEROUS = {
+    "posix.system": call("posix", "system", text(f"touch {MARKER}")),
+    "os.system": call("os", "system", text(f"touch {MARKER}")),
+    "builtins.eval": call("builtins", "eval", text(TOUCH)),
+    "builtins.exec": call("builtins", "exec", text(TOUCH)),
+    "builtins.getattr": call("builtins", "getattr", name("torch_utils", "persistence"), text("x")),
+    "torch_utils.persistence.exec": call("torch_utils", "persistence.exec", text(TOUCH)),
+    "torch_utils.persistence._src_to_module": call("torch_utils.persistence", "_src_to_module", text(TOUCH)),
+    "dnnlib.util.construct_class_by_name": call("dnnlib.util", "construct_class_by_name", text("os.system")),
+    "numpy.load": call("numpy", "load", text("x")),
+    "subprocess.run": text("subprocess") + text("run") + b"\x93" + text("touch") + b"\x85R",
+}
+PLACES = {
+    "top": lambda body: body,
+    "attribute": lambda body: persistent(items([("act_gain", body)])),
+    "class name": lambda body: persistent(b"}", more=[("class_name", body)]),
+    "storage": lambda body: call("torch.storage", "_load_from_bytes", data(pickled(body))),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("what", DANGEROUS)
+def test_nothing_of_a_file_is_run(what, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "file.pkl", PLACES[place](DANGEROUS[what]))
+    refused(tmp_path / "file.pkl", what, "nothing of it was run")
+    assert not (tmp_path / MARKER).exists()
+
+
+def test_the_dangerous_pickles_are_dangerous(tmp_path, monkeypatch):
+    """So that the test above can fail: Python's own reader runs them."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "file.pkl", DANGEROUS["builtins.eval"])
+    pickle.loads((tmp_path / "file.pkl").read_bytes())
+    assert (tmp_path / MARKER).exists()
+
+
+def test_source_code_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "file.pkl", persistent(b"}", source=TOUCH))
+    assert read_nvidia_pickle(tmp_path / "file.pkl").modules["G_ema"].tensors == {}
+    assert not (tmp_path / MARKER).exists()
+
+
+@pytest.mark.parametrize("core", ["core", "_core"])
+def test_numbers_of_numpy(core, tmp_path):
+    kind = (
+        call("numpy", "dtype", text("f8"), b"\x89\x88")
+        + b"(K\x03"
+        + text("<")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
+    number = call(f"numpy.{core}.multiarray", "scalar", kind, data(struct.pack("<d", 0.75)))
+    shape, of = b"K\x00\x85", data(b"b")
+    array = call(f"numpy.{core}.multiarray", "_reconstruct", name("numpy", "ndarray"), shape, of)
+    array += b"(K\x01K\x02\x85" + kind + b"\x89" + data(bytes(16)) + b"tb"
+    write(tmp_path / "file.pkl", persistent(items([("table", array), ("_init_kwargs", items([("p", number)]))])))
+    assert read_nvidia_pickle(tmp_path / "file.pkl").modules["G_ema"].init_kwargs == {"p": 0.75}
+
+
+def test_sets_of_older_pickles(tmp_path):
+    unsaved = call("builtins", "set", b"](" + text("b") + b"e")
+    state = items([("_non_persistent_buffers_set", unsaved), ("_buffers", items([("b", b"N")]))])
+    write(tmp_path / "file.pkl", persistent(state))
+    assert read_nvidia_pickle(tmp_path / "file.pkl").modules["G_ema"].tensors == {}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        persistent(items([("_modules", items([("a", b"K\x01")]))])),
+        persistent(items([("_parameters", items([("a", b"}")]))])),
+        persistent(items([("_parameters", b"]")])),
+        persistent(items([("_init_kwargs", items([("a", persistent(b"}"))]))])),
+        persistent(b"}") + b"}b",
+        persistent(b"N"),
+        call("torch_utils.persistence", "_reconstruct_persistent_obj", b"N"),
+        call("torch.storage", "_load_from_bytes", data(pickled(b"K\x01"))),
+        call("torch.storage", "_load_from_bytes", text("a")),
+        call("numpy", "dtype", text("O8")),
+        call("builtins", "set", b"](K\x01e"),
+    ],
+)
+def test_wrong_pickles(body, tmp_path):
+    write(tmp_path / "file.pkl", body)
+    refused(tmp_path / "file.pkl", "damaged or incomplete")
+
+
+def test_a_module_within_itself(tmp_path):
+    modules = b"}q\x00(" + text("a") + persistent(items([("_modules", b"h\x00")])) + b"u"
+    write(tmp_path / "file.pkl", persistent(items([("_modules", modules)])))
+    refused(tmp_path / "file.pkl", "modules within themselves")
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.9, 0.999])
+def test_truncated(share, tmp_path):
+    content = FILE.read_bytes()
+    (tmp_path / "file.pkl").write_bytes(content[: int(len(content) * share)])
+    refused(tmp_path / "file.pkl", "damaged or incomplete")
+
+
+def test_flipped_bytes_never_escape_as_other_errors(tmp_path):
+    rng, content = np.random.default_rng(0), np.frombuffer(FILE.read_bytes(), np.uint8)
+    for _ in range(40):
+        changed = content.copy()
+        changed[rng.integers(0, len(content), 3)] = rng.integers(0, 256, 3)
+        (tmp_path / "file.pkl").write_bytes(changed.tobytes())
+        try:
+            read_nvidia_pickle(tmp_path / "file.pkl")
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
+TENSORFLOW = b"](" + name("dnnlib.tflib.network", "Network") + b")\x81e"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html>", "web page"),
+        (gzip.compress(b"x"), "no snapshot"),
+        (pickle.dumps({"a": 1}), "no snapshot"),
+        (pickle.dumps([1, 2]), "no snapshot"),
+        (pickled(TENSORFLOW), "for TensorFlow"),
+        ((FILE.parent / "zip.pth").read_bytes(), "no snapshot"),
+        ((FILE.parent / "legacy.pth").read_bytes(), "no snapshot"),
+    ],
+)
+def test_other_files(content, words, tmp_path):
+    (tmp_path / "file.pkl").write_bytes(content)
+    refused(tmp_path / "file.pkl", words)
+
+
+def test_missing(tmp_path):
+    refused(tmp_path / "missing.pkl")
+
+
+@pytest.mark.parametrize(
+    ("class_name", "init_kwargs", "option"),
+    [
+        ("Generator", {"synthesis_kwargs": {"use_noise": False}}, "use_noise=False"),
+        ("Generator", {"mapping_kwargs": {"activation": "relu"}}, "activation='relu'"),
+        ("Discriminator", {"epilogue_kwargs": {"mbstd_group_size": None}}, "mbstd_group_size=None"),
+    ],
+)
+def test_options_that_we_have_not(class_name, init_kwargs, option):
+    with pytest.raises(UserError, match=option):
+        config_fields(class_name, init_kwargs)
+
+
+def test_defaults_of_options():
+    assert config_fields("Discriminator", {"epilogue_kwargs": {"resample_filter": (1, 3, 3, 1)}}) == {
+        "discriminator.channel_base": 32768,
+        "discriminator.channel_max": 512,
+        "discriminator.conv_clamp": None,
+        "discriminator.mbstd_group_size": 4,
+    }
+    assert config_fields("Generator", {"mapping_kwargs": {"w_avg_beta": 0.9}})["generator.w_avg_decay"] == 0.9
