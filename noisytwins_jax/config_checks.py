@@ -55,6 +55,11 @@ def check_together(run: RunConfig) -> None:
     _check_evaluation(run.evaluation)
     for strength in run.evaluation.sweep:
         check_truncation(run.truncation_kind, strength, run.latents.kind, run.has_mapping_network)
+    if run.spectra.clamp > 0 and run.spectra.interval == 0:
+        raise UserError(
+            "config.spectra.clamp acts whenever singular values are looked at, which config.spectra.interval=0 says never; "
+            "give for example --config.spectra.interval=100."
+        )
     if run.latents.high_std < run.latents.low_std:
         raise UserError("config.latents.high_std is below config.latents.low_std; it must not be.")
 

@@ -87,6 +87,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     # --- networks and state ------------------------------------------------------------------------------------------
     model = build_model(config, splits.train.channels, splits.train.num_classes)
     step = TrainingStep(config, model, layout.batch, layout.replicate, layout.gather, layout.scatter)
+    abstract = step.abstract_state(layout.state_shardings)  # refuses networks that cannot be
     with failing_together():
         workdir = open_workdir(workdir, config)  # after everything that may refuse the configuration
     with needing_space(workdir):
@@ -105,7 +106,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
         # On the devices once: instances may be large.
         table = jax.device_put(class_table(config, splits.train.class_counts, splits.instances), layout.replicated)
         probes = probes_of(config, model, splits, layout, table.instances)
-        run = Run(config, layout, splits, workdir, step, batches, checkpoints, writer, probes)
+        run = Run(config, layout, splits, workdir, step, abstract, batches, checkpoints, writer, probes)
         state, start = restore_or_init(run)
         say(describe(run, start))
         programs = evaluation = None

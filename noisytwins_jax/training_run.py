@@ -28,6 +28,7 @@ class Run(NamedTuple):
     splits: DataSplits
     workdir: Path
     step: TrainingStep
+    abstract_state: TrainState  # shapes, dtypes and shardings of the state
     batches: TrainingBatches
     checkpoints: Checkpoints
     writer: MetricsWriter
@@ -54,8 +55,7 @@ def restore_or_init(run: Run) -> tuple[TrainState, int]:
       UserError: the processes do not see the same checkpoints, none can be read, or they are of other images.
     """
     check_agreement({"the checkpoints that they see in the workdir": str(run.checkpoints.steps())})
-    step, layout = run.step, run.layout
-    abstract = step.abstract_state(layout.state_shardings)
+    step, layout, abstract = run.step, run.layout, run.abstract_state
     restored = run.checkpoints.restore(abstract)
     if restored is None:
         init = jax.jit(step.init, static_argnums=0, out_shardings=layout.state_shardings(abstract))

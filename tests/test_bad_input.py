@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import tiny_biggan
 
 from noisytwins_jax import sample as sample_module
 from noisytwins_jax.config import RunConfig, default_config, parse_config
@@ -102,6 +103,19 @@ def test_compilations_are_noticed(nothing_is_compiled):
 )
 def test_training_refuses(tmp_path, changes, message):
     assert message in refused(train, dataclasses.replace(TINY, **changes), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"biggan.attention": "512"}, "Networks for 8 px have no block at 512 px for attention to follow"),
+        ({"biggan.attention": "8", "biggan.generator_width": 1}, "channels"),
+        ({"generator.z_dim": 7}, "z_dim=7 does not make 2 equal chunks"),
+    ],
+)
+def test_networks_that_cannot_be_leave_nothing(tmp_path, changes, message):
+    assert message in refused(train, tiny_biggan.tiny_config(**changes), tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 

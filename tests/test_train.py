@@ -94,7 +94,7 @@ def loop(workdir, programs, start=0, probes=None, **changes):
     state = Step().init(0).replace(steps=jnp.int32(start))
     with batches, Checkpoints(workdir, writable=True) as checkpoints:
         writer = MetricsWriter(workdir)
-        run = Run(config, LAYOUT, splits, workdir, Step(), batches, checkpoints, writer, probes or {})
+        run = Run(config, LAYOUT, splits, workdir, Step(), ABSTRACT, batches, checkpoints, writer, probes or {})
         return run_to_end(run, programs, state, start)[0]
 
 
