@@ -41,9 +41,9 @@ CONFIGS = {
 }
 
 
-def write_run(workdir, config):
+def write_run(workdir, config, channels=1):
     """A workdir as training leaves it, whose every number is another."""
-    step = TrainingStep(config, build_model(config, 1, len(CLASSES)))
+    step = TrainingStep(config, build_model(config, channels, len(CLASSES)))
     state = jax.device_get(jax.jit(step.init, static_argnums=0)(3).replace(key=None))
     rng = np.random.default_rng(0)
 
@@ -60,7 +60,7 @@ def write_run(workdir, config):
     state = state.replace(key=jax.random.key(3), **networks)
     workdir.mkdir(parents=True)
     write_config(workdir, config)
-    write_classes(workdir, 1, CLASSES)
+    write_classes(workdir, channels, CLASSES)
     with Checkpoints(workdir, writable=True) as checkpoints:
         checkpoints.save(STEP, state, {"next_index": STEP}, flatten(config), wait=True)
     return workdir
@@ -123,6 +123,29 @@ def test_training_goes_on_with_its_configuration(run, monkeypatch):
     assert_same(have, want, but=["path_length_mean", ".ada.sign_sum", ".ada.count", ".rates"])
     config = load(directory / "run").config
     assert flatten(load(back).config) == flatten(config)
+
+
+@pytest.mark.slow  # the moments of 51 truncations
+def test_hugging_face(tmp_path, capsys):
+    """What comes back has the moments that went along, for every truncation."""
+    options = {"network": "biggan_deep", "data.resolution": 32, "biggan.attention": "", "biggan.wide_rgb": True}
+    fast = {"evaluation.standing_passes": 1, "evaluation.standing_batch": 2}
+    config = tiny_biggan.tiny_config(**options | fast)
+    write_run(tmp_path / "run", config, channels=3)
+    given = ["to-torch", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'there'}", "--format=huggingface"]
+    assert main(given) == 0
+    back = ["from-torch", str(tmp_path / "there" / "pytorch_model.bin"), f"--workdir={tmp_path / 'back'}"]
+    assert main(back) == 0
+    assert "There is only the moving average" in capsys.readouterr().out
+    run, back = load(tmp_path / "run"), load(tmp_path / "back")
+    for strength in (0.5, 0.56, 1):
+        images = [model.sample(per_class=2, seed=1, truncation=f"scaled:{strength}") for model in (run, back)]
+        np.testing.assert_array_equal(*images)
+    about = json.loads((tmp_path / "there" / "config.json").read_text())
+    assert (about["output_dim"], about["n_stats"], about["channel_width"]) == (32, 51, 4)
+    write_run(tmp_path / "grey", config)
+    given[1] = f"--workdir={tmp_path / 'grey'}"
+    assert "makes images of 1 channels" in refused(capsys, *given)
 
 
 def test_safetensors(run):

@@ -114,6 +114,10 @@ def write_biggan(
     """
     chosen = _written(naming, variant)
     flat, architecture = _inspect(network)
+    if chosen.name == "huggingface" and network.channels != 3:
+        raise UserError(
+            f"The network makes images of {network.channels} channels, and {chosen.title}'s have 3; choose another format."
+        )
     _check_expressible(chosen, architecture)
     rows = _rows(chosen, network, statistics)
     written: dict[str, np.ndarray] = {}

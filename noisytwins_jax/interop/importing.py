@@ -109,6 +109,8 @@ def _class_names(config: RunConfig, source: ConvertedNetwork, given: bool) -> tu
 
 def _check_fields(found: PublicCheckpoint, config: RunConfig) -> None:
     have = flatten(config)
+    if have["biggan.output_batch_norm_epsilon"] is None:
+        have["biggan.output_batch_norm_epsilon"] = have["biggan.batch_norm_epsilon"]
     for network in found.networks.values():
         for name, value in {**network.fields, **found.fields}.items():
             exact = name in ("network", "data.resolution") or any(word in name for word in _NOT_IN_SHAPES)

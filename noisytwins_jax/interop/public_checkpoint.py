@@ -66,6 +66,7 @@ class PublicCheckpoint:
             raise UserError(
                 f"{path} has the names of {naming}, and another of the files those of {self.naming}; give files of one checkpoint."
             )
+        averaged = averaged or naming in ("huggingface", "tfhub")  # which publish the average alone
         part = DISCRIMINATOR if network.role == "discriminator" else EMA if averaged else GENERATOR
         if part in self.networks:
             way_out = ' (the average\'s name must have "ema" in it)' if part == GENERATOR else ""
