@@ -26,13 +26,14 @@ from noisytwins_jax.figures import (
 W_RATIO = "W variance within classes / total"
 # Panels in order of reading; a logged name goes to the first panel whose pattern it matches, else to one of its own.
 PANELS: tuple[tuple[str, str], ...] = (
-    ("Discriminator logits", r"logit|(^|[/_])(real|fake)$"),
+    ("Discriminator logits", r"(?<!discriminator_)logit|(^|[/_])(real|fake)$"),
     (W_RATIO, r"w_ratio|w_variance"),
     ("Recall and precision", r"recall|precision|coverage|density"),
     ("Fréchet distance", r"fid"),
     ("Regularisers", r"loss/\w+/|r1|lecam|path|noisytwins|twins|barlow|ortho|spectral|regular|penalt"),
     ("Losses", r"loss"),
     ("Discriminator accuracy on real images", r"discriminator_accuracy"),
+    ("Mean logits of real images", r"discriminator_logit"),
     ("Norms of class embeddings", r"embedding_norm"),
     ("Augmentation probability", r"(^|[/_])(ada|augment)"),
     ("Learning rates", r"(^|[/_])(lr|learning_rate)"),

@@ -46,11 +46,14 @@ def test_accuracies_are_shares_of_positive_logits():
     np.testing.assert_array_equal(np.sort(known_labels), [0, 0, 0, 1, 2])
     np.testing.assert_array_equal(np.sort(unknown_labels), [0, 0, 0, 1, 2])
     np.testing.assert_allclose([known.min(), unknown.max()], [40 / 127.5 - 1, 240 / 127.5 - 1], rtol=1e-6)
-    assert found.keys() == {"discriminator_accuracy/train", "discriminator_accuracy/held_out"}
+    assert len(found) == 4
+    np.testing.assert_allclose(found["discriminator_logit/train"], 180 / 127.5 - 1, rtol=1e-5)
+    np.testing.assert_allclose(found["discriminator_logit/held_out"], unknown.mean(), rtol=1e-5)
     assert float(found["discriminator_accuracy/train"]) == np.float32(4 / 5)  # all but 40
     assert float(found["discriminator_accuracy/held_out"]) == np.float32(2 / 5)  # 205 and 240
     strict = memorisation_probe(model, DataSplits(train, reference, train))({"bias": jnp.float32(0.62)})  # above 206
-    assert [float(x) for x in strict.values()] == [np.float32(3 / 5), np.float32(1 / 5)]
+    shares = [float(strict[f"discriminator_accuracy/{name}"]) for name in ("train", "held_out")]
+    assert shares == [np.float32(3 / 5), np.float32(1 / 5)]
 
 
 def test_training_images_in_the_reference_are_not_held_out():
