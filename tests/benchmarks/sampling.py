@@ -1,0 +1,101 @@
+"""Images a second of the iNat19 generators, here and in PyTorch with the same weights; the ratio is of one run.
+
+    pip install -e '.[torch]' && python tests/benchmarks/sampling.py [--resolutions=64,128] [--batches=1,64]
+
+Both get latents and labels and give images in [-1, 1], float32, with stored noise, on all cores. They take turns; the best of
+`ROUNDS` turns counts, as other work on the machine only ever slows one down. The largest difference of the images is
+printed beside.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+
+from noisytwins_jax.interop.network import ConvertedNetwork
+from noisytwins_jax.interop.stylegan2 import write_stylegan2
+from noisytwins_jax.pytorch import stylegan2
+from noisytwins_jax.sharding import use_all_cores
+from noisytwins_jax.sweep import load_config
+from noisytwins_jax.training.networks import build_model
+
+CONFIG = Path(__file__).parents[2] / "configs" / "inat19.py"
+CLASSES, ROUNDS, SECONDS = 1010, 5, 2.0
+
+
+def images_per_second(program: Callable[[], object], batch: int) -> float:
+    """Of calls for at least `SECONDS`."""
+    calls, began = 0, time.perf_counter()
+    while time.perf_counter() - began < SECONDS or not calls:
+        program()
+        calls += 1
+    return calls * batch / (time.perf_counter() - began)
+
+
+def compare(resolution: int, batch: int) -> str:
+    """A line of the table."""
+    config = load_config(
+        [f"--config={CONFIG}:noisytwins,{resolution}", "--config.dtype=float32", "--config.up_impl=phase"]
+    )
+    model = build_model(config, 3, CLASSES)
+    variables = jax.device_get(jax.jit(lambda key: model.init(key)[0])(jax.random.key(0)))
+    options = config.generator
+    theirs = stylegan2.Generator(
+        resolution,
+        CLASSES,
+        z_dim=options.z_dim,
+        w_dim=options.w_dim,
+        mapping_layers=options.mapping_layers,
+        channel_base=options.channel_base,
+        channel_max=options.channel_max,
+        architecture=options.architecture,
+    ).eval()
+    tensors = write_stylegan2(ConvertedNetwork("generator", {}, CLASSES, 3, variables), "studiogan")
+    theirs.load_state_dict({key: torch.from_numpy(np.array(x)) for key, x in tensors.items()})
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((batch, options.z_dim)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, batch)
+
+    @jax.jit
+    def ours(variables: dict, z: jax.Array, labels: jax.Array) -> jax.Array:
+        return model.generator.apply(variables, z, labels, noise_mode="const")
+
+    given = jax.device_put((variables, z, labels.astype(np.int32)))
+    torch_given = torch.from_numpy(z), torch.from_numpy(labels)
+
+    def in_torch() -> torch.Tensor:
+        with torch.inference_mode():
+            return theirs(*torch_given, noise_mode="const")
+
+    programs = {"ours": lambda: ours(*given).block_until_ready(), "PyTorch": in_torch}
+    difference = np.abs(np.asarray(programs["ours"]()) - in_torch().numpy().transpose(0, 2, 3, 1)).max()
+    best = dict.fromkeys(programs, 0.0)
+    for _ in range(ROUNDS):
+        for name, program in programs.items():
+            best[name] = max(best[name], images_per_second(program, batch))
+    ratio = best["ours"] / best["PyTorch"]
+    rates = f"{best['ours']:.1f} | {best['PyTorch']:.1f} | {ratio:.2f}"
+    return f"| iNat19, {resolution} px | {batch} | {rates} | {difference:.0e} |"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resolutions", default="64,128")
+    parser.add_argument("--batches", default="1,64")
+    arguments = parser.parse_args()
+    use_all_cores()
+    print(
+        "| generator | batch | ours, images/s | PyTorch, images/s | ratio | largest difference |\n|---|---|---|---|---|---|"
+    )
+    for resolution in map(int, arguments.resolutions.split(",")):
+        for batch in map(int, arguments.batches.split(",")):
+            print(compare(resolution, batch), flush=True)
+
+
+if __name__ == "__main__":
+    main()
