@@ -95,17 +95,18 @@ def restore_ema(config: RunConfig, workdir: Path, which: str | int, model: Model
       UserError: there is no such checkpoint, none can be read, or it is of another architecture.
     """
     layout = Layout(fsdp=jax.device_count())  # spread as thin as can be, whatever it was trained on
-    with Checkpoints(workdir) as checkpoints:
-        abstract = TrainingStep(config, model).abstract_state(layout.state_shardings).ema
-        restored = checkpoints.restore({"ema": abstract}, str(which))
-    if restored is None:
-        raise UserError(f"There is no whole checkpoint in {workdir}; train first (--mode=train).")
-    return restored.step, restored.state["ema"]
+    abstract = TrainingStep(config, model).abstract_state(layout.state_shardings).ema
+    step, state = _restore(workdir, which, {"ema": abstract})
+    return step, state["ema"]
 
 
 def restore_state(config: RunConfig, workdir: Path, which: str | int, model: Model) -> tuple[int, TrainState]:
     """Step and whole state of a checkpoint, in this process; as `restore_ema` otherwise."""
-    abstract = TrainingStep(config, model).abstract_state(Layout(jax.local_devices()[:1]).state_shardings)
+    layout = Layout(jax.local_devices()[:1])
+    return _restore(workdir, which, TrainingStep(config, model).abstract_state(layout.state_shardings))
+
+
+def _restore(workdir: Path, which: str | int, abstract: Any) -> tuple[int, Any]:
     with Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore(abstract, str(which))
     if restored is None:

@@ -20,6 +20,7 @@ from noisytwins_jax.interop.public_checkpoint import EPSILONS
 from noisytwins_jax.interop.torch_writer import write_torch_file
 from noisytwins_jax.latents import Truncation
 from noisytwins_jax.metrics.bar import images_bar
+from noisytwins_jax.networks.biggan.architectures import generator_blocks
 from noisytwins_jax.together import say
 from noisytwins_jax.trained_generator import TrainedGenerator
 from noisytwins_jax.training.optimizer import lazy_rates
@@ -162,7 +163,7 @@ def _studiogan(state: TrainState, tensors: dict, optimizers: dict, config: RunCo
         "G_ema": {"state_dict": tensors["G_ema"]},
         "D": {"state_dict": tensors["D"], "optimizer": optimizers["D"], **progress},
     }
-    return {f"model={name}-{when}-weights-step={step}.pth": content[name] for name in content for when in ("current",)}
+    return {f"model={name}-current-weights-step={step}.pth": part for name, part in content.items()}
 
 
 def _bigganpytorch(state: TrainState, tensors: dict, optimizers: dict, config: RunConfig) -> dict[str, Any]:
@@ -197,8 +198,6 @@ def _grid(trained: TrainedGenerator) -> StatisticsGrid:
 
 def _huggingface_config(trained: TrainedGenerator, directory: Path) -> Path:
     """``config.json``, with the table of blocks: whether one doubles the resolution, its inputs and outputs in widths."""
-    from noisytwins_jax.networks.biggan.architectures import generator_blocks
-
     generator = trained.model.generator
     table = generator_blocks(generator.resolution, True, generator.attention)
     content = {

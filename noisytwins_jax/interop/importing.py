@@ -151,7 +151,7 @@ def _with_networks(state: TrainState, found: PublicCheckpoint) -> TrainState:
     updates = np.int32(found.step or 0)
     params, stats = _split(current)
     state = state.replace(
-        ema=_like(state.ema, average),
+        ema=jax.tree.map(lambda x: np.asarray(x, np.float32), average),
         generator=state.generator.replace(params=params, stats=stats, updates=updates),
     )
     if DISCRIMINATOR not in networks:
@@ -163,10 +163,6 @@ def _with_networks(state: TrainState, found: PublicCheckpoint) -> TrainState:
 
 def _split(variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     return variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
-
-
-def _like(tree: Any, values: Any) -> Any:
-    return jax.tree.map(lambda _, x: np.asarray(x, np.float32), tree, values)
 
 
 def _with_optimizers(state: TrainState, found: PublicCheckpoint) -> TrainState:
