@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from noisytwins_jax.survival.agreement import gather_strings
 from noisytwins_jax.survival.retry import is_full, is_transient, system_error
 
 MOST_FAILURES = 3  # one after the other
+QUIET = 2.0  # seconds without a new file, after which nothing writes for a failed attempt any more
 
 
 class Saving:
@@ -77,10 +79,18 @@ class Saving:
         self._failures = 0
 
     def _discard(self) -> None:
-        """Removes what is left of a failed attempt, so that it takes no space."""
-        if jax.process_index() == 0:
+        """Removes what is left of a failed attempt, so that it takes no space.
+
+        One failed write ends the attempt, but array storage still finishes the others, making their directories anew.
+        """
+        if jax.process_index() > 0:
+            return
+        start = quiet_since = time.monotonic()
+        while time.monotonic() < min(quiet_since + QUIET, start + 10 * QUIET):  # storage may not let it be removed
             for path in self._directory.glob(self._unfinished):
                 shutil.rmtree(path, ignore_errors=True)
+                quiet_since = time.monotonic()
+            time.sleep(QUIET / 20)
 
     def _kept(self) -> str:
         steps = [int(path.name) for path in self._directory.glob("*") if path.name.isdecimal()]
