@@ -82,7 +82,7 @@ class RunConfig(Objectives):
     style_mixing: float = number(0.0, at_least=0, at_most=1)  # probability that a batch mixes the styles of two latents
     dtype: str = choice("float32", "bfloat16")  # of activations; parameters are always float32
     steps_per_dispatch: int = number(1, at_least=1)  # in one program, so that small networks need not wait for the host
-    up_impl: str = choice("conv", "phase")  # conv is fast on TPUs, phase on CPUs: the same numbers, see networks.fir
+    up_impl: str = choice("conv", "shift")  # conv is fast on TPUs, shift on CPUs: the same numbers, see networks.fir
     log_interval_kimg: float = number(1.0, at_least=0)
     w_ratio_interval_kimg: float = number(10.0, at_least=0)  # share of W's variance within classes; 0 for never
     memorisation_interval_kimg: float = number(0.0, at_least=0)  # D's accuracy on images trained with and held out

@@ -149,8 +149,8 @@ def test_model_flops_of_the_published_networks():
     flops = network_flops(config, channels=3, num_classes=1010)
     assert flops["generator"] == pytest.approx(15.26e9, rel=0.01)
     assert flops["discriminator"] == pytest.approx(15.71e9, rel=0.01)
-    phase = dataclasses.replace(config, up_impl="phase")
-    assert network_flops(phase, 3, 1010) == flops  # what is asked for, not how it is computed
+    shift = dataclasses.replace(config, up_impl="shift")
+    assert network_flops(shift, 3, 1010) == flops  # what is asked for, not how it is computed
     g, d = flops["generator"], flops["discriminator"]
     of_programs = program_flops(config, flops)
     assert of_programs["discriminator"] == 128 * (g + 6 * d)

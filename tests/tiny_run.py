@@ -23,7 +23,7 @@ DEVICES_BATCH, DEVICES_W = 32, 8  # of the runs on eight devices
 def tiny_config(**changes: Any) -> RunConfig:
     """A configuration that uses every part of the state; `changes` are fields by dotted path."""
     config = default_config()
-    config.update(name="tiny", batch_size=BATCH, total_kimg=STEPS * BATCH / 1000, up_impl="phase")
+    config.update(name="tiny", batch_size=BATCH, total_kimg=STEPS * BATCH / 1000, up_impl="shift")
     config.update(log_interval_kimg=BATCH / 1000, checkpoint_interval_kimg=10 * BATCH / 1000)
     config.w_ratio_interval_kimg = 5 * BATCH / 1000
     config.data.update(name="synthetic", resolution=8)

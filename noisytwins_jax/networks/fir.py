@@ -1,13 +1,10 @@
 """StyleGAN2's [1, 3, 3, 1] resampling filter, alone and around 3×3 convolutions.
 
-All functions take and return NHWC; boundaries are zero. A convolution that resamples exists in two exact forms
-(`up_impl`), equal up to rounding:
+All functions take and return NHWC; boundaries are zero. Around a transposed or strided convolution (`bilinear_conv`) the
+separable filter exists in two forms (`up_impl`), equal up to rounding:
 
-* ``"conv"``: the transposed or strided convolution (`bilinear_conv`), with the separable filter beside it as a depthwise
-  convolution. Fewest operations; the fastest on TPUs.
-* ``"phase"``: the filter folded into the weights, and the four output (or input) phases computed by one plain 3×3
-  convolution on the low-resolution grid. Four times the multiplications and no depthwise pass; the fastest on CPUs,
-  whose depthwise convolutions are slow. Folding asks for full precision, which accelerators do not give by default.
+* ``"conv"``: depthwise convolutions, the fastest on TPUs.
+* ``"shift"``: sums of shifted activations, the fastest on CPUs, whose depthwise convolutions are slow.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (CVPR 2020), appendix B.
 """
@@ -22,7 +19,7 @@ from jax import lax
 from noisytwins_jax.networks.bilinear_conv import conv3x3, strided_conv3x3, transposed_conv3x3
 
 Array = jax.Array
-UpImpl = Literal["conv", "phase"]
+UpImpl = Literal["conv", "shift"]
 
 FILTER = np.array([1.0, 3.0, 3.0, 1.0]) / 8.0  # sums to one; upsampling doubles it per axis
 
@@ -38,7 +35,7 @@ def upsample2d(x: Array) -> Array:
     return x
 
 
-def downsample2d(x: Array, impl: UpImpl = "phase") -> Array:
+def downsample2d(x: Array, impl: UpImpl = "shift") -> Array:
     """Halves height and width: ``[N, 2H, 2W, C] → [N, H, W, C]``.
 
     With ``"conv"`` one depthwise 4×4 convolution: for activations on TPUs. Images have too few channels to gain by it.
@@ -59,26 +56,12 @@ def upsampling_conv3x3(x: Array, w: Array, impl: UpImpl) -> Array:
 
     The kernel acts as a true convolution (flipped), as in the published networks.
     """
-    if impl == "conv":
-        return _filter(transposed_conv3x3(x, jnp.swapaxes(w, 2, 3)), padding=1, gain=2.0, columns_first=False)
-    n, height, width, _ = x.shape
-    taps = _folded_taps(lambda tap, phase, k: 2 * tap - phase + k - 1, gain=2.0)
-    kernel = jnp.einsum("pak,qbl,klio->abipqo", taps, taps, w, precision="highest").reshape(3, 3, w.shape[2], -1)
-    phases = conv3x3(x, kernel).reshape(n, height, width, 2, 2, w.shape[3])
-    return phases.transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * height, 2 * width, w.shape[3])
+    return _filter(transposed_conv3x3(x, jnp.swapaxes(w, 2, 3)), 1, 2.0, impl, columns_first=False)
 
 
 def downsampling_conv3x3(x: Array, w: Array, impl: UpImpl) -> Array:
     """Filter and stride-2 3×3 correlation: ``[N, 2H, 2W, I] × [3, 3, I, O] → [N, H, W, O]``."""
-    if impl == "conv":
-        return strided_conv3x3(_filter(x, padding=2, gain=1.0, columns_first=True), w)
-    n, height, width, channels = x.shape
-    taps = _folded_taps(lambda tap, phase, k: 2 * tap + phase - k, gain=1.0)
-    kernel = jnp.einsum("pak,qbl,klio->abpqio", taps, taps, w, precision="highest").reshape(
-        3, 3, 4 * channels, w.shape[3]
-    )
-    phases = x.reshape(n, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    return conv3x3(phases.reshape(n, height // 2, width // 2, 4 * channels), kernel)
+    return strided_conv3x3(_filter(x, 2, 1.0, impl, columns_first=True), w)
 
 
 def _shifted(x: Array, axis: int) -> tuple[Array, Array]:
@@ -89,17 +72,31 @@ def _shifted(x: Array, axis: int) -> tuple[Array, Array]:
     return lax.slice_in_dim(padded, 0, size, axis=axis), lax.slice_in_dim(padded, 2, size + 2, axis=axis)
 
 
-def _filter(x: Array, padding: int, gain: float, columns_first: bool) -> Array:
-    """The filter as two depthwise convolutions; each axis changes by ``2·padding - 3`` pixels.
+def _filter(x: Array, padding: int, gain: float, impl: UpImpl, columns_first: bool) -> Array:
+    """The filter along both axes, each of which changes by ``2·padding - 3`` pixels.
 
     Rows first beside a transposed convolution, columns first before a strided one, whose transpose is rows first again:
     the TPU compiler then fuses the passes with each other and with what surrounds them.
     """
-    taps = jnp.asarray(gain * FILTER, x.dtype)
-    rows, columns = (taps[:, None], [(padding, padding), (0, 0)]), (taps[None, :], [(0, 0), (padding, padding)])
-    for kernel, pad in (columns, rows) if columns_first else (rows, columns):
-        x = _depthwise(x, kernel, pad)
+    for axis in (2, 1) if columns_first else (1, 2):
+        x = (_depthwise_along if impl == "conv" else _shifted_sum)(x, axis, gain * FILTER, padding)
     return x
+
+
+def _depthwise_along(x: Array, axis: int, taps: np.ndarray, padding: int) -> Array:
+    """A symmetric filter of four `taps` along `axis`."""
+    pads = [(0, 0), (0, 0)]
+    pads[axis - 1] = (padding, padding)
+    return _depthwise(x, jnp.expand_dims(jnp.asarray(taps, x.dtype), 2 - axis), pads)
+
+
+def _shifted_sum(x: Array, axis: int, taps: np.ndarray, padding: int) -> Array:
+    """`_depthwise_along`, as two products."""
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (padding, padding)
+    padded, size = jnp.pad(x, pads), x.shape[axis] + 2 * padding - 3
+    first, second, third, fourth = (lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(4))
+    return float(taps[0]) * (first + fourth) + float(taps[1]) * (second + third)
 
 
 def _depthwise(x: Array, taps: Array, padding: list[tuple[int, int]], stride: int = 1) -> Array:
@@ -113,13 +110,3 @@ def _depthwise(x: Array, taps: Array, padding: list[tuple[int, int]], stride: in
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=channels,
     )
-
-
-def _folded_taps(position, gain: float) -> np.ndarray:
-    """``[phase, tap, k]``: the weight with which kernel row k reaches low-resolution neighbour `tap` in each phase."""
-    taps = np.zeros((2, 3, 3))
-    for phase, tap, k in np.ndindex(2, 3, 3):
-        j = position(tap, phase, k)
-        if 0 <= j < 4:
-            taps[phase, tap, k] = gain * FILTER[j]
-    return taps

@@ -124,7 +124,7 @@ class Conv2d(nn.Module):
     gain: float = 1.0
     clamp: float | None = None
     use_bias: bool = True
-    up_impl: fir.UpImpl = "phase"
+    up_impl: fir.UpImpl = "shift"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -169,7 +169,8 @@ class ModulatedConv(nn.Module):
         shape = (self.resolution, self.resolution, 1)
         fixed_noise = self.variable("buffers", "noise_const", lambda: _normal(self.make_rng("params"), shape))
 
-        power = jnp.matmul(jnp.square(style), jnp.square(weight).sum(axis=(0, 1)), precision=FULL_PRECISION)
+        taps = jnp.square(weight).reshape(9, *weight.shape[2:])
+        power = jnp.matmul(jnp.square(style), sum(taps), precision=FULL_PRECISION)  # one by one: CPUs reduce slowly
         demodulation = jax.lax.rsqrt(power + 1e-8)
         y = computed_once(x) * style[:, None, None, :].astype(x.dtype)
         y = _convolve(y, weight, "up" if self.upsample else None, self.up_impl)

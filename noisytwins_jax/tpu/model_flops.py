@@ -22,8 +22,7 @@ def network_flops(config: RunConfig, channels: int, num_classes: int) -> dict[st
 
     The discriminator's include its pass over the image of a low resolution, where a run has one.
     """
-    # The form that convolves images as they are; the other folds filters into weights, which is more arithmetic.
-    model = build_model(dataclasses.replace(config, up_impl="conv"), channels, num_classes)
+    model = build_model(dataclasses.replace(config, up_impl="conv"), channels, num_classes)  # whatever the run's form is
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     n = config.discriminator.mbstd_group_size
 

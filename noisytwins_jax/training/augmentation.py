@@ -21,7 +21,7 @@ class Augmentation:
     def __init__(self, config: RunConfig):
         self.policy = diffaugment.parse_policy(config.augment.diffaugment)
         self.ada = ada.parse_operations(config.ada.operations)
-        self.ada_impl = "gather" if config.up_impl == "phase" else "matmul"
+        self.ada_impl = "gather" if config.up_impl == "shift" else "matmul"
         self.dtype = config.dtype
 
     def draw(self, key: Array, shape: tuple[int, int, int, int]) -> PyTree:

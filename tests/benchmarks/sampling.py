@@ -39,7 +39,7 @@ def images_per_second(program: Callable[[], object], batch: int) -> float:
 def compare(resolution: int, batch: int) -> str:
     """A line of the table."""
     config = load_config(
-        [f"--config={CONFIG}:noisytwins,{resolution}", "--config.dtype=float32", "--config.up_impl=phase"]
+        [f"--config={CONFIG}:noisytwins,{resolution}", "--config.dtype=float32", "--config.up_impl=shift"]
     )
     model = build_model(config, 3, CLASSES)
     variables = jax.device_get(jax.jit(lambda key: model.init(key)[0])(jax.random.key(0)))

@@ -7,7 +7,7 @@ measured over whole steps, as many as it takes for every lazy regulariser to run
 (the default for the large sizes on a CPU, where such a window takes many minutes) it is put together from the times of
 the single programs instead. README.md explains the fields.
 
-On a CPU the defaults are the CPU's form of the convolutions (--up_impl=phase) and, for the large sizes, 8 images.
+On a CPU the defaults are the CPU's form of the convolutions (--up_impl=shift) and, for the large sizes, 8 images.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
         config = workload(
             args.size,
             args.batch_size or (_CPU_BATCH if large_on_cpu else None),
-            args.up_impl or ("phase" if cpu else None),
+            args.up_impl or ("shift" if cpu else None),
             args.dtype or ("float32" if cpu else None),
             args.field,
         )

@@ -324,8 +324,8 @@ def stylegan2_pair(resolution, g_architecture, d_architecture, classes, naming, 
         randomized(stylegan2.Discriminator(**shared, **d_options, naming=naming), 2).to(torch_dtype),
     )
     flax = (
-        flax_stylegan2.Generator(**shared, **g_options, up_impl="phase", dtype=dtype),
-        flax_stylegan2.Discriminator(**shared, **d_options, up_impl="phase", dtype=dtype),
+        flax_stylegan2.Generator(**shared, **g_options, up_impl="shift", dtype=dtype),
+        flax_stylegan2.Discriminator(**shared, **d_options, up_impl="shift", dtype=dtype),
     )
     rng = np.random.default_rng(3)
     z = rng.standard_normal((4, 6)).astype(dtype)

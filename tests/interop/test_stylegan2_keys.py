@@ -139,7 +139,7 @@ def test_golden_images_and_logits(name):
     c, g, d = golden.config, *(read_stylegan2(golden.weights(module)) for module in ("G", "D"))
     own = {"generator.conv_clamp": c["conv_clamp"], "discriminator.conv_clamp": c["conv_clamp"]}
     own["discriminator.mbstd_group_size"] = c["mbstd_group_size"]  # which tensors do not tell
-    model = model_of(g.fields | d.fields | own | {"up_impl": "phase"}, g.channels, g.num_classes)
+    model = model_of(g.fields | d.fields | own | {"up_impl": "shift"}, g.channels, g.num_classes)
     generate = jax.jit(functools.partial(model.generator.apply, noise_mode="const"))
     assert_close(generate(g.variables, golden["in/z"], golden["in/labels"]), nhwc(golden["out/img_const"]), 1e-5)
     # The published groups are strided; ours are contiguous: the same groups after this permutation of the batch.

@@ -17,7 +17,7 @@ from noisytwins_jax.networks.bilinear_conv import (
 )
 from noisytwins_jax.networks.layers import Conv2d, ModulatedConv, bias_activation, minibatch_stddev
 
-IMPLS = ["conv", "phase"]
+IMPLS = ["conv", "shift"]
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +108,7 @@ def test_both_formulations_are_equal_to_second_order(function):
 
             return function(x, w, impl), jax.grad(value, (0, 1))(x, w), jax.grad(penalty, (0, 1))(x, w)
 
-        conv, phase = evaluate("conv"), evaluate("phase")
-        for a, b in zip(jax.tree.leaves(conv), jax.tree.leaves(phase), strict=True):
+        for a, b in zip(*map(jax.tree.leaves, map(evaluate, IMPLS)), strict=True):
             assert_close(a, b, 1e-13)
 
 
@@ -155,7 +154,7 @@ def test_downsampling_is_equal_to_second_order():
 
             return gradient(x), jax.grad(lambda x: jnp.square(gradient(x)).sum())(x)
 
-        for a, b in zip(second_order("conv"), second_order("phase"), strict=True):
+        for a, b in zip(second_order("conv"), second_order("shift"), strict=True):
             assert_close(a, b, 1e-13)
 
 

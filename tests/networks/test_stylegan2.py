@@ -56,11 +56,11 @@ def test_unconditional_networks():
 def test_both_formulations_make_the_same_images(architecture):
     with jax.enable_x64(True):
         images = {}
-        for impl in ("conv", "phase"):
+        for impl in ("conv", "shift"):
             options = {"architecture": architecture, "up_impl": impl, "dtype": jnp.float64}
             variables, generate = init_generator(resolution=8, channels=1, **options)
             images[impl] = generate(variables, jax.random.normal(jax.random.key(1), (3, 6)), jnp.arange(3))
-        assert_close(images["conv"], images["phase"], 1e-12)
+        assert_close(images["conv"], images["shift"], 1e-12)
 
 
 def test_bfloat16_stays_near_float32_and_keeps_its_parameters():

@@ -112,14 +112,14 @@ def float64():
         yield
 
 
-@pytest.fixture(params=["conv", "phase"])
+@pytest.fixture(params=["conv", "shift"])
 def up_impl(request):
     return request.param
 
 
 @pytest.mark.parametrize("name", STUDIOGAN)
 def test_mapping(name):
-    net = networks(name, "phase")
+    net = networks(name, "shift")
     golden, c = net.golden, net.golden.config
     std = golden["out/lambda_c"][net.labels][:, None] * c["emb_noise_std"]
     assert_close(net.map(), golden["out/w_nonoise"], FORWARD)
@@ -164,7 +164,7 @@ def test_forward(name, up_impl):
 
 # The two formulations are compared in test_fir: here each network takes the quick one, and one network also the other.
 @pytest.mark.parametrize(
-    "name, up_impl", [(STUDIOGAN[0], "phase"), (STUDIOGAN[1], "phase"), slow(STUDIOGAN[1], "conv")]
+    "name, up_impl", [(STUDIOGAN[0], "shift"), (STUDIOGAN[1], "shift"), slow(STUDIOGAN[1], "conv")]
 )
 def test_gradients_studiogan(name, up_impl, float64):
     net = Networks(name, up_impl, np.float64)
@@ -197,7 +197,7 @@ def test_gradients_studiogan(name, up_impl, float64):
     assert_gradients(golden, "pl", jax.tree.map(lambda x: x * weight, gradients))
 
 
-@pytest.mark.parametrize("name, up_impl", [(NVIDIA[1], "phase"), (NVIDIA[1], "conv"), slow(NVIDIA[0], "phase")])
+@pytest.mark.parametrize("name, up_impl", [(NVIDIA[1], "shift"), (NVIDIA[1], "conv"), slow(NVIDIA[0], "shift")])
 def test_gradients_nvidia(name, up_impl, float64):
     net = Networks(name, up_impl, np.float64)
     golden, c, g, d = net.golden, net.golden.config, net.g["params"], net.d["params"]

@@ -24,7 +24,7 @@ from noisytwins_jax.training.stylegan2_model import StyleGAN2Model
 
 CLASSES, N, W, DIM = 3, 4, 6, 8
 SHARED = {"resolution": 8, "channels": 2, "num_classes": CLASSES, "channel_base": 64, "channel_max": DIM}
-SHARED |= {"up_impl": "phase"}
+SHARED |= {"up_impl": "shift"}
 LABELS, OTHER_LABELS = jnp.array([0, 1, 2, 0]), jnp.array([1, 2, 0, 2])
 PSI = 0.6
 # Small programs that run once or twice: compiling them is the cost.

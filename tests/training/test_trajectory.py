@@ -59,7 +59,7 @@ def make_run(golden: Golden):
     config = default_config()
     config.batch_size = c["batch"]
     config.data.resolution = c["img_resolution"]
-    config.up_impl = "phase"
+    config.up_impl = "shift"
     for network in (config.generator, config.discriminator):
         network.channel_base, network.channel_max = c["channel_base"], c["channel_max"]
     config.generator.z_dim, config.generator.w_dim = c["z_dim"], c["w_dim"]
