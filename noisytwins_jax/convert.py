@@ -7,11 +7,12 @@
 Read: StyleGAN2 of StudioGAN and NoisyTwins and of NVIDIA (.pkl); BigGAN and BigGAN-deep of BigGAN-PyTorch, StudioGAN,
 Hugging Face and TF-Hub (variables as .npz). What a file is, is told from its tensors; nothing in it is run. With the
 configuration that it was trained with (and fields, as --config.batch_size=64), training goes on from it.
-Written: for StyleGAN2 studiogan (which NoisyTwins' code reads) and nvidia; for BigGAN bigganpytorch and studiogan, for
-BigGAN-deep huggingface too. The project's own networks in PyTorch, noisytwins_jax/pytorch, read them as well.
+Written: for StyleGAN2 studiogan (which NoisyTwins' code reads), nvidia (state dicts) and nvidia_pkl (to --resume from); for
+BigGAN bigganpytorch and studiogan, for BigGAN-deep huggingface too. The project's own networks in PyTorch, noisytwins_jax/pytorch, read them as well.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,28 +76,48 @@ def _from_torch(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _to_torch(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    _check_out(arguments.out, directory=True)
     _prepare()
     from noisytwins_jax.interop.exporting import export_run
     from noisytwins_jax.restoring import restore_state
     from noisytwins_jax.trained_generator import load
+    from noisytwins_jax.workdir import needing_space
 
     trained = load(arguments.workdir, arguments.checkpoint)
     _, state = restore_state(trained.config, arguments.workdir.absolute(), trained.step, trained.model)
-    for path in export_run(state, trained, arguments.out, arguments.format, arguments.safetensors):
+    with needing_space(arguments.out):
+        written = export_run(state, trained, arguments.out, arguments.format, arguments.safetensors)
+    for path in written:
         print(f"Written: {path}")
     return 0
 
 
 def _to_jax(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    _check_out(arguments.out, directory=False)
     _prepare()
     from noisytwins_jax.export import save_sampler
     from noisytwins_jax.trained_generator import load
+    from noisytwins_jax.workdir import needing_space
 
     trained = load(arguments.workdir, arguments.checkpoint)
-    platforms = [name for name in arguments.platforms.split(",") if name]
-    path = save_sampler(trained, arguments.out, arguments.truncation or None, platforms)
+    with needing_space(arguments.out):
+        path = save_sampler(trained, arguments.out, arguments.truncation or None, arguments.platforms.split(","))
     print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
+
+
+def _check_out(out: Path, directory: bool) -> None:
+    """Before anything is computed.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if out.exists() and out.is_dir() != directory:
+        there, wanted = ("file", "directory") if directory else ("directory", "file")
+        raise UserError(f"--out={out} is a {there}; give a {wanted}.")
+    existing = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    if not os.access(existing, os.W_OK) or (existing != out.absolute() and not existing.is_dir()):
+        raise UserError(f"--out={out} cannot be written, because of {existing}; give another.")
 
 
 def _parameters(params: Any) -> int:

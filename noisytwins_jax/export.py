@@ -74,5 +74,6 @@ def save_sampler(
     """Writes what `export_sampler` gives to a file; returns its path."""
     content = export_sampler(trained, truncation, platforms).serialize()
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path

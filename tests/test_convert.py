@@ -89,10 +89,10 @@ def assert_same(have, want, but=()):
     assert not [k for k in want if not any(word in k for word in but) and not np.array_equal(have[k], want[k])]
 
 
-@pytest.mark.parametrize("naming", ["studiogan", "nvidia", "bigganpytorch"])
+@pytest.mark.parametrize("naming", ["studiogan", "nvidia", "nvidia_pkl", "bigganpytorch"])
 def test_there_and_back_is_the_same_run(run, naming, capsys):
     directory, network = run
-    if (naming == "nvidia") != (network == "stylegan2") and naming != "studiogan":
+    if naming.startswith("nvidia") != (network == "stylegan2") and naming != "studiogan":
         pytest.skip("another family's")
     there, back = directory / naming, directory / f"from-{naming}"
     assert main(["to-torch", f"--workdir={directory / 'run'}", f"--out={there}", f"--format={naming}"]) == 0
@@ -102,7 +102,7 @@ def test_there_and_back_is_the_same_run(run, naming, capsys):
     assert_same(have.ema, want.ema, but=["batch_stats"])
     assert_same(have.generator.variables, want.generator.variables)
     assert_same(have.discriminator.variables, want.discriminator.variables)
-    if naming != "nvidia":  # its files have networks alone
+    if not naming.startswith("nvidia"):  # whose files have networks alone
         assert_same(have.generator, want.generator)
         assert_same(have.discriminator, want.discriminator)
         assert "Adam" not in capsys.readouterr().out
@@ -257,7 +257,23 @@ def test_wrong_formats_and_options(run, tmp_path, capsys):
     assert "There is no platform 'gpu'" in refused(
         capsys, "to-jax", f"--workdir={directory / 'run'}", f"--out={tmp_path / 'x'}", "--platforms=gpu"
     )
+    assert "There is no platform ''" in refused(
+        capsys, "to-jax", f"--workdir={directory / 'run'}", f"--out={tmp_path / 'x'}", "--platforms="
+    )
+    if network == "stylegan2":
+        message = refused(capsys, *given, "--format=nvidia_pkl", "--safetensors")
+        assert "give --safetensors with --format=nvidia" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_said_first(tmp_path, capsys):
+    """Before the run is looked for, which is not there."""
+    run, file = f"--workdir={tmp_path / 'run'}", tmp_path / "file"
+    file.touch()
+    assert f"--out={file} is a file; give a directory" in refused(capsys, "to-torch", run, f"--out={file}")
+    assert f"--out={tmp_path} is a directory; give a file" in refused(capsys, "to-jax", run, f"--out={tmp_path}")
+    for verb in ("to-torch", "to-jax"):
+        assert f"because of {file}" in refused(capsys, verb, run, f"--out={file / 'in' / 'it'}")
 
 
 def test_a_run_without_its_classes(run, tmp_path):

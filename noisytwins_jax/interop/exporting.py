@@ -16,6 +16,7 @@ from noisytwins_jax.interop.adam import adam_to_torch, moments_of
 from noisytwins_jax.interop.biggan_statistics import ROWS, StatisticsGrid
 from noisytwins_jax.interop.importing import family_of
 from noisytwins_jax.interop.network import ConvertedNetwork
+from noisytwins_jax.interop.nvidia_writer import write_nvidia_snapshot
 from noisytwins_jax.interop.public_checkpoint import EPSILONS
 from noisytwins_jax.interop.torch_writer import write_torch_file
 from noisytwins_jax.latents import Truncation
@@ -27,7 +28,7 @@ from noisytwins_jax.training.optimizer import lazy_rates
 from noisytwins_jax.training.state import TrainState
 
 FORMATS = {
-    "stylegan2": ("studiogan", "nvidia"),
+    "stylegan2": ("studiogan", "nvidia", "nvidia_pkl"),
     "biggan": ("bigganpytorch", "studiogan"),
     "biggan_deep": ("bigganpytorch", "studiogan", "huggingface"),
 }
@@ -56,6 +57,8 @@ def export_run(
     naming = naming or known[0]
     if naming not in known:
         raise UserError(f"{config.network} is not written as {naming!r}; {did_you_mean(naming, known)} (--format)")
+    if as_safetensors and naming == "nvidia_pkl":
+        raise UserError("nvidia_pkl is a pickle; give --safetensors with --format=nvidia.")
     _say_epsilons(config, naming)
     networks = _networks(state, trained)
     write = stylegan2.write_stylegan2 if config.network == "stylegan2" else biggan.write_biggan
@@ -67,8 +70,12 @@ def export_run(
             *_bare({"pytorch_model": tensors}, directory, as_safetensors, ".bin"),
             _huggingface_config(trained, directory),
         ]
-    tensors = {name: write(network, naming) for name, network in networks.items()}
+    tensors = {name: write(network, naming.removesuffix("_pkl")) for name, network in networks.items()}
     directory.mkdir(parents=True, exist_ok=True)
+    if naming == "nvidia_pkl":
+        path = directory / f"network-snapshot-{int(state.step):06d}.pkl"
+        write_nvidia_snapshot(path, tensors, float(state.ada.p))
+        return [path]
     if as_safetensors or naming == "nvidia":
         return _bare(tensors, directory, as_safetensors, ".pth")
     optimizers = {name: _optimizer(name, state, networks[name], naming, config) for name in ("G", "D")}

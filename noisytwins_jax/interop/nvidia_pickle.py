@@ -37,7 +37,7 @@ class NvidiaModule:
     """A module of a snapshot.
 
     Attributes:
-      class_name: as the file says, such as ``Generator``.
+      class_name: as the file says, such as ``Generator``; empty for a plain ``torch.nn.Module``.
       tensors: its state dict, arrays by key, in PyTorch's layout and order; read-only.
       init_kwargs: what it was made with, such as ``{"c_dim": 10, "synthesis_kwargs": {"conv_clamp": 256}}``.
     """
@@ -88,10 +88,10 @@ def read_nvidia_pickle(path: str | Path) -> NvidiaSnapshot:
                     "stylegan2-ada-pytorch first."
                 ) from None
             raise
-        if not isinstance(content, dict) or not any(isinstance(value, _Persistent) for value in content.values()):
+        if not isinstance(content, dict) or not any(isinstance(value, _Module) for value in content.values()):
             raise _other(path)
         arrays = Arrays(storages.contents.__getitem__)
-        modules = {name: value.module(arrays) for name, value in content.items() if isinstance(value, _Persistent)}
+        modules = {name: value.module(arrays) for name, value in content.items() if isinstance(value, _Module)}
         return NvidiaSnapshot(modules, arrays.resolve(content.get("training_set_kwargs") or {}))
 
 
@@ -101,16 +101,15 @@ def _other(path: Path) -> UserError:
     )
 
 
-class _Persistent(Built):
-    """An object of a class whose source code the file brings along: its attributes alone."""
+class _Module(Built):
+    """A ``torch.nn.Module`` of no class of its own, as `nvidia_writer` writes them."""
 
-    def __init__(self, meta: Any):
-        self.class_name = expect(str, expect(dict, meta)["class_name"])
-        self.attributes = expect(dict, meta["state"])
+    def __init__(self) -> None:
+        self.class_name, self.attributes = "", {}
 
     def build(self, state: Any) -> None:
-        """Refuses another state: it is in ``meta``."""
-        raise DamagedError("an object with two states")
+        """Takes the attributes."""
+        self.attributes = expect(dict, state)
 
     def module(self, arrays: Arrays) -> NvidiaModule:
         """With an array for each tensor."""
@@ -132,11 +131,23 @@ class _Persistent(Built):
                 for name, value in module._members(kind, Tensor):
                     if kind == "_parameters" or name not in unsaved:
                         yield prefix + name, value
-            pending += [(f"{prefix}{name}.", part) for name, part in module._members("_modules", _Persistent)][::-1]
+            pending += [(f"{prefix}{name}.", part) for name, part in module._members("_modules", _Module)][::-1]
 
     def _members(self, attribute: str, kind: type) -> list[tuple[str, Any]]:
         members = expect(dict, self.attributes.get(attribute, {}))
         return [(expect(str, name), expect(kind, value)) for name, value in members.items() if value is not None]
+
+
+class _Persistent(_Module):
+    """An object of a class whose source code the file brings along: its attributes alone."""
+
+    def __init__(self, meta: Any):
+        self.class_name = expect(str, expect(dict, meta)["class_name"])
+        self.attributes = expect(dict, meta["state"])
+
+    def build(self, state: Any) -> None:
+        """Refuses another state: it is in ``meta``."""
+        raise DamagedError("an object with two states")
 
 
 class _Storages:
@@ -193,6 +204,7 @@ NUMBERS: dict[str, Constructor] = {  # NumPy's, which other checkpoints have too
 _CONSTRUCTORS: dict[str, Constructor] = {
     **NUMBERS,
     "torch_utils.persistence._reconstruct_persistent_obj": _Persistent,
+    "torch.nn.modules.module.Module": _Module,
     "dnnlib.util.EasyDict": dict,
     "builtins.set": words,  # as older pickles write sets
     "numpy.ndarray": _Skipped,

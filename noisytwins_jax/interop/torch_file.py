@@ -37,7 +37,7 @@ from noisytwins_jax.interop.torch_pickle import (
 )
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-_PROTOCOL = 1001
+PROTOCOL = 1001
 _ZIP = b"PK\x03\x04"
 
 
@@ -167,7 +167,7 @@ def _read_legacy(file: BinaryIO, constructors: Mapping[str, Constructor]) -> Any
 
 def legacy_parts(stream: Any, constructors: Mapping[str, Constructor]) -> tuple[Any, dict[str, bytes]]:
     """The object and the storages, by key, of the older format; the stream is past its `MAGIC_NUMBER`."""
-    if unpickle(stream, constructors) != _PROTOCOL:
+    if unpickle(stream, constructors) != PROTOCOL:
         raise DamagedError("an unknown version of the format")
     if unpickle(stream, constructors).get("little_endian") is not True:
         raise DamagedError("numbers in another byte order than little endian")

@@ -3,9 +3,10 @@
 The pickle in it is written instruction by instruction, as Python's pickler can name only what it can import.
 """
 
+import contextlib
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,20 @@ def write_torch_file(path: str | Path, content: Any) -> None:
     Raises:
       TypeError: anything else, or an array of a type that tensors here do not have.
     """
-    pickler = _Pickler()
-    pickle = b"\x80\x02" + pickler.dump(content) + b"."
-    files = {"data.pkl": pickle, "byteorder": b"little"}
+    pickler = Pickler()
+    files = {"data.pkl": pickled(pickler.dump(content)), "byteorder": b"little"}
     files |= {f"data/{key}": storage for key, storage in enumerate(pickler.storages)} | {"version": b"3\n"}
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for member, data in files.items():
+            _add(archive, f"archive/{member}", data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A path to write to, which in the end takes the place of `path`, or is removed if there is an error."""
     temporary = Path(path).with_name(f".{Path(path).name}.part")
     try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for name, data in files.items():
-                _add(archive, f"archive/{name}", data)
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -55,11 +61,14 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes | np.ndarray) -> None:
     archive.writestr(entry, data if isinstance(data, bytes) else data.tobytes())
 
 
-class _Pickler:
+class Pickler:
+    """Pickles plain values, and tensors whose storages stand elsewhere, in the order of `storages`."""
+
     def __init__(self) -> None:
         self.storages: list[np.ndarray] = []
 
     def dump(self, x: Any) -> bytes:
+        """The instructions that make a value, see `write_torch_file`."""
         match x:
             case None:
                 return b"N"
@@ -88,17 +97,32 @@ class _Pickler:
         if kind is None:
             raise TypeError(f"Tensors of {x.dtype.name} are not written into files of PyTorch")
         x = np.require(x, requirements="C")  # of no dimensions too, which ascontiguousarray would give one
-        key = str(len(self.storages))
+        shape, strides = map(self.dump, (x.shape, tuple(stride // x.itemsize for stride in x.strides)))
+        hooks = name("collections", "OrderedDict") + b")R"
+        view = self.storage(x, kind), self.dump(0), shape, strides, self.dump(False), hooks
+        return call("torch._utils", "_rebuild_tensor_v2", *view)
+
+    def storage(self, x: np.ndarray, kind: str) -> bytes:
+        """The instructions that make the storage of a contiguous array, of PyTorch's class `kind`."""
         self.storages.append(x)
-        storage = (self.dump("storage"), _name("torch", kind), *map(self.dump, (key, "cpu", x.size)))
-        strides = tuple(stride // x.itemsize for stride in x.strides)
-        arguments = (
-            b"(" + b"".join(storage) + b"tQ",
-            *map(self.dump, (0, x.shape, strides, False)),
-            _name("collections", "OrderedDict") + b")R",  # no hooks
-        )
-        return _name("torch._utils", "_rebuild_tensor_v2") + b"(" + b"".join(arguments) + b"tR"
+        return self.named_storage(str(len(self.storages) - 1), kind, x.size)
+
+    def named_storage(self, key: str, kind: str, size: int, *more: bytes) -> bytes:
+        """A storage by its persistent identifier."""
+        parts = (self.dump("storage"), name("torch", kind), *map(self.dump, (key, "cpu", size)), *more)
+        return b"(" + b"".join(parts) + b"tQ"
 
 
-def _name(module: str, attribute: str) -> bytes:
+def pickled(instructions: bytes) -> bytes:
+    """A whole pickle of protocol 2."""
+    return b"\x80\x02" + instructions + b"."
+
+
+def name(module: str, attribute: str) -> bytes:
+    """The instruction that names a class or function."""
     return f"c{module}\n{attribute}\n".encode()
+
+
+def call(module: str, attribute: str, *arguments: bytes) -> bytes:
+    """The instructions that call it, with arguments that are instructions themselves."""
+    return name(module, attribute) + b"(" + b"".join(arguments) + b"tR"

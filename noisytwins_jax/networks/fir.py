@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from noisytwins_jax.networks.bilinear_conv import conv3x3, strided_conv3x3, transposed_conv3x3
+from noisytwins_jax.networks.bilinear_conv import strided_conv3x3, transposed_conv3x3
 
 Array = jax.Array
 UpImpl = Literal["conv", "shift"]

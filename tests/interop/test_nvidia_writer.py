@@ -1,0 +1,75 @@
+"""Snapshots for StyleGAN2-ADA for PyTorch: our own reader reads them, and PyTorch copies from them (slow)."""
+
+import pickle
+
+import numpy as np
+import pytest
+from golden_numbers import weight
+
+from noisytwins_jax.interop.nvidia_pickle import read_nvidia_pickle
+from noisytwins_jax.interop.nvidia_writer import write_nvidia_snapshot
+from noisytwins_jax.interop.stylegan2_architecture import Architecture
+
+SIZES = {"resolution": 8, "channels": 1, "num_classes": 3, "channel_base": 32, "channel_max": 4}
+GENERATOR = Architecture("generator", **SIZES, blocks="skip", mapping_layers=2, z_dim=3, w_dim=4)
+PARTS = {"G": GENERATOR, "D": Architecture("discriminator", **SIZES, blocks="resnet", mapping_layers=8)}
+PARTS["G_ema"] = GENERATOR
+
+
+@pytest.fixture
+def snapshot(tmp_path):
+    """The path of a snapshot, and its state dicts."""
+    networks = {
+        part: {key: weight(key, shape, "normal", 1, 0, part) for key, shape in made.shapes("nvidia").items()}
+        for part, made in PARTS.items()
+    }
+    path = tmp_path / "network-snapshot-000007.pkl"
+    write_nvidia_snapshot(path, networks, ada_p=0.25)
+    assert list(tmp_path.iterdir()) == [path]
+    return path, networks
+
+
+def assert_same(have, want):
+    assert have.keys() == want.keys()
+    for key, x in want.items():
+        assert have[key].dtype == x.dtype and have[key].shape == x.shape
+        np.testing.assert_array_equal(have[key], x)
+
+
+def test_our_reader_reads_it(snapshot):
+    path, networks = snapshot
+    found = read_nvidia_pickle(path)
+    assert list(found.modules) == [*networks, "augment_pipe"] and found.training_set == {}
+    for part, tensors in networks.items():
+        assert_same(found.modules[part].tensors, tensors)
+        assert found.modules[part].fields() == {}
+    assert found.modules["augment_pipe"].tensors == {"p": np.float32(0.25)}
+
+
+@pytest.mark.slow
+def test_pytorch_copies_from_it(snapshot):
+    """As their training resumes: by the names of parameters and of buffers, all of which have to be there."""
+    torch = pytest.importorskip("torch")
+    from noisytwins_jax.pytorch import stylegan2
+
+    path, networks = snapshot
+    content = pickle.loads(path.read_bytes())
+    assert content["training_set_kwargs"] is None and float(content["augment_pipe"].p) == 0.25
+    options = {"channel_base": 32, "channel_max": 4, "channels": 1}
+    generator = {"z_dim": 3, "w_dim": 4, "mapping_layers": 2}
+    targets = {
+        "G": stylegan2.Generator(8, 3, **options, **generator),
+        "D": stylegan2.Discriminator(8, 3, **options, naming="nvidia"),
+        "G_ema": stylegan2.Generator(8, 3, **options, **generator),
+    }
+    for part, target in targets.items():
+        source = content[part]
+        assert isinstance(source, torch.nn.Module)
+        given = dict(source.named_parameters()) | dict(source.named_buffers())
+        assert {key for key, _ in target.named_buffers()} == {key for key, _ in source.named_buffers()}
+        for key, x in [*target.named_parameters(), *target.named_buffers()]:
+            with torch.no_grad():
+                x.copy_(given.pop(key))
+        assert not given
+        assert_same({key: x.numpy() for key, x in target.state_dict().items()}, networks[part])
+        source.eval().requires_grad_(False).to("cpu")  # what their code does with it first
