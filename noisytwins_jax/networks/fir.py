@@ -9,6 +9,7 @@ separable filter exists in two forms (`up_impl`), equal up to rounding:
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (CVPR 2020), appendix B.
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -75,28 +76,35 @@ def _shifted(x: Array, axis: int) -> tuple[Array, Array]:
 def _filter(x: Array, padding: int, gain: float, impl: UpImpl, columns_first: bool) -> Array:
     """The filter along both axes, each of which changes by ``2·padding - 3`` pixels.
 
-    Rows first beside a transposed convolution, columns first before a strided one, whose transpose is rows first again:
-    the TPU compiler then fuses the passes with each other and with what surrounds them.
+    Depthwise with rows first beside a transposed convolution, columns first before a strided one, whose transpose is rows
+    first again: the TPU compiler then fuses the passes with each other and with what surrounds them.
     """
-    for axis in (2, 1) if columns_first else (1, 2):
-        x = (_depthwise_along if impl == "conv" else _shifted_sum)(x, axis, gain * FILTER, padding)
+    if impl == "shift":
+        return _shifted_sums(x, padding, gain)
+    taps = jnp.asarray(gain * FILTER, x.dtype)
+    rows, columns = (taps[:, None], [(padding, padding), (0, 0)]), (taps[None, :], [(0, 0), (padding, padding)])
+    for kernel, pad in (columns, rows) if columns_first else (rows, columns):
+        x = _depthwise(x, kernel, pad)
     return x
 
 
-def _depthwise_along(x: Array, axis: int, taps: np.ndarray, padding: int) -> Array:
-    """A symmetric filter of four `taps` along `axis`."""
-    pads = [(0, 0), (0, 0)]
-    pads[axis - 1] = (padding, padding)
-    return _depthwise(x, jnp.expand_dims(jnp.asarray(taps, x.dtype), 2 - axis), pads)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _shifted_sums(x: Array, padding: int, gain: float) -> Array:
+    """The filter, whose transpose is itself with the rest of the padding: differentiated, slices would become pads."""
+    outer, inner = (float(gain * tap) for tap in FILTER[:2])
+    for axis in (1, 2):
+        size = x.shape[axis] + 2 * padding - 3
+        pads = [(padding, padding) if i == axis else (0, 0) for i in range(x.ndim)]
+        padded = lax.optimization_barrier(jnp.pad(x, pads))
+        first, second, third, fourth = (lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(4))
+        x = outer * (first + fourth) + inner * (second + third)
+    return x
 
 
-def _shifted_sum(x: Array, axis: int, taps: np.ndarray, padding: int) -> Array:
-    """`_depthwise_along`, as two products."""
-    pads = [(0, 0)] * x.ndim
-    pads[axis] = (padding, padding)
-    padded, size = jnp.pad(x, pads), x.shape[axis] + 2 * padding - 3
-    first, second, third, fourth = (lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(4))
-    return float(taps[0]) * (first + fourth) + float(taps[1]) * (second + third)
+_shifted_sums.defvjp(
+    lambda x, padding, gain: (_shifted_sums(x, padding, gain), None),
+    lambda padding, gain, _, g: (_shifted_sums(g, 3 - padding, gain),),
+)
 
 
 def _depthwise(x: Array, taps: Array, padding: list[tuple[int, int]], stride: int = 1) -> Array:
