@@ -66,7 +66,7 @@ def write_run(workdir, config, channels=1):
     return workdir
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=["stylegan2", "biggan", pytest.param("biggan_deep", marks=pytest.mark.slow)])
 def run(request, tmp_path_factory):
     """A directory that has a run of each network, and the network."""
     directory = tmp_path_factory.mktemp(request.param)

@@ -246,7 +246,7 @@ def test_the_margin_is_that_of_the_hinge_loss():
         np.testing.assert_array_equal(loss.generator(fake), -fake)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_features_are_dropped_in_both_updates_and_nowhere_else(dropout):
     step = make_step(**{"biggan.dropout": dropout})
     table, seen = class_table(step.config, COUNTS), []

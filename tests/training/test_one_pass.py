@@ -27,8 +27,17 @@ def inputs(seed, networks, n=N):
     return DiscriminatorInputs(images, jnp.asarray(rng.integers(0, 3, n)), noise, networks.low_images(images))
 
 
-@pytest.mark.parametrize("heads", ["projection", "transitional", "embedding"])
-@pytest.mark.parametrize("group", [1, GROUP, 2 * N])
+HEADS, GROUPS = ("projection", "transitional", "embedding"), (1, GROUP, 2 * N)
+
+
+@pytest.mark.parametrize(
+    "group, heads",
+    [
+        pytest.param(group, heads, marks=[] if i == j else pytest.mark.slow)
+        for i, group in enumerate(GROUPS)
+        for j, heads in enumerate(HEADS)
+    ],
+)
 def test_says_what_two_passes_say(group, heads):
     networks = model(group, heads)
     real, fake = inputs(0, networks), inputs(1, networks)
