@@ -117,14 +117,8 @@ def test_the_report_shows_both(returned):
     assert "Singular values of every weight" in page
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        pytest.param("checkpoints/pinned.json", marks=pytest.mark.slow),
-        pytest.param("collapsed_checkpoints", marks=pytest.mark.slow),
-        "collapses.json",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["checkpoints/pinned.json", "collapsed_checkpoints", "collapses.json"])
 def test_killed_while_it_goes_back(returned, directory, moment):
     other, _ = returned
     workdir = directory / f"killed-{Path(moment).stem}"

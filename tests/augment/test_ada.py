@@ -116,7 +116,7 @@ def test_forms_agree_also_far_beyond_the_mirrored_border(shape):
             assert_close(one, other, 1e-12)
 
 
-@pytest.mark.parametrize(("zoom", "fit"), [(1.0, True), (0.25, False)])
+@pytest.mark.parametrize(("zoom", "fit"), [pytest.param(1.0, True, marks=pytest.mark.slow), (0.25, False)])
 def test_windows_of_large_images(zoom, fit):
     """Images of 96 px and more are sampled square by square; zoomed out too far, as a whole. In float64, as above."""
     with jax.enable_x64(True):

@@ -118,6 +118,7 @@ def on_eight_devices(*arguments):
     return report["found"]
 
 
+@pytest.mark.slow
 def test_a_step_is_the_same_on_any_devices():
     """Moments of BatchNorm, vectors of spectral normalisation, optimisers and averages, with a state that is shared."""
     assert on_eight_devices("plain", "4")["4"]["split"] > 20
