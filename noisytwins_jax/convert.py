@@ -8,7 +8,8 @@ Read: StyleGAN2 of StudioGAN and NoisyTwins and of NVIDIA (.pkl); BigGAN and Big
 Hugging Face and TF-Hub (variables as .npz). What a file is, is told from its tensors; nothing in it is run. With the
 configuration that it was trained with (and fields, as --config.batch_size=64), training goes on from it.
 Written: for StyleGAN2 studiogan (which NoisyTwins' code reads), nvidia (state dicts) and nvidia_pkl (to --resume from); for
-BigGAN bigganpytorch and studiogan, for BigGAN-deep huggingface too. The project's own networks in PyTorch, noisytwins_jax/pytorch, read them as well.
+BigGAN bigganpytorch and studiogan, for BigGAN-deep huggingface too. The project's own networks in PyTorch,
+noisytwins_jax/pytorch, read them as well.
 """
 
 import argparse
