@@ -83,6 +83,11 @@ def check_has_checkpoint(workdir: str | Path, which: str | int) -> None:
     if which not in ("latest", "best") and not str(which).isdigit():
         raise UserError(f"--checkpoint={which} is no checkpoint; give latest, best or a step, for example 1000.")
     if not Path(workdir, "checkpoints").is_dir():
+        if any(path.suffix in (".pth", ".pkl", ".bin") for path in Path(workdir).glob("*")):
+            raise UserError(
+                f"{workdir} has files of PyTorch; make a run of them first: python -m noisytwins_jax.convert from-torch "
+                f"{workdir} --workdir=…"
+            )
         raise UserError(
             f"{Path(workdir).absolute()} holds no checkpoints; train first (--mode=train), or give --workdir."
         )

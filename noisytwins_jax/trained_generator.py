@@ -70,7 +70,7 @@ class TrainedGenerator:
 
     def sample(
         self,
-        classes: Sequence[int] | None = None,
+        classes: Sequence[int] | int | None = None,
         per_class: int = 1,
         psi: float | None = None,
         truncation: str | None = None,
@@ -80,7 +80,7 @@ class TrainedGenerator:
         """Images of some classes, `per_class` of each, class by class.
 
         Args:
-          classes: class ids; every class by default.
+          classes: class ids, or one; every class by default.
           per_class: images of each.
           psi: truncation in W; None or 1 for none.
           truncation: another kind and its strength, as ``"threshold:0.5"``; see `latents.TRUNCATIONS`.
@@ -95,7 +95,11 @@ class TrainedGenerator:
         return sampler(labels, indices)[0]
 
     def w(
-        self, classes: Sequence[int] | None = None, per_class: int = 1, seed: int = 0, truncation: str | None = None
+        self,
+        classes: Sequence[int] | int | None = None,
+        per_class: int = 1,
+        seed: int = 0,
+        truncation: str | None = None,
     ) -> np.ndarray:
         """The w of the images that `sample` draws: float32 ``[n, D]``, untruncated in W."""
         labels, indices = self.rows(classes, per_class)
@@ -131,20 +135,20 @@ class TrainedGenerator:
         rows = [program(self.variables, w, strength, np.uint32(seed), np.int32(i)) for i, w in enumerate(ws)]
         return np.stack(jax.device_get(rows)) if rows else np.zeros((0, *self.model.image_shape), np.uint8)
 
-    def rows(self, classes: Sequence[int] | None, per_class: int) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and sample indices ``[n]`` of `per_class` images of each of the classes, all by default.
+    def rows(self, classes: Sequence[int] | int | None, per_class: int) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and sample indices ``[n]`` of `per_class` images of each of the classes (or of one), all by default.
 
         Raises:
           UserError: no class, an unknown one, or no image.
         """
         count = len(self.class_names)
-        classes = list(range(count)) if classes is None else list(classes)
+        classes = list(range(count)) if classes is None else np.atleast_1d(classes).tolist()
         if not classes:
             raise UserError("There are no classes to draw; give class ids, for example 0,9, or none of them for all.")
-        unknown = [c for c in classes if not 0 <= c < count]
+        unknown = [c for c in classes if c not in range(count)]
         if unknown:
-            raise UserError(f"There is no class {unknown[0]}; classes are 0 to {count - 1}.")
-        if not 1 <= per_class <= _OF_A_CLASS:
+            raise UserError(f"There is no class {unknown[0]!r}; classes are 0 to {count - 1}.")
+        if per_class not in range(1, _OF_A_CLASS + 1):
             raise UserError(f"{per_class} images a class cannot be drawn; ask for 1 to {_OF_A_CLASS}.")
         labels = np.repeat(np.asarray(classes, np.int64), per_class)
         return labels, labels * _OF_A_CLASS + np.tile(np.arange(per_class), len(classes))
@@ -176,8 +180,8 @@ class TrainedGenerator:
         Raises:
           UserError: the seed is out of range, or there is no such noise.
         """
-        if not 0 <= seed < 2**32:
-            raise UserError(f"The seed {seed} must be from 0 to {2**32 - 1}.")
+        if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+            raise UserError(f"The seed {seed!r} must be an integer from 0 to {2**32 - 1}.")
         model, variables = self._model_with(noise_mode), self.standing_variables(truncation)
         rows = next((size for size in _BATCHES if images <= size), _BATCHES[-1])
         return Sampler(

@@ -255,7 +255,7 @@ def test_without_checkpoint(tmp_path, verb):
         ({"classes": []}, "There are no classes to draw; give class ids"),
         ({"per_class": 0}, "0 images a class cannot be drawn; ask for 1 to"),
         ({"truncation": "psi:nan"}, "Truncation psi must be finite"),
-        ({"seed": -1}, "The seed -1 must be from 0 to 4294967295"),
+        ({"seed": -1}, "The seed -1 must be an integer from 0 to 4294967295"),
         ({"noise_mode": "loud"}, "noise_mode is 'random' or 'const' or 'none', not 'loud'."),
         ({"formats": ["jpeg"]}, "--format=jpeg is none of grid, npz, files"),
         ({"formats": []}, "--format is empty"),
