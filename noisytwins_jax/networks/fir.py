@@ -95,7 +95,7 @@ def _shifted_sums(x: Array, padding: int, gain: float) -> Array:
     for axis in (1, 2):
         size = x.shape[axis] + 2 * padding - 3
         pads = [(padding, padding) if i == axis else (0, 0) for i in range(x.ndim)]
-        padded = lax.optimization_barrier(jnp.pad(x, pads))
+        padded = lax.optimization_barrier(jnp.pad(x, pads))  # or each pass is computed again for every tap of the next
         first, second, third, fourth = (lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(4))
         x = outer * (first + fourth) + inner * (second + third)
     return x
