@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from noisytwins_jax.errors import UserError, did_you_mean
 from noisytwins_jax.sampling import sample_program
 from noisytwins_jax.trained_generator import TrainedGenerator
+from noisytwins_jax.workdir import replacing
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Array = jax.Array
@@ -75,5 +76,6 @@ def save_sampler(
     content = export_sampler(trained, truncation, platforms).serialize()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
     return path

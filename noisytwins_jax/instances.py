@@ -9,7 +9,6 @@ kept beside the runs.
 
 import dataclasses
 import hashlib
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from noisytwins_jax.metrics.protocols import CLASSIFIER, EXTRACTORS
 from noisytwins_jax.metrics.real_features import real_features
 from noisytwins_jax.survival.agreement import failing_together
 from noisytwins_jax.together import on_first_process
+from noisytwins_jax.workdir import replacing
 
 _PROTOCOL = "clean"  # of the preprocessing
 
@@ -118,10 +118,8 @@ def _kept(folder: Path, features: np.ndarray, k: int) -> np.ndarray:
         pass
     neighbours = neighbourhoods(features, k, nearest_others)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, neighbours=neighbours)
-    temporary.replace(path)
     return neighbours
 
 

@@ -68,6 +68,5 @@ def style_weights(variables: dict[str, Any]) -> list[np.ndarray]:
         for conv in ("conv0", "conv1")
         if conv in synthesis[block]
     ]
-    return [
-        weight.T / math.sqrt(len(weight)) for weight in stored
-    ]  # stored [w_dim, channels], before the run-time gain
+    # Stored as [w_dim, channels], before the run-time gain.
+    return [weight.T / math.sqrt(len(weight)) for weight in stored]

@@ -123,8 +123,20 @@ def use_compilation_cache(workdir: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A path to write to, which in the end takes the place of `path`; readers see the old file or the whole new one."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that readers see the old one or the whole new one."""
+    """Writes a file as `replacing` does; renamed again, too, while storage fails for a moment."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
 
     def write() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from noisytwins_jax.interop.torch_file import MAGIC_NUMBER, PROTOCOL
-from noisytwins_jax.interop.torch_writer import Pickler, call, name, pickled, replacing
+from noisytwins_jax.interop.torch_writer import Pickler, call, name, pickled
+from noisytwins_jax.workdir import replacing
 
 _BUFFERS = ("resample_filter", "noise_const", "w_avg")
 _HOOKS = ("_backward_hooks", "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks")

@@ -3,14 +3,15 @@
 The pickle in it is written instruction by instruction, as Python's pickler can name only what it can import.
 """
 
-import contextlib
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from noisytwins_jax.workdir import replacing
 
 _STORAGES = {
     "float64": "DoubleStorage",
@@ -40,17 +41,6 @@ def write_torch_file(path: str | Path, content: Any) -> None:
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for member, data in files.items():
             _add(archive, f"archive/{member}", data)
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write to, which in the end takes the place of `path`, or is removed if there is an error."""
-    temporary = Path(path).with_name(f".{Path(path).name}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes | np.ndarray) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import time
 import zipfile
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from noisytwins_jax.together import on_first_process
+from noisytwins_jax.workdir import replacing
 
 _ABANDONED_SECONDS = 24 * 3600.0
 _RESULT = "result.npz"
@@ -126,10 +126,5 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)

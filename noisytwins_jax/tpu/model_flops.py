@@ -22,9 +22,8 @@ def network_flops(config: RunConfig, channels: int, num_classes: int) -> dict[st
 
     The discriminator's include its pass over the image of a low resolution, where a run has one.
     """
-    model = build_model(
-        dataclasses.replace(config, up_impl="conv"), channels, num_classes
-    )  # whatever the run's form is
+    # Of one form, whatever the run's is.
+    model = build_model(dataclasses.replace(config, up_impl="conv"), channels, num_classes)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     n = config.discriminator.mbstd_group_size
 

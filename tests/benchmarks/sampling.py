@@ -25,6 +25,7 @@ from noisytwins_jax.training.networks import build_model
 
 CONFIG = Path(__file__).parents[2] / "configs" / "inat19.py"
 CLASSES, ROUNDS, SECONDS = 1010, 5, 2.0
+SHARED = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max", "architecture")  # options of both
 
 
 def images_per_second(program: Callable[[], object], batch: int) -> float:
@@ -47,12 +48,7 @@ def compare(resolution: int, batch: int) -> str:
     theirs = stylegan2.Generator(
         resolution,
         CLASSES,
-        z_dim=options.z_dim,
-        w_dim=options.w_dim,
-        mapping_layers=options.mapping_layers,
-        channel_base=options.channel_base,
-        channel_max=options.channel_max,
-        architecture=options.architecture,
+        **{name: getattr(options, name) for name in SHARED},
     ).eval()
     tensors = write_stylegan2(ConvertedNetwork("generator", {}, CLASSES, 3, variables), "studiogan")
     theirs.load_state_dict({key: torch.from_numpy(np.array(x)) for key, x in tensors.items()})
