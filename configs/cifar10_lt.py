@@ -30,7 +30,7 @@ numbers and acts on weights as they are after spectral normalisation. UTLO has t
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.methods import biggan, parse_row, smoke
+from noisytwins_jax.config.presets import biggan, parse_row, smoke
 
 DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}
 ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}

@@ -16,7 +16,7 @@ turn a 6 into a 9, and with an adjustment speed that fits the run.
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.methods import BIGGAN, parse_row, smoke
+from noisytwins_jax.config.presets import BIGGAN, parse_row, smoke
 
 DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}
 ADA = {

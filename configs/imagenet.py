@@ -29,7 +29,7 @@ Latents: 20 for the first layer and each block of ``biggan``, 128 for ``biggan_d
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.methods import biggan, parse_row, smoke
+from noisytwins_jax.config.presets import biggan, parse_row, smoke
 
 # What a row is without. Rows of Table 1 from top to bottom add one thing each.
 NO_ORTHOGONAL = {"orthogonal.weight": 0.0}

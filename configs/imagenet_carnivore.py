@@ -29,7 +29,7 @@ and resolution are those of its authors.
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.methods import parse_row, smoke
+from noisytwins_jax.config.presets import parse_row, smoke
 
 ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}
 NOISE = {"noisytwins.sigma": 0.5, "noisytwins.alpha": 0.0}

@@ -9,7 +9,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     """``noisytwins_jax.load``, see `trained_generator.load`; JAX is imported when it is asked for."""
     if name == "load":
-        from noisytwins_jax.trained_generator import load
+        from noisytwins_jax.generation.trained_generator import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

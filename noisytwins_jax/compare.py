@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from noisytwins_jax.diagnostics.comparison import write_comparison
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.evaluation_report import EVALUATION_FILE, W_FILE
-from noisytwins_jax.evaluation_sheets import SHEET_FILE
-from noisytwins_jax.logs import METRICS_FILE, read_metrics
-from noisytwins_jax.metrics.table import format_means, format_table
+from noisytwins_jax.evaluation.report.comparison import write_comparison
+from noisytwins_jax.evaluation.results import EVALUATION_FILE, W_FILE
+from noisytwins_jax.evaluation.sheets import SHEET_FILE
+from noisytwins_jax.evaluation.table import format_means, format_table
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.logging import METRICS_FILE, read_metrics
 
 
 def compare(groups: Mapping[str, Sequence[Path]], out: Path) -> str:

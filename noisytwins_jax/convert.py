@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,10 +79,10 @@ def _from_torch(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _to_torch(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     _check_out(arguments.out, directory=True)
     _prepare()
+    from noisytwins_jax.generation.trained_generator import load
     from noisytwins_jax.interop.exporting import export_run
-    from noisytwins_jax.restoring import restore_state
-    from noisytwins_jax.trained_generator import load
-    from noisytwins_jax.workdir import needing_space
+    from noisytwins_jax.training.restore import restore_state
+    from noisytwins_jax.utils.files import needing_space
 
     trained = load(arguments.workdir, arguments.checkpoint)
     _, state = restore_state(trained.config, arguments.workdir.absolute(), trained.step, trained.model)
@@ -96,9 +96,9 @@ def _to_torch(arguments: argparse.Namespace, _: Sequence[str]) -> int:
 def _to_jax(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     _check_out(arguments.out, directory=False)
     _prepare()
-    from noisytwins_jax.export import save_sampler
-    from noisytwins_jax.trained_generator import load
-    from noisytwins_jax.workdir import needing_space
+    from noisytwins_jax.generation.export import save_sampler
+    from noisytwins_jax.generation.trained_generator import load
+    from noisytwins_jax.utils.files import needing_space
 
     trained = load(arguments.workdir, arguments.checkpoint)
     with needing_space(arguments.out):
@@ -128,8 +128,8 @@ def _parameters(params: Any) -> int:
 
 
 def _prepare() -> None:
-    from noisytwins_jax.logs import quiet_libraries
-    from noisytwins_jax.tpu.topology import expect_no_tpu, has_tpu
+    from noisytwins_jax.utils.logging import quiet_libraries
+    from noisytwins_jax.utils.platform import expect_no_tpu, has_tpu
 
     quiet_libraries()
     if not has_tpu():

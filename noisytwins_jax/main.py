@@ -3,7 +3,7 @@
 ``--mode=train`` (the default), ``evaluate``, ``sample`` or ``compile`` says what to do. A run of several processes is the
 same command in each of them, with ``--coordinator``.
 Every field of the configuration can be overridden: ``--config.noisytwins.weight=0.01``. The fields are listed in
-noisytwins_jax/config.py and config_groups.py (those of an evaluation in its EvaluationConfig).
+noisytwins_jax/config/run_config.py and config_groups.py (those of an evaluation in its EvaluationConfig).
 """
 
 import os
@@ -15,9 +15,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from noisytwins_jax.config import RunConfig, flatten, parse_config
-from noisytwins_jax.errors import TryAgainError, UserError, did_you_mean, first_line
-from noisytwins_jax.logs import quiet_libraries
-from noisytwins_jax.tpu.topology import expect_no_tpu, has_tpu
+from noisytwins_jax.utils.errors import TryAgainError, UserError, did_you_mean, first_line
+from noisytwins_jax.utils.logging import quiet_libraries
+from noisytwins_jax.utils.platform import expect_no_tpu, has_tpu
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with :<method> where it has several.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "sample", "compile"], "What to do.")
@@ -34,7 +34,7 @@ _IMAGES = flags.DEFINE_string(
     "evaluate: images of any program instead of a run's own. A folder of images, or with a folder of images for each class "
     "(called as in the data set, or by class id); or an .npz with uint8 arrays images [n, H, W, C], labels [n] (class ids) "
     "and class_names, or arr_0 and arr_1, or x [n, C, H, W] and y. How to measure: --config.evaluation.*, see "
-    "EvaluationConfig in noisytwins_jax/config_groups.py.",
+    "EvaluationConfig in noisytwins_jax/config/groups.py.",
 )
 _REFERENCE = flags.DEFINE_string(
     "reference",
@@ -110,16 +110,16 @@ def main(argv: list[str]) -> None:
         workdir = _WORKDIR.value or _default_workdir(config)
         # JAX is imported here, so that a mistyped flag or field is answered at once.
         if _MODE.value == "compile":
-            from noisytwins_jax.compile import compile_run
+            from noisytwins_jax.tpu_cost.compile import compile_run
 
             compile_run(config, _TOPOLOGY.value, _PROGRAMS.value, _COMPARE.value)
             return
         if (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value) != (None, None, None):
-            from noisytwins_jax.sharding import join_processes
+            from noisytwins_jax.utils.sharding import join_processes
 
             join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         elif _MODE.value == "evaluate":
-            from noisytwins_jax.sharding import use_all_cores
+            from noisytwins_jax.utils.sharding import use_all_cores
 
             use_all_cores()
         _run(config, workdir)
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> None:
 def _run(config: RunConfig | None, workdir: str) -> None:
     import jax
 
-    from noisytwins_jax.together import say
+    from noisytwins_jax.utils.multihost import say
 
     if not has_tpu():
         expect_no_tpu()
@@ -142,15 +142,15 @@ def _run(config: RunConfig | None, workdir: str) -> None:
 
             say(f"Report: {train(config, workdir)}")
         elif _IMAGES.value is not None:
-            from noisytwins_jax.evaluate_images import evaluate_images
+            from noisytwins_jax.evaluation.evaluate_images import evaluate_images
 
             say(f"Report: {evaluate_images(config, _IMAGES.value, _REFERENCE.value, workdir)}")
         elif _MODE.value == "evaluate":
-            from noisytwins_jax.evaluate import evaluate
+            from noisytwins_jax.evaluation.evaluate import evaluate
 
             say(f"Report: {evaluate(config, workdir, _CHECKPOINT.value)}")
         else:
-            from noisytwins_jax.sample import sample
+            from noisytwins_jax.generation.sample import sample
 
             classes = None if _CLASSES.value is None else [_class_id(c) for c in _CLASSES.value]
             truncation = _TRUNCATION.value if _PSI.value is None else f"psi:{_PSI.value}"

@@ -23,13 +23,13 @@ from ml_collections import config_flags
 
 from noisytwins_jax.compare import compare
 from noisytwins_jax.config import RunConfig, flatten, parse_config
-from noisytwins_jax.diagnostics.grid import GridRun, is_number, write_grid
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.evaluation_report import EVALUATION_FILE, REPORT_FILE
+from noisytwins_jax.evaluation.report.grid import GridRun, is_number, write_grid
+from noisytwins_jax.evaluation.results import EVALUATION_FILE, REPORT_FILE
 from noisytwins_jax.main import explain
 from noisytwins_jax.metrics.protocols import chosen_extractors
-from noisytwins_jax.processes import run_all
-from noisytwins_jax.workdir import CONFIG_FILE, read_config
+from noisytwins_jax.training.workdir import CONFIG_FILE, read_config
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.subprocesses import run_all
 
 
 class Run(NamedTuple):

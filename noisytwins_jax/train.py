@@ -9,36 +9,36 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 
-from noisytwins_jax.checkpoint import Checkpoints
-from noisytwins_jax.collapse_watch import Collapsed, CollapseWatch
 from noisytwins_jax.config import RunConfig, flatten
 from noisytwins_jax.data.source import DataSplits, LabelledImages
-from noisytwins_jax.evaluation_numbers import check_counts, check_evaluation
-from noisytwins_jax.evaluation_report import write_results
-from noisytwins_jax.evaluation_sheets import SHEET_FILE, make_sheet
-from noisytwins_jax.instances import check_instances, with_instances
-from noisytwins_jax.logs import MetricsWriter, Progress
-from noisytwins_jax.profiling import Stopwatch, Tracer
-from noisytwins_jax.restoring import load_together
-from noisytwins_jax.sharding import Layout
-from noisytwins_jax.survival.agreement import failing_together
-from noisytwins_jax.survival.finite import Diverged, check_finite, divergence
-from noisytwins_jax.survival.lock import WorkdirLock
-from noisytwins_jax.survival.preemption import on_google_cloud
-from noisytwins_jax.survival.stopping import StopSignal
-from noisytwins_jax.survival.watchdog import TRAINING, Watchdog
-from noisytwins_jax.together import say
-from noisytwins_jax.training.draws import class_table
+from noisytwins_jax.evaluation.during_training import evaluate_saved, measured, owes_evaluation
+from noisytwins_jax.evaluation.results import write_results
+from noisytwins_jax.evaluation.run_evaluation import check_counts, check_evaluation
+from noisytwins_jax.evaluation.sheets import SHEET_FILE, make_sheet
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.checkpoint import Checkpoints
+from noisytwins_jax.training.compiled_step import Programs, check_batch
+from noisytwins_jax.training.fault_tolerance.nan_guard import Diverged, check_finite, divergence
+from noisytwins_jax.training.fault_tolerance.preemption import on_google_cloud
+from noisytwins_jax.training.fault_tolerance.signals import StopSignal
+from noisytwins_jax.training.fault_tolerance.watchdog import TRAINING, Watchdog
+from noisytwins_jax.training.fault_tolerance.workdir_lock import WorkdirLock
+from noisytwins_jax.training.hooks.collapse import Collapsed, CollapseWatch
+from noisytwins_jax.training.instance_conditioning import check_instances, with_instances
 from noisytwins_jax.training.interventions import intervene
-from noisytwins_jax.training.networks import build_model
-from noisytwins_jax.training.probes import look, probes_of
-from noisytwins_jax.training.programs import Programs, check_batch
-from noisytwins_jax.training.schedule import in_order, mean_metrics
+from noisytwins_jax.training.monitors import look, probes_of
+from noisytwins_jax.training.phases import in_order, mean_metrics
+from noisytwins_jax.training.profiling import Stopwatch, Tracer
+from noisytwins_jax.training.random_inputs import class_table
+from noisytwins_jax.training.restore import load_together
+from noisytwins_jax.training.run import Run, batches_of_process, describe, interval, restore_or_init
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
-from noisytwins_jax.training_evaluation import evaluate_saved, measured, owes_evaluation
-from noisytwins_jax.training_run import Run, batches_of_process, describe, interval, restore_or_init
-from noisytwins_jax.workdir import cache_dir, needing_space, open_workdir, write_classes, write_config
+from noisytwins_jax.training.workdir import cache_dir, open_workdir, write_classes, write_config
+from noisytwins_jax.utils.files import needing_space
+from noisytwins_jax.utils.logging import MetricsWriter, Progress
+from noisytwins_jax.utils.multihost import failing_together, say
+from noisytwins_jax.utils.sharding import Layout
 
 
 class TrainedRun(NamedTuple):

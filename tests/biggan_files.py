@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from noisytwins_jax.interop.biggan_architecture import Architecture
-from noisytwins_jax.interop.biggan_layers import Naming, in_file_layout, singular
-from noisytwins_jax.interop.biggan_reading import MODULES, matches
-from noisytwins_jax.interop.biggan_statistics import ROWS
+from noisytwins_jax.interop.biggan.architecture import Architecture
+from noisytwins_jax.interop.biggan.layers import Naming, in_file_layout, singular
+from noisytwins_jax.interop.biggan.reading import MODULES, matches
+from noisytwins_jax.interop.biggan.statistics import ROWS
 
 
 def empty(entries: list) -> dict[str, np.ndarray]:

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import tiny_biggan
 
-from noisytwins_jax.latents import Truncation
-from noisytwins_jax.sampling import Sampler, standing_statistics
-from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.generation.sampler import Sampler, standing_statistics
+from noisytwins_jax.models.latents import Truncation
+from noisytwins_jax.training.build_model import build_model
 
 IMAGES, ROWS, CLASSES = 64, 2, 4
 

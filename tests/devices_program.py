@@ -20,13 +20,13 @@ import numpy as np
 import optax
 import tiny_run
 
-from noisytwins_jax.networks.stylegan2 import Discriminator, Generator
-from noisytwins_jax.sharding import Layout
-from noisytwins_jax.training.draws import ClassTable, class_table
-from noisytwins_jax.training.programs import lower_programs
+from noisytwins_jax.models.stylegan2 import Discriminator, Generator
+from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
+from noisytwins_jax.training.compiled_step import lower_programs
+from noisytwins_jax.training.random_inputs import ClassTable, class_table
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
-from noisytwins_jax.training.stylegan2_model import StyleGAN2Model
+from noisytwins_jax.utils.sharding import Layout
 
 SPLIT_FROM = 32  # elements: most parameters of the small networks are split
 BATCH, W = tiny_run.DEVICES_BATCH, tiny_run.DEVICES_W

@@ -6,7 +6,7 @@ import numpy as np
 import tiny_biggan
 
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.data.instances import InstanceTable, instance_table, unit_features
+from noisytwins_jax.data.instance_table import InstanceTable, instance_table, unit_features
 
 COUNTS = np.array([30, 9, 5, 2])  # images a class
 N, K, D = int(COUNTS.sum()), 3, 64  # the classifier's features

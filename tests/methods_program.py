@@ -19,14 +19,14 @@ import tiny_run
 
 from noisytwins_jax.config import RunConfig, parse_config
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.instances import with_instances
-from noisytwins_jax.sharding import Layout
-from noisytwins_jax.training.draws import class_table
-from noisytwins_jax.training.networks import build_model
-from noisytwins_jax.training.programs import Programs, check_batch
-from noisytwins_jax.training.schedule import in_order, mean_metrics
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.compiled_step import Programs, check_batch
+from noisytwins_jax.training.instance_conditioning import with_instances
+from noisytwins_jax.training.phases import in_order, mean_metrics
+from noisytwins_jax.training.random_inputs import class_table
+from noisytwins_jax.training.run import batches_of_process
 from noisytwins_jax.training.step import TrainingStep
-from noisytwins_jax.training_run import batches_of_process
+from noisytwins_jax.utils.sharding import Layout
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 2

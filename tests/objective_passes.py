@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES
-from noisytwins_jax.objectives.objective import DiscriminatorPass, GeneratorPass, Progress
+from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES
+from noisytwins_jax.losses.base import DiscriminatorPass, GeneratorPass, Progress
+from noisytwins_jax.models.discriminator_output import Discrimination
 
 # Small programs that run once or twice: compiling them is the cost.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

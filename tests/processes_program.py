@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import tiny_run
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.sharding import Layout, join_processes
-from noisytwins_jax.together import local_copy, on_first_process, shared_rows
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.multihost import local_copy, on_first_process, shared_rows
+from noisytwins_jax.utils.sharding import Layout, join_processes
 
 
 def gradients(out: str) -> None:
@@ -42,14 +42,14 @@ def train(workdir: str, fields: str) -> None:
 
 def evaluate(workdir: str, fields: str) -> None:
     """Evaluates the newest checkpoint again."""
-    from noisytwins_jax.evaluate import evaluate
+    from noisytwins_jax.evaluation.evaluate import evaluate
 
     evaluate(tiny_run.tiny_config(**json.loads(fields)), workdir)
 
 
 def sample(workdir: str, fields: str) -> None:
     """Draws a grid from the newest checkpoint."""
-    from noisytwins_jax.sample import sample
+    from noisytwins_jax.generation.sample import sample
 
     print("Samples:", sample(tiny_run.tiny_config(**json.loads(fields)), workdir, per_class=3))
 

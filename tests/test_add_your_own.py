@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tiny_run
 
-from noisytwins_jax.logs import read_metrics
+from noisytwins_jax.utils.logging import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,24 +10,18 @@ import jax
 import pytest
 import tiny_biggan
 
-from noisytwins_jax import sample as sample_module
 from noisytwins_jax.config import RunConfig, default_config, parse_config
-from noisytwins_jax.config_groups import (
-    AugmentConfig,
-    DataConfig,
-    DiscriminatorConfig,
-    GeneratorConfig,
-    PathLengthConfig,
-    R1Config,
-)
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.evaluate import evaluate
-from noisytwins_jax.noisytwins import NoisyTwins
-from noisytwins_jax.sample import sample
-from noisytwins_jax.sharding import Layout
+from noisytwins_jax.config.groups import AugmentConfig, DiscriminatorConfig, GeneratorConfig, PathLengthConfig, R1Config
+from noisytwins_jax.data.config import DataConfig
+from noisytwins_jax.evaluation.evaluate import evaluate
+from noisytwins_jax.generation import sample as sample_module
+from noisytwins_jax.generation.sample import sample
+from noisytwins_jax.generation.trained_generator import TrainedGenerator
+from noisytwins_jax.losses.noisytwins import NoisyTwins
 from noisytwins_jax.train import train
-from noisytwins_jax.trained_generator import TrainedGenerator
-from noisytwins_jax.workdir import open_workdir, write_config
+from noisytwins_jax.training.workdir import open_workdir, write_config
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.sharding import Layout
 
 ROOT = Path(__file__).parents[1]
 SYNTHETIC = DataConfig("synthetic", 8, False, {"num_classes": 4, "num_images": 16, "channels": 1})

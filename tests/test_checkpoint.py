@@ -12,11 +12,11 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny_run import arrays
 
-from noisytwins_jax.checkpoint import Checkpoints
-from noisytwins_jax.checkpoint_checks import FILES
-from noisytwins_jax.checkpoint_records import EVALUATIONS, PINNED
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.sharding import Layout
+from noisytwins_jax.training.checkpoint import Checkpoints
+from noisytwins_jax.training.checkpoint_integrity import FILES
+from noisytwins_jax.training.checkpoint_records import EVALUATIONS, PINNED
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.sharding import Layout
 
 CONFIG = {"name": "tiny", "r1.gamma": 0.1}
 

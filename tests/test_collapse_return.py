@@ -13,10 +13,11 @@ import tiny_run
 from test_processes import run as run_processes
 from test_resume import curves
 
-from noisytwins_jax.evaluate import evaluate
-from noisytwins_jax.logs import read_metrics
-from noisytwins_jax.survival.collapse import CollapseConfig, CollapseDetector
-from noisytwins_jax.survival.collapse_log import read_collapses
+from noisytwins_jax.config.groups import CollapseConfig
+from noisytwins_jax.evaluation.evaluate import evaluate
+from noisytwins_jax.training.fault_tolerance.collapse_detector import CollapseDetector
+from noisytwins_jax.training.fault_tolerance.collapse_log import read_collapses
+from noisytwins_jax.utils.logging import read_metrics
 
 STEPS, EVERY, BREAK = 70, 10, 45  # steps of a run, from one checkpoint to the next, and before it breaks
 FACTOR = 300.0  # of the learning rate from there on

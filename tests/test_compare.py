@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from noisytwins_jax import compare
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 NUMBERS = ("fid", "ifid", "tail_ifid", "precision", "recall", "tail_recall", "w_ratio", "class_accuracy")
 

@@ -14,19 +14,19 @@ import jax.numpy as jnp
 import pytest
 from tiny_run import tiny_config
 
-from noisytwins_jax import compile as compile_module
-from noisytwins_jax.compile import compile_run
-from noisytwins_jax.config_groups import DataConfig
+from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.data.registry import classes_and_channels, load_data
-from noisytwins_jax.errors import UserError
 from noisytwins_jax.sweep import load_config
-from noisytwins_jax.tpu import topology as topology_module
-from noisytwins_jax.tpu.chips import CHIPS, chip_of, communication_seconds
-from noisytwins_jax.tpu.comparison import compare_results, read_result
-from noisytwins_jax.tpu.hlo import parse, read_program
-from noisytwins_jax.tpu.model_flops import count_flops, network_flops, program_flops
-from noisytwins_jax.tpu.topology import tpu_devices
-from noisytwins_jax.training.schedule import runs_per_step
+from noisytwins_jax.tpu_cost import compile as compile_module
+from noisytwins_jax.tpu_cost import topology as topology_module
+from noisytwins_jax.tpu_cost.chips import CHIPS, chip_of, communication_seconds
+from noisytwins_jax.tpu_cost.comparison import compare_results, read_result
+from noisytwins_jax.tpu_cost.compile import compile_run
+from noisytwins_jax.tpu_cost.hlo import parse, read_program
+from noisytwins_jax.tpu_cost.model_flops import count_flops, network_flops, program_flops
+from noisytwins_jax.tpu_cost.topology import tpu_devices
+from noisytwins_jax.training.phases import runs_per_step
+from noisytwins_jax.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 FEW_PROGRAMS = tiny_config(**{"path_length.weight": 0.0, "r1.gamma": 0.0, "augment.diffaugment": ""})

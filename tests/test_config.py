@@ -10,7 +10,7 @@ from absl import flags
 
 from noisytwins_jax import main
 from noisytwins_jax.config import RunConfig, default_config, differences, flatten, parse_config
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "configs" / "digits_lt.py"
@@ -206,7 +206,7 @@ def test_mistakes_are_one_sentence(command_line, capsys, arguments, message):
 def test_mistakes_in_a_config_files_code_are_shown_where_they_are(command_line, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from noisytwins_jax.config import default_config\n\ndef get_config():\n    default_config().nowhere.x\n"
+        "from noisytwins_jax.config.run_config import default_config\n\ndef get_config():\n    default_config().nowhere.x\n"
     )
     with pytest.raises(AttributeError, match="nowhere"):
         command_line(f"--config={path}")

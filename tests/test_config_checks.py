@@ -4,7 +4,7 @@ import pytest
 import tiny_biggan
 import tiny_run
 
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 INSTANCES = {"instances.neighbours": 3, "fake_labels": "empirical", "evaluation.memorisation": False}
 

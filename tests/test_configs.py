@@ -12,9 +12,9 @@ import pytest
 import tiny_run
 
 from noisytwins_jax.config import RunConfig, flatten, parse_config
-from noisytwins_jax.config_groups import DataConfig
+from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 # Common to all published runs.
 COMMON = {

@@ -13,17 +13,17 @@ import tiny_biggan
 import tiny_run
 
 from noisytwins_jax import load
-from noisytwins_jax.checkpoint import Checkpoints
 from noisytwins_jax.config import flatten
 from noisytwins_jax.convert import main
-from noisytwins_jax.errors import UserError
 from noisytwins_jax.interop.public_checkpoint import read_public_checkpoint
-from noisytwins_jax.interop.torch_file import read_torch_file
 from noisytwins_jax.interop.torch_writer import write_torch_file
-from noisytwins_jax.restoring import restore_state
-from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.checkpoint import Checkpoints
+from noisytwins_jax.training.restore import restore_state
 from noisytwins_jax.training.step import TrainingStep
-from noisytwins_jax.workdir import write_classes, write_config
+from noisytwins_jax.training.workdir import write_classes, write_config
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.torch_file import read_torch_file
 
 CLASSES, STEP = ("a", "b", "c", "d"), 7
 CONFIGS = {

@@ -9,8 +9,8 @@ import jax
 import pytest
 import tiny_run
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.sharding import Layout, split_axis
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.sharding import Layout, split_axis
 
 DEVICES = 8
 METRICS = {
@@ -134,7 +134,7 @@ def test_fsdp_must_divide_the_devices():
 @pytest.mark.parametrize(("told", "devices"), [({}, "cores"), ({"JAX_NUM_CPU_DEVICES": "3"}, 3)])
 def test_evaluation_takes_a_device_for_each_core(told, devices):
     program = (
-        "import os, jax; from noisytwins_jax.sharding import use_all_cores, MOST_CPU_DEVICES; use_all_cores();"
+        "import os, jax; from noisytwins_jax.utils.sharding import use_all_cores, MOST_CPU_DEVICES; use_all_cores();"
         "print(jax.device_count(), min(len(os.sched_getaffinity(0)), MOST_CPU_DEVICES)); use_all_cores()"
     )
     environment = tiny_run.environment(1)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from noisytwins_jax.config import parse_config
-from noisytwins_jax.evaluation_sheets import sample_w
+from noisytwins_jax.evaluation.sheets import sample_w
 from noisytwins_jax.metrics.w_space import within_class_variance_ratio
-from noisytwins_jax.survival.collapse_log import read_collapses
 from noisytwins_jax.train import train, train_to_end
+from noisytwins_jax.training.fault_tolerance.collapse_log import read_collapses
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_lt.py"
 

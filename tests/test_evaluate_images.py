@@ -11,21 +11,22 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-from noisytwins_jax import evaluate_images as module
-from noisytwins_jax import evaluation_sheets
 from noisytwins_jax import main as command
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.config_groups import DataConfig, EvaluationConfig
+from noisytwins_jax.config.groups import EvaluationConfig
+from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.long_tail import class_groups
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.evaluate_images import evaluate_images
-from noisytwins_jax.evaluation_numbers import load_extractors
-from noisytwins_jax.metrics import generated
-from noisytwins_jax.metrics.evaluation import evaluate_generator
-from noisytwins_jax.metrics.extractor import FeatureExtractor
+from noisytwins_jax.evaluation import evaluate_images as module
+from noisytwins_jax.evaluation import generated
+from noisytwins_jax.evaluation import sheets as evaluation_sheets
+from noisytwins_jax.evaluation.evaluate_images import evaluate_images
+from noisytwins_jax.evaluation.image_files import FileFakes
+from noisytwins_jax.evaluation.measure import evaluate_generator
+from noisytwins_jax.evaluation.run_evaluation import load_extractors
+from noisytwins_jax.metrics.extractors.base import FeatureExtractor
 from noisytwins_jax.metrics.features import HostFakes
-from noisytwins_jax.metrics.image_files import FileFakes
+from noisytwins_jax.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 N = 12  # images of each class

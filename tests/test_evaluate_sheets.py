@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noisytwins_jax import evaluation_sheets as module
 from noisytwins_jax.config import default_config, parse_config
 from noisytwins_jax.data.registry import load_splits
-from noisytwins_jax.diagnostics.latent_sheets import interpolation_sheet, truncation_sheet
-from noisytwins_jax.evaluation_sheets import make_latent_sheets, sheet_truncations
-from noisytwins_jax.latents import Truncation
+from noisytwins_jax.evaluation import sheets as module
+from noisytwins_jax.evaluation.report.latent_sheets import interpolation_sheet, truncation_sheet
+from noisytwins_jax.evaluation.sheets import make_latent_sheets, sheet_truncations
+from noisytwins_jax.models.latents import Truncation
 
 
 def configured(**changes):

@@ -6,10 +6,10 @@ import pytest
 import tiny_biggan
 import tiny_run
 
-from noisytwins_jax import evaluation_numbers
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics.table import check_one_protocol, distance_entries, protocol_line
+from noisytwins_jax.evaluation import run_evaluation as evaluation_numbers
+from noisytwins_jax.evaluation.table import check_one_protocol, distance_entries, protocol_line
+from noisytwins_jax.utils.errors import UserError
 
 MEASURED = {
     "protocol": {"name": "embedded", "k": 5, "truncation_psi": 1.0, "class_noise": False},

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.latents import (
+from noisytwins_jax.models.latents import (
     LATENTS,
     TRUNCATIONS,
     Latents,
@@ -16,6 +15,7 @@ from noisytwins_jax.latents import (
     check_truncation,
     parse_truncation,
 )
+from noisytwins_jax.utils.errors import UserError
 
 KEY = jax.random.key(3)
 NORMAL = Latents(16)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.logs import MetricsWriter, Progress, format_duration, read_metrics
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.logging import MetricsWriter, Progress, format_duration, read_metrics
 
 
 def test_lines_are_on_disk_before_close(tmp_path):

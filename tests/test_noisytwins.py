@@ -10,16 +10,16 @@ import pytest
 from golden_numbers import Golden, assert_close
 from objective_passes import generator_pass
 
-from noisytwins_jax import noisytwins
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.config_groups import PathLengthConfig
-from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.networks.stylegan2 import Discriminator, Generator
-from noisytwins_jax.noisytwins import NoisyTwins
-from noisytwins_jax.training.draws import class_table
-from noisytwins_jax.training.model import FakeDraws
+from noisytwins_jax.config.groups import PathLengthConfig
+from noisytwins_jax.losses import noisytwins
+from noisytwins_jax.losses.noisytwins import NoisyTwins
+from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.models.model import FakeDraws
+from noisytwins_jax.models.stylegan2 import Discriminator, Generator
+from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
+from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.step import TrainingStep
-from noisytwins_jax.training.stylegan2_model import StyleGAN2Model
 
 CIFAR10_LT = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 SETS = [f"N{n}_d8_{kind}" for n in (4, 64) for kind in ("close", "indep", "identical")]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tiny_run
 
-from noisytwins_jax.errors import TryAgainError, UserError
-from noisytwins_jax.logs import read_metrics
-from noisytwins_jax.sharding import join_processes
+from noisytwins_jax.utils.errors import TryAgainError, UserError
+from noisytwins_jax.utils.logging import read_metrics
+from noisytwins_jax.utils.sharding import join_processes
 
 PROGRAM = Path(__file__).with_name("processes_program.py")
 # Networks whose larger arrays a shared state splits, and numbers to look at on the way.

@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 import pytest
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.profiling import Stopwatch, Tracer, traced_steps
+from noisytwins_jax.config.groups import traced_steps
+from noisytwins_jax.training.profiling import Stopwatch, Tracer
+from noisytwins_jax.utils.errors import UserError
 
 
 class Clock:

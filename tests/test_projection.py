@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tiny_run import tiny_config
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.projection import mean_w, pixel_distance, project, schedule
-from noisytwins_jax.trained_generator import TrainedGenerator
-from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.generation.projection import mean_w, pixel_distance, project, schedule
+from noisytwins_jax.generation.trained_generator import TrainedGenerator
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.utils.errors import UserError
 
 CLASSES = tuple("abcd")
 

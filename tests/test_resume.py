@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tiny_run
 
-from noisytwins_jax.logs import read_metrics
-from noisytwins_jax.profiling import SPEED
+from noisytwins_jax.training.profiling import SPEED
+from noisytwins_jax.utils.logging import read_metrics
 
 
 def logged_steps(workdir: Path) -> int:

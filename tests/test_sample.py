@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from noisytwins_jax import sample as sample_module
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.metrics.image_reading import read_image_files
-from noisytwins_jax.sample import sample
-from noisytwins_jax.trained_generator import TrainedGenerator
+from noisytwins_jax.evaluation.image_reading import read_image_files
+from noisytwins_jax.generation import sample as sample_module
+from noisytwins_jax.generation.sample import sample
+from noisytwins_jax.generation.trained_generator import TrainedGenerator
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from noisytwins_jax.latents import Latents, Truncation
-from noisytwins_jax.sampling import Sampler
-from noisytwins_jax.training.model import between
+from noisytwins_jax.generation.sampler import Sampler
+from noisytwins_jax.models.latents import Latents, Truncation
+from noisytwins_jax.models.model import between
 
 LABELS, INDICES = np.array([[0, 1], [2, 2], [1, 0]]), np.array([[4, 9], [7, 3], [5, 5]])
 VARIABLES = {"table": np.array([-0.5, 0.0, 0.5], np.float32)}

@@ -14,10 +14,10 @@ import tiny_biggan
 import tiny_run
 from flax.traverse_util import flatten_dict
 
-from noisytwins_jax import sampling
-from noisytwins_jax.latents import Truncation
-from noisytwins_jax.sampling import Sampler, quantize, standing_statistics
-from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.generation import sampler as sampling
+from noisytwins_jax.generation.sampler import Sampler, quantize, standing_statistics
+from noisytwins_jax.models.latents import Truncation
+from noisytwins_jax.training.build_model import build_model
 
 CLASSES, PASSES, BATCH = 4, 3, 8
 CONFIG = tiny_biggan.tiny_config()

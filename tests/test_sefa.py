@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.networks.stylegan2 import Generator
-from noisytwins_jax.sefa import directions, style_weights
+from noisytwins_jax.generation.sefa import directions, style_weights
+from noisytwins_jax.models.stylegan2 import Generator
+from noisytwins_jax.utils.errors import UserError
 
 GENERATOR = Generator(16, 1, num_classes=3, z_dim=6, w_dim=7, mapping_layers=1, channel_base=128, channel_max=10)
 

@@ -7,8 +7,8 @@ import pytest
 from golden_numbers import Golden, assert_close
 from objective_passes import jit
 
-from noisytwins_jax import spectra
-from noisytwins_jax.networks.stylegan2 import Generator
+from noisytwins_jax.models import singular_values as spectra
+from noisytwins_jax.models.stylegan2 import Generator
 
 init_bases = jit(spectra.init_bases)
 advance = jit(spectra.advance, static_argnums=2)

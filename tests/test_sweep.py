@@ -12,9 +12,9 @@ import tiny_run
 
 from noisytwins_jax import sweep
 from noisytwins_jax.config import flatten
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.processes import run_all
 from noisytwins_jax.sweep import load_config, parse_grids, plan, short_names
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.subprocesses import run_all
 
 # ml_collections' way to load a config file
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

@@ -13,19 +13,19 @@ import pytest
 import tiny_run
 
 from noisytwins_jax import train as train_module
-from noisytwins_jax import training_evaluation
-from noisytwins_jax.checkpoint import Checkpoints
 from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.evaluate import evaluate
-from noisytwins_jax.logs import MetricsWriter, read_metrics
-from noisytwins_jax.metrics.scores import FRECHET
-from noisytwins_jax.sharding import Layout
+from noisytwins_jax.evaluation import during_training as training_evaluation
+from noisytwins_jax.evaluation.during_training import protocol_digest
+from noisytwins_jax.evaluation.evaluate import evaluate
+from noisytwins_jax.evaluation.scores import FRECHET
 from noisytwins_jax.train import run_to_end, train
-from noisytwins_jax.training.schedule import Reported, mean_metrics
-from noisytwins_jax.training_evaluation import protocol_digest
-from noisytwins_jax.training_run import Run, interval
+from noisytwins_jax.training.checkpoint import Checkpoints
+from noisytwins_jax.training.phases import Reported, mean_metrics
+from noisytwins_jax.training.run import Run, interval
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.logging import MetricsWriter, read_metrics
+from noisytwins_jax.utils.sharding import Layout
 
 KIMG = tiny_run.BATCH / 1000  # a step
 

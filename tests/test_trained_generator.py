@@ -5,8 +5,8 @@ import pytest
 
 from noisytwins_jax import load
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.trained_generator import TrainedGenerator
+from noisytwins_jax.generation.trained_generator import TrainedGenerator
+from noisytwins_jax.utils.errors import UserError
 
 
 @pytest.fixture

@@ -5,15 +5,16 @@ import os
 import pytest
 from tiny_run import tiny_config
 
-from noisytwins_jax import workdir as workdir_module
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.workdir import CONFIG_FILE, open_workdir, write_atomically, write_config
+from noisytwins_jax.training import workdir as workdir_module
+from noisytwins_jax.training.workdir import CONFIG_FILE, open_workdir, write_config
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.files import write_atomically
 
 
 @pytest.fixture(autouse=True)
 def no_compilation_cache(monkeypatch):
     """The cache is a setting of the whole process: other tests keep theirs."""
-    monkeypatch.setattr("noisytwins_jax.workdir.use_compilation_cache", lambda workdir: None)
+    monkeypatch.setattr("noisytwins_jax.training.workdir.use_compilation_cache", lambda workdir: None)
 
 
 def test_the_same_configuration_goes_on(tmp_path):

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from noisytwins_jax.config import RunConfig, default_config, parse_config
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 STEPS, BATCH = 120, 8
 DEVICES_BATCH, DEVICES_W = 32, 8  # of the runs on eight devices
@@ -81,10 +81,10 @@ def final_checkpoint(workdir: Path, **changes: Any) -> dict[str, np.ndarray]:
 
     `changes` are the run's, as for `tiny_config`.
     """
-    from noisytwins_jax.checkpoint import Checkpoints
-    from noisytwins_jax.sharding import Layout
-    from noisytwins_jax.training.networks import build_model
+    from noisytwins_jax.training.build_model import build_model
+    from noisytwins_jax.training.checkpoint import Checkpoints
     from noisytwins_jax.training.step import TrainingStep
+    from noisytwins_jax.utils.sharding import Layout
 
     config = tiny_config(**changes)
     step = TrainingStep(config, build_model(config, 1, config.data.options["num_classes"]))
@@ -95,8 +95,8 @@ def final_checkpoint(workdir: Path, **changes: Any) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    from noisytwins_jax.logs import quiet_libraries
     from noisytwins_jax.train import train_to_end
+    from noisytwins_jax.utils.logging import quiet_libraries
 
     quiet_libraries()
     values = {name: json.loads(text) for name, _, text in (field.partition("=") for field in sys.argv[2:])}

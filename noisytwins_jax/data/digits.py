@@ -5,7 +5,7 @@ from PIL import Image
 
 from noisytwins_jax.data.long_tail import long_tail_counts
 from noisytwins_jax.data.source import ArraySource, DataSplits, check_resolution, seeded_generator
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 _NATIVE_RESOLUTION = 8
 _LARGEST_RESOLUTION = 64

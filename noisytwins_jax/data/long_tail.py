@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 _MAX_NAMED = 10
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from noisytwins_jax.data.source import check_resolution
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 FACTORS: tuple[str, ...] = ("x", "y", "size", "turn", "tilt", "hue", "background")
 PATTERNS: tuple[str, ...] = ("plain", "stripes", "ring", "spots", "edge", "throat")

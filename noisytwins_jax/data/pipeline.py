@@ -22,8 +22,8 @@ import grain
 import numpy as np
 
 from noisytwins_jax.data.source import ImageSource, LabelledImages, read_images
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.survival.retry import retry
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.retry import retry
 
 _ENDLESS = 2**40  # batches: longer than any run, and positions still fit an int64
 _SHUFFLE, _MIRROR, _NEIGHBOUR = 1, 2, 3  # purposes, so that the draws of an epoch are independent

@@ -20,7 +20,7 @@ from noisytwins_jax.data.long_tail import count_classes
 from noisytwins_jax.data.preprocessing import Preprocessing
 from noisytwins_jax.data.remote import local_directory
 from noisytwins_jax.data.source import DataSplits, LabelledImages
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 INFO_FILE = "preparation.json"
 # Data sets that the command knows by name: their classes, for --mode=compile before they are prepared (images are RGB).

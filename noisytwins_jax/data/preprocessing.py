@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from noisytwins_jax.errors import UserError, did_you_mean
+from noisytwins_jax.utils.errors import UserError, did_you_mean
 
 FILTERS = ("lanczos", "bicubic", "bilinear", "box", "hamming")
 PUBLISHED = "center-lanczos"

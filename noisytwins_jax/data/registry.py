@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from noisytwins_jax.config_groups import DataConfig
+from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.prepare.drawn import petals, petals_drawn
 from noisytwins_jax.data.prepared import KNOWN_CLASSES, VERSION, how_to_prepare, load_info, prepared_splits
 from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.data.synthetic import synthetic_splits
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 # Data sets that need no files. Builders take `resolution` and keyword options that all have defaults.
 _BUILDERS: dict[str, Callable[..., DataSplits]] = {

@@ -9,8 +9,8 @@ from typing import Any
 import fsspec
 from tqdm import tqdm
 
-from noisytwins_jax.errors import UserError, first_line
-from noisytwins_jax.survival.retry import is_full, retry
+from noisytwins_jax.utils.errors import UserError, first_line
+from noisytwins_jax.utils.retry import is_full, retry
 
 DEFAULT_CACHE = Path("~/.cache/noisytwins_jax/data")
 

@@ -8,9 +8,9 @@ from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
-from noisytwins_jax.data.instances import InstanceTable
+from noisytwins_jax.data.instance_table import InstanceTable
 from noisytwins_jax.data.long_tail import count_classes
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 
 class LabelledImages(TypedDict):

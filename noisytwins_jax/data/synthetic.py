@@ -4,7 +4,7 @@ import numpy as np
 
 from noisytwins_jax.data.long_tail import long_tail_counts
 from noisytwins_jax.data.source import ArraySource, DataSplits, check_resolution, seeded_generator
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 _WAVES = 4  # cosines per axis; few of them make an image smooth
 _CHUNK = 256  # images computed at a time, so that the float images never take much memory

@@ -1,1 +1,1 @@
-"""Files and formats of other frameworks."""
+"""Checkpoints of other frameworks, in and out."""

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from noisytwins_jax.errors import UserError
 from noisytwins_jax.interop.network import ConvertedNetwork
+from noisytwins_jax.utils.errors import UserError
 
 PyTree = Any
 Path = tuple[str, ...]

@@ -10,22 +10,23 @@ import numpy as np
 import safetensors.numpy
 
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.errors import UserError, did_you_mean
-from noisytwins_jax.interop import biggan, stylegan2
+from noisytwins_jax.generation.trained_generator import TrainedGenerator
 from noisytwins_jax.interop.adam import adam_to_torch, moments_of
-from noisytwins_jax.interop.biggan_statistics import ROWS, StatisticsGrid
+from noisytwins_jax.interop.biggan import conversion as biggan
+from noisytwins_jax.interop.biggan.statistics import ROWS, StatisticsGrid
 from noisytwins_jax.interop.importing import family_of
 from noisytwins_jax.interop.network import ConvertedNetwork
-from noisytwins_jax.interop.nvidia_writer import write_nvidia_snapshot
 from noisytwins_jax.interop.public_checkpoint import EPSILONS
+from noisytwins_jax.interop.stylegan2 import conversion as stylegan2
+from noisytwins_jax.interop.stylegan2.nvidia_writer import write_nvidia_snapshot
 from noisytwins_jax.interop.torch_writer import write_torch_file
-from noisytwins_jax.latents import Truncation
-from noisytwins_jax.metrics.bar import images_bar
-from noisytwins_jax.networks.biggan.architectures import generator_blocks
-from noisytwins_jax.together import say
-from noisytwins_jax.trained_generator import TrainedGenerator
+from noisytwins_jax.models.biggan.architectures import generator_blocks
+from noisytwins_jax.models.latents import Truncation
 from noisytwins_jax.training.optimizer import lazy_rates
 from noisytwins_jax.training.state import TrainState
+from noisytwins_jax.utils.errors import UserError, did_you_mean
+from noisytwins_jax.utils.multihost import say
+from noisytwins_jax.utils.progress_bar import images_bar
 
 FORMATS = {
     "stylegan2": ("studiogan", "nvidia", "nvidia_pkl"),

@@ -7,23 +7,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from noisytwins_jax.checkpoint import Checkpoints
 from noisytwins_jax.config import RunConfig, flatten, parse_flat
+from noisytwins_jax.config.presets import BIGGAN
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.interop import biggan, stylegan2
+from noisytwins_jax.generation.stored_statistics import StoredMoments, write_stored_moments
 from noisytwins_jax.interop.adam import Family, adam_to_jax, with_moments
+from noisytwins_jax.interop.biggan import conversion as biggan
 from noisytwins_jax.interop.network import ConvertedNetwork
 from noisytwins_jax.interop.public_checkpoint import DISCRIMINATOR, EMA, GENERATOR, PublicCheckpoint
-from noisytwins_jax.methods import BIGGAN
-from noisytwins_jax.objectives.lecam import LogitAverages
-from noisytwins_jax.sharding import Layout
-from noisytwins_jax.stored_moments import StoredMoments, write_stored_moments
-from noisytwins_jax.together import say
-from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.interop.stylegan2 import conversion as stylegan2
+from noisytwins_jax.losses.lecam import LogitAverages
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.checkpoint import Checkpoints
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
-from noisytwins_jax.workdir import open_workdir, write_classes, write_config
+from noisytwins_jax.training.workdir import open_workdir, write_classes, write_config
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.multihost import say
+from noisytwins_jax.utils.sharding import Layout
 
 NO_DATA = "none"  # the data set of a run that was converted without a configuration
 _NOT_IN_SHAPES = ("epsilon", "conv_clamp")  # fields with these in their names change images, and no tensor's shape

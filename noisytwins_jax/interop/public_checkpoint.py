@@ -13,13 +13,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from noisytwins_jax.errors import UserError, first_line
-from noisytwins_jax.interop import biggan, stylegan2
-from noisytwins_jax.interop.biggan_statistics import StatisticsGrid
+from noisytwins_jax.interop.biggan import conversion as biggan
+from noisytwins_jax.interop.biggan.statistics import StatisticsGrid
 from noisytwins_jax.interop.network import ConvertedNetwork
-from noisytwins_jax.interop.nvidia_pickle import NUMBERS, read_nvidia_pickle
-from noisytwins_jax.interop.stylegan2_architecture import naming_of
-from noisytwins_jax.interop.torch_file import read_torch_file
+from noisytwins_jax.interop.stylegan2 import conversion as stylegan2
+from noisytwins_jax.interop.stylegan2.architecture import naming_of
+from noisytwins_jax.interop.stylegan2.nvidia_pickle import NUMBERS, read_nvidia_pickle
+from noisytwins_jax.utils.errors import UserError, first_line
+from noisytwins_jax.utils.torch_file import read_torch_file
 
 GENERATOR, EMA, DISCRIMINATOR = "generator", "ema", "discriminator"
 EPSILONS = {  # in the configuration that BigGAN-PyTorch saves; its output BatchNorm's is fixed, the last is ours

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from noisytwins_jax.workdir import replacing
+from noisytwins_jax.utils.files import replacing
 
 _STORAGES = {
     "float64": "DoubleStorage",

@@ -1,1 +1,1 @@
-"""Evaluation metrics: numerics on feature arrays, a feature extractor, and the evaluation protocol that joins them."""
+"""Metrics of feature arrays, and the networks that extract features."""

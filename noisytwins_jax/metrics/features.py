@@ -6,9 +6,9 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics.extractor import FeatureExtractor
-from noisytwins_jax.sharding import Layout
+from noisytwins_jax.metrics.extractors.base import FeatureExtractor
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.sharding import Layout
 
 Array = jax.Array
 Look = Callable[[Array], tuple[Array, ...]]

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.linalg
 
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 _BLOCK_ELEMENTS = 1 << 22  # rows are converted to float64 32 MiB at a time
 _QR_ELEMENTS = 1 << 24  # sets of up to so many values (128 MiB in float64) go through QR whatever their shape

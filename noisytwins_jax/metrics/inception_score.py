@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import scipy.special
 
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 
 def inception_score(logits: np.ndarray, splits: int = 1, shuffle_seed: int | None = None) -> tuple[float, float | None]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 _BLOCK_ROWS = 2048  # rows that are held in float64 at a time
 

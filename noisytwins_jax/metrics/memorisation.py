@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics.nearest import nearest
 from noisytwins_jax.metrics.pairwise_distances import check_features
+from noisytwins_jax.utils.errors import UserError
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 

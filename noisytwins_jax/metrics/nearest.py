@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics.pairwise_distances import (
     DeviceKeys,
     block_rows,
@@ -25,6 +24,7 @@ from noisytwins_jax.metrics.pairwise_distances import (
     floats,
     is_large,
 )
+from noisytwins_jax.utils.errors import UserError
 
 Array = jax.Array
 _SPARE = 59  # candidates for the k nearest that a device may name beyond k, before the host searches the row itself

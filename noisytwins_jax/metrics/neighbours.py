@@ -23,7 +23,6 @@ import jax
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics.nearest import squared_radii
 from noisytwins_jax.metrics.pairwise_distances import (
     DeviceKeys,
@@ -33,6 +32,7 @@ from noisytwins_jax.metrics.pairwise_distances import (
     floats,
     is_large,
 )
+from noisytwins_jax.utils.errors import UserError
 
 Array = jax.Array
 

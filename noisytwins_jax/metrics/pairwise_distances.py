@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.sharding import Layout
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.sharding import Layout
 
 Array = jax.Array
 _DEVICE_WORK = 1 << 33  # n * m * d from which devices help: some seconds of float64 on one core

@@ -3,9 +3,9 @@
 import numpy as np
 
 from noisytwins_jax.data.source import ImageSource, read_images
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics.bar import images_bar
 from noisytwins_jax.metrics.nearest import nearest
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.progress_bar import images_bar
 
 _AT_ONCE = 256  # images of the source that are in memory
 

@@ -17,7 +17,7 @@ denominator, moments are float64. ``embedded`` needs no weight files: it measure
 import dataclasses
 from collections.abc import Mapping
 
-from noisytwins_jax.errors import UserError, did_you_mean
+from noisytwins_jax.utils.errors import UserError, did_you_mean
 
 CLASSIFIER, INCEPTION, CLIP, DINOV2 = "classifier", "inception", "clip", "dinov2"  # kinds of extractors
 # Extractor -> its kind and the network whose weights it takes; of each kind an evaluation has one.

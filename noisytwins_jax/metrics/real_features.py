@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from noisytwins_jax.data.source import ImageSource, read_images
-from noisytwins_jax.metrics.bar import images_bar
-from noisytwins_jax.metrics.extractor import FeatureExtractor
+from noisytwins_jax.metrics.extractors.base import FeatureExtractor
 from noisytwins_jax.metrics.features import Embedder
-from noisytwins_jax.metrics.parts import in_parts
-from noisytwins_jax.together import shared_rows
+from noisytwins_jax.metrics.resumable_chunks import in_parts
+from noisytwins_jax.utils.multihost import shared_rows
+from noisytwins_jax.utils.progress_bar import images_bar
 
 _PART = 4096  # images between two savings
 _AT_ONCE = 256  # images that are read together

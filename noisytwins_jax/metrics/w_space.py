@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 Array = jax.Array
 PyTree = Any

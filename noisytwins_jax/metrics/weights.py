@@ -24,11 +24,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from noisytwins_jax.errors import UserError, did_you_mean, first_line
-from noisytwins_jax.interop.torch_file import read_torch_file
-from noisytwins_jax.metrics.public_networks import NETWORKS, Network, State, recognise
-from noisytwins_jax.metrics.weights_file import weights_sha256
-from noisytwins_jax.tpu.topology import expect_no_tpu, has_tpu
+from noisytwins_jax.metrics.extractors.public_networks import NETWORKS, Network, State, recognise
+from noisytwins_jax.metrics.extractors.weights_file import weights_sha256
+from noisytwins_jax.utils.errors import UserError, did_you_mean, first_line
+from noisytwins_jax.utils.platform import expect_no_tpu, has_tpu
+from noisytwins_jax.utils.torch_file import read_torch_file
 
 __all__ = [
     "DEFAULT_DIRECTORY",

@@ -1,1 +1,1 @@
-"""State, updates, programs and the moving average."""
+"""One training step, its state, checkpoints and what surrounds a run."""

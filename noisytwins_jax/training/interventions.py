@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisytwins_jax.config_groups import InterventionConfig
-from noisytwins_jax.survival.collapse import CollapseConfig
+from noisytwins_jax.config.groups import CollapseConfig, InterventionConfig
 from noisytwins_jax.training.state import Rates, TrainState
 
 PyTree = Any

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from noisytwins_jax.config_groups import OptimizerConfig
+from noisytwins_jax.config.groups import OptimizerConfig
 
 PyTree = Any
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from noisytwins_jax.objectives.objective import Objective
-from noisytwins_jax.spectra import init_bases
-from noisytwins_jax.training.model import Model
+from noisytwins_jax.losses.base import Objective
+from noisytwins_jax.models.model import Model
+from noisytwins_jax.models.singular_values import init_bases
 
 Array = jax.Array
 PyTree = Any

@@ -13,23 +13,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from noisytwins_jax import spectra
-from noisytwins_jax.augment import ada
 from noisytwins_jax.config import RunConfig
+from noisytwins_jax.losses.adversarial import adversarial_loss
+from noisytwins_jax.losses.base import DiscriminatorPass, GeneratorPass, Progress, add_terms
+from noisytwins_jax.losses.path_length import path_length_penalty, path_lengths
+from noisytwins_jax.losses.r1 import r1_penalty
+from noisytwins_jax.losses.transitional import transition
 from noisytwins_jax.metrics.w_space import class_embedding_norms
-from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.objectives.adversarial import adversarial_loss
-from noisytwins_jax.objectives.objective import DiscriminatorPass, GeneratorPass, Progress, add_terms
-from noisytwins_jax.objectives.path_length import path_length_penalty, path_lengths
-from noisytwins_jax.objectives.r1 import r1_penalty
-from noisytwins_jax.objectives.transitional import transition
-from noisytwins_jax.randomness import purpose_key
-from noisytwins_jax.training.augmentation import Augmentation
-from noisytwins_jax.training.draws import ClassTable, Draws, PassDraws
+from noisytwins_jax.models import singular_values as spectra
+from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.models.model import DiscriminatorInputs, FakeDraws, Model
+from noisytwins_jax.training.augment import ada
+from noisytwins_jax.training.augment.augmentation import Augmentation
 from noisytwins_jax.training.ema import ema_decay, update_ema
-from noisytwins_jax.training.model import DiscriminatorInputs, FakeDraws, Model
 from noisytwins_jax.training.optimizer import lazy_adam, row_major
+from noisytwins_jax.training.random_inputs import ClassTable, Draws, PassDraws
 from noisytwins_jax.training.state import AdaState, NetworkState, TrainState, create_state
+from noisytwins_jax.utils.randomness import purpose_key
 
 Array = jax.Array
 PyTree = Any

@@ -13,8 +13,8 @@ import pytest
 from golden_numbers import Golden, assert_close, nhwc
 from scipy.special import erfinv
 
-from noisytwins_jax.augment import ada, ada_geometry, ada_sampling
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.training.augment import ada, ada_geometry, ada_sampling
+from noisytwins_jax.utils.errors import UserError
 
 IMPLS = ("matmul", "gather")
 

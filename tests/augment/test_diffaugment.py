@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from golden_numbers import Golden, assert_close, nhwc
 
-from noisytwins_jax.augment import diffaugment
-from noisytwins_jax.augment.diffaugment import POLICIES, DiffAugmentDraws, apply, draw, parse_policy
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.training.augment import diffaugment
+from noisytwins_jax.training.augment.diffaugment import POLICIES, DiffAugmentDraws, apply, draw, parse_policy
+from noisytwins_jax.utils.errors import UserError
 
 SHAPES = ["32x32", "16x24"]
 OUTPUTS = {"full": POLICIES, "color": ("color",), "translation": ("translation",), "cutout": ("cutout",)}

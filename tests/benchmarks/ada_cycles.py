@@ -26,13 +26,13 @@ import jax
 import jax.numpy as jnp
 from workloads import workload
 
-from noisytwins_jax.augment import ada
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.sharding import Layout
-from noisytwins_jax.tpu.hlo import read_program
-from noisytwins_jax.tpu.topology import tpu_devices
-from noisytwins_jax.training.model import DiscriminatorInputs
-from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.models.model import DiscriminatorInputs
+from noisytwins_jax.tpu_cost.hlo import read_program
+from noisytwins_jax.tpu_cost.topology import tpu_devices
+from noisytwins_jax.training.augment import ada
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.sharding import Layout
 
 _IMAGES = 16  # on every core
 _UNCOUNTED = ("gather", "scatter", "while")

@@ -16,9 +16,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from noisytwins_jax.metrics import clip, inception
+from noisytwins_jax.metrics.extractors import clip, inception
 from noisytwins_jax.metrics.features import Embedder
-from noisytwins_jax.sharding import use_all_cores
+from noisytwins_jax.utils.sharding import use_all_cores
 
 _NETWORKS = ("inception", "clip-vit-b32", "clip-vit-l14")
 

@@ -24,7 +24,7 @@ from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.prepare.command import parse_arguments, prepare
 from noisytwins_jax.data.prepared import PreparedSource, prepared_splits
 from noisytwins_jax.data.source import read_images
-from noisytwins_jax.sharding import Layout
+from noisytwins_jax.utils.sharding import Layout
 
 _BATCH = 128
 _CLASSES = 20

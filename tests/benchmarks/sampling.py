@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from noisytwins_jax.interop.network import ConvertedNetwork
-from noisytwins_jax.interop.stylegan2 import write_stylegan2
-from noisytwins_jax.pytorch import stylegan2
-from noisytwins_jax.sharding import use_all_cores
+from noisytwins_jax.interop.pytorch import stylegan2
+from noisytwins_jax.interop.stylegan2.conversion import write_stylegan2
 from noisytwins_jax.sweep import load_config
-from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.utils.sharding import use_all_cores
 
 CONFIG = Path(__file__).parents[2] / "configs" / "inat19.py"
 CLASSES, ROUNDS, SECONDS = 1010, 5, 2.0

@@ -27,15 +27,15 @@ from workloads import add_workload_arguments, workload
 
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.sharding import Layout
-from noisytwins_jax.training.draws import class_table
-from noisytwins_jax.training.networks import build_model
-from noisytwins_jax.training.programs import SEVERAL, Programs
-from noisytwins_jax.training.schedule import inputs, runs_per_step
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.compiled_step import SEVERAL, Programs
+from noisytwins_jax.training.phases import inputs, runs_per_step
+from noisytwins_jax.training.random_inputs import class_table
+from noisytwins_jax.training.run import batches_of_process
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
-from noisytwins_jax.training_run import batches_of_process
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.sharding import Layout
 
 Batches = Iterator[dict[str, np.ndarray]]
 

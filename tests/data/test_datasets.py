@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.registry import load_splits
 from noisytwins_jax.data.synthetic import synthetic_splits
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 
 def rows(images: np.ndarray) -> set[bytes]:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from noisytwins_jax.data.instances import instance_table, neighbourhoods, unit_features
+from noisytwins_jax.data.instance_table import instance_table, neighbourhoods, unit_features
 from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.source import ArraySource
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.instances import nearest_others
+from noisytwins_jax.training.instance_conditioning import nearest_others
+from noisytwins_jax.utils.errors import UserError
 
 N, K = 37, 4
 

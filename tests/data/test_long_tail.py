@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from noisytwins_jax.data.long_tail import class_groups, count_classes, long_tail_counts
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 DIGITS = [174, 124, 89, 64, 45, 32, 23, 16, 12, 8]
 

@@ -7,7 +7,7 @@ from scipy.stats import kstest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from noisytwins_jax.data.petals import FACTORS, PATTERNS, TEXTURE_SHAPE, Species, draw, render, species
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 PLAIN = Species(
     petals=5,

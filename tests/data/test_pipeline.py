@@ -5,7 +5,7 @@ import pytest
 
 from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.source import ArraySource
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 
 def make_source(num_images: int = 37) -> ArraySource:

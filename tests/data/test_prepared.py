@@ -16,7 +16,7 @@ from noisytwins_jax.data.prepare.drawn import petals
 from noisytwins_jax.data.prepared import INFO_FILE, VERSION, load_info, prepared_splits, split_fingerprint
 from noisytwins_jax.data.records import Record, decode, encode
 from noisytwins_jax.data.source import ArraySource, DataSplits, read_images
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 OPTIONS = {"num_classes": 3, "largest": 12, "imbalance_factor": 0.25, "reference_per_class": 4}
 OPTIONS |= {"classifier_per_class": 6}

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from noisytwins_jax.data.preprocessing import FILTERS, PUBLISHED, Preprocessing
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 # Width and height: odd and even differences of the sides, wide and tall, larger and smaller than the result.
 SIZES = [(37, 50), (50, 37), (37, 51), (64, 37), (200, 35), (35, 200), (33, 33), (10, 23), (16, 9), (17, 16), (16, 19)]

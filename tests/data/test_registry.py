@@ -5,14 +5,14 @@ import fsspec
 import numpy as np
 import pytest
 
-from noisytwins_jax.config_groups import DataConfig
+from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.petals import FACTORS, draw
 from noisytwins_jax.data.prepare.command import parse_arguments, prepare
 from noisytwins_jax.data.prepare.drawn import CLASSIFIER_START, REFERENCE_START
 from noisytwins_jax.data.prepared import VERSION, PreparedSource
 from noisytwins_jax.data.registry import classes_and_channels, load_data
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 OPTIONS = {"num_classes": 3, "largest": 4, "imbalance_factor": 0.5, "reference_per_class": 2}
 OPTIONS |= {"classifier_per_class": 3}

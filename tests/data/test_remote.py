@@ -17,7 +17,7 @@ from noisytwins_jax.data.prepare.command import parse_arguments, prepare
 from noisytwins_jax.data.prepared import INFO_FILE, VERSION, prepared_splits
 from noisytwins_jax.data.remote import local_directory
 from noisytwins_jax.data.source import DataSplits
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 OPTIONS = ["--num_classes=2", "--largest=6", "--imbalance_factor=0.5"]
 OPTIONS += ["--reference_per_class=3", "--classifier_per_class=3"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from noisytwins_jax.data.source import ArraySource, DataSplits, check_resolution, read_images
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 
 def make_source(**changes) -> ArraySource:

@@ -3,15 +3,15 @@ import math
 import numpy as np
 import pytest
 
-from noisytwins_jax.diagnostics.curves import (
+from noisytwins_jax.evaluation.report.curves import (
     moving_average,
     per_class_figure,
     rows_head_to_tail,
     training_curves,
     w_ratio_figure,
 )
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.figures import figure_image
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.plotting import figure_image
 
 
 def titles(figure):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from noisytwins_jax.diagnostics.factor_figure import factor_figure
-from noisytwins_jax.metrics.factor_network import Predictions
-from noisytwins_jax.metrics.factors import factor_metrics, held_out_quality
+from noisytwins_jax.evaluation.report.factor_figure import factor_figure
+from noisytwins_jax.metrics.factors.coverage import factor_metrics, held_out_quality
+from noisytwins_jax.metrics.factors.network import Predictions
 
 NAMES = ("x", "hue")
 

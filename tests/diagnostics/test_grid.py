@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from noisytwins_jax.diagnostics.grid import GridRun, grid_figure, grid_table, write_grid
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.figures import figure_image
+from noisytwins_jax.evaluation.report.grid import GridRun, grid_figure, grid_table, write_grid
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.plotting import figure_image
 
 KEYS = ("fid", "ifid", "tail_ifid", "precision", "recall", "tail_recall", "w_ratio", "class_accuracy")
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noisytwins_jax.diagnostics.latent_sheets import Band, interpolation_sheet, truncation_sheet
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.evaluation.report.latent_sheets import Band, interpolation_sheet, truncation_sheet
+from noisytwins_jax.utils.errors import UserError
 
 
 def flat(values, side=64):
@@ -24,7 +24,7 @@ def said(monkeypatch):
     """Every text that is drawn."""
     texts = []
     monkeypatch.setattr(
-        "noisytwins_jax.diagnostics.sheet_frame.ImageDraw.ImageDraw.text",
+        "noisytwins_jax.generation.sheet_frame.ImageDraw.ImageDraw.text",
         lambda self, where, text, **_: texts.append((text, where)),
     )
     return texts

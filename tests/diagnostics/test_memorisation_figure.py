@@ -1,8 +1,8 @@
 import pytest
 
-from noisytwins_jax.diagnostics.memorisation_figure import memorisation_figure
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.figures import figure_image
+from noisytwins_jax.evaluation.report.memorisation_figure import memorisation_figure
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.plotting import figure_image
 
 
 def distances(shift):

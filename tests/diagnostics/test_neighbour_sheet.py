@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noisytwins_jax.diagnostics.neighbour_sheet import neighbour_sheet
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.evaluation.report.neighbour_sheet import neighbour_sheet
+from noisytwins_jax.utils.errors import UserError
 
 
 def flat(values, side=64):
@@ -39,7 +39,7 @@ def test_rows_run_from_head_to_tail_and_neighbours_from_left_to_right(tmp_path):
 def test_neighbours_in_pixels_are_a_group_of_their_own(monkeypatch):
     texts = []
     monkeypatch.setattr(
-        "noisytwins_jax.diagnostics.sheet_frame.ImageDraw.ImageDraw.text",
+        "noisytwins_jax.generation.sheet_frame.ImageDraw.ImageDraw.text",
         lambda self, where, text, **_: texts.append((text, where)),
     )
     fakes, features = flat([10, 20]), (flat([[110, 111], [120, 121]]), np.array([[1.0, 2.0], [3.0, 4.0]]))
@@ -59,7 +59,7 @@ def test_neighbours_in_pixels_are_a_group_of_their_own(monkeypatch):
 @pytest.mark.parametrize(("names", "order"), [(["all"], False), (["head", "tail"], True)])
 def test_the_caption_speaks_of_head_and_tail_where_there_are_classes(monkeypatch, names, order):
     said = []
-    monkeypatch.setattr("noisytwins_jax.diagnostics.sheet_frame.wrap", lambda text, *_: said.append(text) or [text])
+    monkeypatch.setattr("noisytwins_jax.generation.sheet_frame.wrap", lambda text, *_: said.append(text) or [text])
     neighbour_sheet(flat([10]), flat([[20]]), np.ones((1, 1)), [0], names, [3] * len(names))
     assert ("head to tail" in said[0]) == order and "with their distances" in said[0]
 

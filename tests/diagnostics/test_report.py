@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noisytwins_jax.diagnostics import webpage
-from noisytwins_jax.diagnostics.comparison import write_comparison
-from noisytwins_jax.diagnostics.report import write_report
-from noisytwins_jax.diagnostics.report_sections import format_number
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.figures import new_figure
+from noisytwins_jax.evaluation.report import webpage
+from noisytwins_jax.evaluation.report.comparison import write_comparison
+from noisytwins_jax.evaluation.report.report import write_report
+from noisytwins_jax.evaluation.report.report_sections import format_number
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.plotting import new_figure
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

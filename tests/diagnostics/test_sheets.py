@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noisytwins_jax.diagnostics.sheet_frame import GAP, INK, MARGIN, RULE, describe_scale, display_scale
-from noisytwins_jax.diagnostics.sheets import head_to_tail, image_grid, sample_sheet
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.generation.sheet_frame import GAP, INK, MARGIN, RULE, describe_scale, display_scale
+from noisytwins_jax.generation.sheets import head_to_tail, image_grid, sample_sheet
+from noisytwins_jax.utils.errors import UserError
 
 
 def flat(value, count, side=32, channels=3):

@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from noisytwins_jax import spectra
-from noisytwins_jax.diagnostics.spectra_figure import in_order, spectra_figure
-from noisytwins_jax.figures import figure_image
+from noisytwins_jax.evaluation.report.singular_values_figure import in_order, spectra_figure
+from noisytwins_jax.models import singular_values as spectra
+from noisytwins_jax.utils.plotting import figure_image
 
 
 def record(step, values, kimg=True, network="generator", **others):

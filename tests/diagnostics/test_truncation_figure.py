@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from noisytwins_jax.diagnostics.truncation_figure import truncation_figure, unreached_score
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.figures import figure_image
+from noisytwins_jax.evaluation.report.truncation_figure import truncation_figure, unreached_score
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.plotting import figure_image
 
 
 def point(psi, **changed):

@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 
-from noisytwins_jax.diagnostics.w_projection import (
+from noisytwins_jax.evaluation.report.w_projection import (
     balanced_subset,
     pca_projection,
     tsne_projection,
     w_comparison_figure,
     w_projection_figure,
 )
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.figures import figure_image, figure_png, rank_colours
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.plotting import figure_image, figure_png, rank_colours
 
 
 def clusters(classes=3, each=20, dim=6, seed=0):

@@ -8,11 +8,11 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from golden_numbers import Golden, assert_close, weight
 
-from noisytwins_jax.config_groups import OptimizerConfig
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.interop import stylegan2
+from noisytwins_jax.config.groups import OptimizerConfig
 from noisytwins_jax.interop.adam import adam_to_jax, adam_to_torch, moments_of, with_moments
+from noisytwins_jax.interop.stylegan2 import conversion as stylegan2
 from noisytwins_jax.training.optimizer import lazy_adam, lazy_rates
+from noisytwins_jax.utils.errors import UserError
 
 SETS = {"studiogan": "stylegan2_studiogan_32_map2_orig", "nvidia": "stylegan2_nvidia_16_clamp_skip"}
 UNREACHED = ("output", "bias")  # of the discriminator's parameters, by R1

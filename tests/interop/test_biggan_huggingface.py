@@ -11,13 +11,14 @@ from biggan_networks import quick_jit
 from golden_numbers import Golden, assert_close, nhwc
 from statedicts import statedict
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.interop import biggan, biggan_architecture
-from noisytwins_jax.interop.biggan_reading import recognise
-from noisytwins_jax.interop.biggan_statistics import StatisticsGrid
+from noisytwins_jax.interop.biggan import architecture as biggan_architecture
+from noisytwins_jax.interop.biggan import conversion as biggan
+from noisytwins_jax.interop.biggan.reading import recognise
+from noisytwins_jax.interop.biggan.statistics import StatisticsGrid
 from noisytwins_jax.interop.network import pixels_first
-from noisytwins_jax.networks.biggan import Generator, generator
-from noisytwins_jax.networks.biggan.architectures import Block
+from noisytwins_jax.models.biggan import Generator, generator
+from noisytwins_jax.models.biggan.architectures import Block
+from noisytwins_jax.utils.errors import UserError
 
 LIST = "hf_bigganpretrained_deep_128"
 SIZES = [r if r == 128 else pytest.param(r, marks=pytest.mark.slow) for r in (128, 256, 512)]

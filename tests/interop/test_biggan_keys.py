@@ -12,12 +12,12 @@ from golden_numbers import Golden, assert_close, nhwc
 from statedicts import statedict, statedicts
 
 from noisytwins_jax.config import default_config, parse_config
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.interop import biggan
-from noisytwins_jax.interop.biggan_architecture import find_structure
-from noisytwins_jax.interop.biggan_layers import singular
-from noisytwins_jax.interop.biggan_reading import recognise
-from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.interop.biggan import conversion as biggan
+from noisytwins_jax.interop.biggan.architecture import find_structure
+from noisytwins_jax.interop.biggan.layers import singular
+from noisytwins_jax.interop.biggan.reading import recognise
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.utils.errors import UserError
 
 LISTS = [
     (name, module)

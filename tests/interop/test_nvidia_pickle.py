@@ -11,11 +11,11 @@ from golden_numbers import weight
 from nvidia_files import SOURCE, EasyDict, module_of, write_snapshot
 from torch_files import call, items, name, pickled, text
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.interop.nvidia_options import config_fields
-from noisytwins_jax.interop.nvidia_pickle import read_nvidia_pickle
-from noisytwins_jax.interop.stylegan2 import read_stylegan2, write_stylegan2
-from noisytwins_jax.interop.stylegan2_architecture import Architecture
+from noisytwins_jax.interop.stylegan2.architecture import Architecture
+from noisytwins_jax.interop.stylegan2.conversion import read_stylegan2, write_stylegan2
+from noisytwins_jax.interop.stylegan2.nvidia_options import config_fields
+from noisytwins_jax.interop.stylegan2.nvidia_pickle import read_nvidia_pickle
+from noisytwins_jax.utils.errors import UserError
 
 FILE = Path(__file__).parents[1] / "golden" / "torch_files" / "stylegan2ada.pkl"
 

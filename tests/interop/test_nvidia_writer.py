@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from golden_numbers import weight
 
-from noisytwins_jax.interop.nvidia_pickle import read_nvidia_pickle
-from noisytwins_jax.interop.nvidia_writer import write_nvidia_snapshot
-from noisytwins_jax.interop.stylegan2_architecture import Architecture
+from noisytwins_jax.interop.stylegan2.architecture import Architecture
+from noisytwins_jax.interop.stylegan2.nvidia_pickle import read_nvidia_pickle
+from noisytwins_jax.interop.stylegan2.nvidia_writer import write_nvidia_snapshot
 
 SIZES = {"resolution": 8, "channels": 1, "num_classes": 3, "channel_base": 32, "channel_max": 4}
 GENERATOR = Architecture("generator", **SIZES, blocks="skip", mapping_layers=2, z_dim=3, w_dim=4)
@@ -50,7 +50,7 @@ def test_our_reader_reads_it(snapshot):
 def test_pytorch_copies_from_it(snapshot):
     """As their training resumes: by the names of parameters and of buffers, all of which have to be there."""
     torch = pytest.importorskip("torch")
-    from noisytwins_jax.pytorch import stylegan2
+    from noisytwins_jax.interop.pytorch import stylegan2
 
     path, networks = snapshot
     content = pickle.loads(path.read_bytes())

@@ -12,13 +12,13 @@ from golden_numbers import Golden, assert_close, nhwc, weight
 from statedicts import statedict, statedicts
 from stylegan2_state import tensors, variables
 
-import noisytwins_jax.pytorch
-from noisytwins_jax.networks import biggan as flax_biggan
-from noisytwins_jax.networks import stylegan2 as flax_stylegan2
+import noisytwins_jax.interop.pytorch
+from noisytwins_jax.models import biggan as flax_biggan
+from noisytwins_jax.models import stylegan2 as flax_stylegan2
 
 torch = pytest.importorskip("torch")
 
-from noisytwins_jax.pytorch import biggan, stylegan2  # noqa: E402 (these need PyTorch)
+from noisytwins_jax.interop.pytorch import biggan, stylegan2  # noqa: E402 (these need PyTorch)
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def assert_golden_gradients(golden: Golden, tag: str, module, factor: float = 1.
 
 @pytest.mark.parametrize("name", ["__init__", "stylegan2", "biggan"])
 def test_files_stand_alone(name):
-    text = (Path(noisytwins_jax.pytorch.__file__).parent / f"{name}.py").read_text()
+    text = (Path(noisytwins_jax.interop.pytorch.__file__).parent / f"{name}.py").read_text()
     if name == "__init__":  # the package itself does without PyTorch
         assert "import" not in text.split('"""')[2]
         return

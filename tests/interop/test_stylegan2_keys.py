@@ -12,10 +12,10 @@ from statedicts import statedict, statedicts
 from stylegan2_state import variables
 
 from noisytwins_jax.config import default_config, parse_config
-from noisytwins_jax.errors import UserError
 from noisytwins_jax.interop.network import ConvertedNetwork
-from noisytwins_jax.interop.stylegan2 import matches, parameter_keys, read_stylegan2, write_stylegan2
-from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.interop.stylegan2.conversion import matches, parameter_keys, read_stylegan2, write_stylegan2
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.utils.errors import UserError
 
 HEADS = "noisytwins_stylegan2_d_heads"
 LISTS = [name for name in statedicts("stylegan2") if name != HEADS]

@@ -8,8 +8,8 @@ import pytest
 import torch_files
 from torch_files import call, integer, integers, items, name, pickled, storage, tensor, text, write_archive
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.interop.torch_file import read_torch_file
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.torch_file import read_torch_file
 
 FILES = Path(__file__).parents[1] / "golden" / "torch_files"
 SAVED = ("zip.pth", "legacy.pth")

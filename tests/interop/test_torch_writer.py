@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from noisytwins_jax.interop.torch_file import read_torch_file
 from noisytwins_jax.interop.torch_writer import write_torch_file
+from noisytwins_jax.utils.torch_file import read_torch_file
 
 CONTENT = {
     "state_dict": {

@@ -1,7 +1,7 @@
 import pytest
 
 from noisytwins_jax.data.digits import digits_splits
-from noisytwins_jax.metrics.classifier import load_or_train_classifier
+from noisytwins_jax.metrics.extractors.classifier import load_or_train_classifier
 
 
 @pytest.fixture(scope="session")

@@ -19,13 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_run
 
-from noisytwins_jax import evaluation_numbers
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.metrics import generated, parts, real_features
-from noisytwins_jax.metrics.clip import clip_extractor
-from noisytwins_jax.metrics.inception import SIZE, Inception, inception_extractor
-from noisytwins_jax.metrics.vit import VisionTransformer, VitConfig
-from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.evaluation import generated
+from noisytwins_jax.evaluation import run_evaluation as evaluation_numbers
+from noisytwins_jax.metrics import real_features
+from noisytwins_jax.metrics import resumable_chunks as parts
+from noisytwins_jax.metrics.extractors.clip import clip_extractor
+from noisytwins_jax.metrics.extractors.inception import SIZE, Inception, inception_extractor
+from noisytwins_jax.metrics.extractors.vit import VisionTransformer, VitConfig
+from noisytwins_jax.training.build_model import build_model
 
 TOWER = VitConfig(32, 8, 32, 2, 4, 64, 1e-5, "quick_gelu", input_norm=True, patch_bias=False, projection_dim=16)
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from noisytwins_jax.data.source import ArraySource
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics.class_matching import match_classes
-from noisytwins_jax.metrics.image_files import ALL, ImageFiles
+from noisytwins_jax.evaluation.class_matching import match_classes
+from noisytwins_jax.evaluation.image_files import ALL, ImageFiles
+from noisytwins_jax.utils.errors import UserError
 
 
 def _files(*names, ids=None, named=True):

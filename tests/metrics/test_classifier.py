@@ -6,10 +6,10 @@ import pytest
 from extracting import features_of
 
 from noisytwins_jax.data.source import ArraySource
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics import classifier
-from noisytwins_jax.metrics.classifier import load_or_train_classifier
+from noisytwins_jax.metrics.extractors import classifier
+from noisytwins_jax.metrics.extractors.classifier import load_or_train_classifier
 from noisytwins_jax.metrics.neighbours import recall
+from noisytwins_jax.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

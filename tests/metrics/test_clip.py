@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from golden_numbers import Golden, assert_close
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics.clip import CONFIGS, LAYOUTS, clip_extractor, from_state_dict, state_dict_shapes
-from noisytwins_jax.metrics.public_networks import NETWORKS
-from noisytwins_jax.metrics.vit import VisionTransformer
+from noisytwins_jax.metrics.extractors.clip import CONFIGS, LAYOUTS, clip_extractor, from_state_dict, state_dict_shapes
+from noisytwins_jax.metrics.extractors.public_networks import NETWORKS
+from noisytwins_jax.metrics.extractors.vit import VisionTransformer
+from noisytwins_jax.utils.errors import UserError
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SHA256 = "0123456789abcdef" * 4

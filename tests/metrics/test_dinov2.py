@@ -8,11 +8,17 @@ from golden_numbers import assert_close
 from PIL import Image
 from scipy.special import erf
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics.dinov2 import CONFIGS, LAYOUTS, dinov2_extractor, from_state_dict, state_dict_shapes
-from noisytwins_jax.metrics.public_networks import NETWORKS
-from noisytwins_jax.metrics.resize import resize_matrix
-from noisytwins_jax.metrics.vit import VisionTransformer
+from noisytwins_jax.metrics.extractors.dinov2 import (
+    CONFIGS,
+    LAYOUTS,
+    dinov2_extractor,
+    from_state_dict,
+    state_dict_shapes,
+)
+from noisytwins_jax.metrics.extractors.public_networks import NETWORKS
+from noisytwins_jax.metrics.extractors.resize import resize_matrix
+from noisytwins_jax.metrics.extractors.vit import VisionTransformer
+from noisytwins_jax.utils.errors import UserError
 
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 SHA256 = "0123456789abcdef" * 4

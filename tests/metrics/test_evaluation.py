@@ -5,14 +5,14 @@ import pytest
 from extracting import features_of
 
 from noisytwins_jax.data.source import ArraySource
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics import generated, scores
-from noisytwins_jax.metrics.evaluation import evaluate_generator
+from noisytwins_jax.evaluation import generated, scores
+from noisytwins_jax.evaluation.measure import evaluate_generator
 from noisytwins_jax.metrics.features import HostFakes
 from noisytwins_jax.metrics.frechet import frechet_distance
 from noisytwins_jax.metrics.neighbours import neighbour_metrics
-from noisytwins_jax.metrics.parts import Scratch
+from noisytwins_jax.metrics.resumable_chunks import Scratch
 from noisytwins_jax.metrics.settings import Settings
+from noisytwins_jax.utils.errors import UserError
 
 GROUPS = {"head": np.arange(3), "medium": np.arange(3, 7), "tail": np.arange(7, 10)}
 N = 60

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from noisytwins_jax.data.registry import load_splits
-from noisytwins_jax.metrics import factor_reader
-from noisytwins_jax.metrics.classifier import load_or_train_classifier
-from noisytwins_jax.metrics.evaluation import evaluate_generator
-from noisytwins_jax.metrics.factor_reader import FactorReader, load_or_train_weights
+from noisytwins_jax.evaluation.measure import evaluate_generator
+from noisytwins_jax.metrics.extractors.classifier import load_or_train_classifier
+from noisytwins_jax.metrics.factors import reader as factor_reader
+from noisytwins_jax.metrics.factors.reader import FactorReader, load_or_train_weights
 from noisytwins_jax.metrics.features import HostFakes
 from noisytwins_jax.metrics.settings import Settings
 

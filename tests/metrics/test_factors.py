@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from noisytwins_jax.data.source import ArraySource
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics import factor_network
-from noisytwins_jax.metrics import factors as module
-from noisytwins_jax.metrics.factor_network import FactorNetwork, Predictions, predict, train_regressor
-from noisytwins_jax.metrics.factors import factor_metrics, factor_report, held_out_quality
+from noisytwins_jax.metrics.factors import coverage as module
+from noisytwins_jax.metrics.factors import network as factor_network
+from noisytwins_jax.metrics.factors.coverage import factor_metrics, factor_report, held_out_quality
+from noisytwins_jax.metrics.factors.network import FactorNetwork, Predictions, predict, train_regressor
+from noisytwins_jax.utils.errors import UserError
 
 NAMES = ("x", "y", "size")
 COLOURS = np.array([[255, 40, 40], [40, 255, 40], [40, 40, 255], [255, 255, 40]], np.float32)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from noisytwins_jax.metrics import generated
-from noisytwins_jax.metrics.generated import Piece, divide
+from noisytwins_jax.evaluation import generated
+from noisytwins_jax.evaluation.generated import Piece, divide
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from noisytwins_jax.data.source import ArraySource
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics import image_files
-from noisytwins_jax.metrics.image_files import ALL, FileFakes, OneClass
-from noisytwins_jax.metrics.image_reading import read_image_files
+from noisytwins_jax.evaluation import image_files
+from noisytwins_jax.evaluation.image_files import ALL, FileFakes, OneClass
+from noisytwins_jax.evaluation.image_reading import read_image_files
+from noisytwins_jax.utils.errors import UserError
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (12, 8, 8, 1), np.uint8)

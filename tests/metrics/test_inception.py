@@ -5,9 +5,9 @@ import pytest
 from golden_numbers import Golden, assert_close, nhwc
 from PIL import Image
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics import inception
-from noisytwins_jax.metrics.inception import (
+from noisytwins_jax.generation.sampler import quantize
+from noisytwins_jax.metrics.extractors import inception
+from noisytwins_jax.metrics.extractors.inception import (
     PREPROCESSINGS,
     Inception,
     from_state_dict,
@@ -16,7 +16,7 @@ from noisytwins_jax.metrics.inception import (
     preprocess,
     state_dict_shapes,
 )
-from noisytwins_jax.sampling import quantize
+from noisytwins_jax.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from golden_numbers import Golden
 
-from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics.inception_score import inception_score
+from noisytwins_jax.utils.errors import UserError
 
 GOLDEN = Golden("metrics")
 

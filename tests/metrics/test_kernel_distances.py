@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from golden_numbers import Golden
 
-from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics import kernel_distances
 from noisytwins_jax.metrics.kernel_distances import cmmd, kid
+from noisytwins_jax.utils.errors import UserError
 
 GOLDEN = Golden("metrics")
 

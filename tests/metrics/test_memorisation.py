@@ -4,9 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics import pairwise_distances
 from noisytwins_jax.metrics.memorisation import QUANTILES, memorisation
+from noisytwins_jax.utils.errors import UserError
 
 
 def distance(a, b):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics import nearest as nearest_module
 from noisytwins_jax.metrics import neighbours, pairwise_distances
 from noisytwins_jax.metrics.nearest import nearest, squared_radii
 from noisytwins_jax.metrics.neighbours import coverage, density, neighbour_metrics, precision, recall
+from noisytwins_jax.utils.errors import UserError
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
 CASES = ("basic", "equal", "clustered", "rankdef", "both_rankdef")

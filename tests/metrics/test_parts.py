@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from noisytwins_jax.metrics.parts import Scratch, in_parts
+from noisytwins_jax.metrics.resumable_chunks import Scratch, in_parts
 
 
 def squares(made):

@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 
 from noisytwins_jax.data.source import ArraySource
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics import evaluation, pixel_neighbours
+from noisytwins_jax.evaluation import measure as evaluation
+from noisytwins_jax.evaluation.generated import Generated
+from noisytwins_jax.metrics import pixel_neighbours
 from noisytwins_jax.metrics.features import HostFakes
-from noisytwins_jax.metrics.generated import Generated
 from noisytwins_jax.metrics.pixel_neighbours import nearest_in_pixels
 from noisytwins_jax.metrics.real_features import RealFeatures
 from noisytwins_jax.metrics.settings import Settings
+from noisytwins_jax.utils.errors import UserError
 
 
 def source(count, channels=3, seed=0):

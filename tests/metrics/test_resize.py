@@ -6,9 +6,8 @@ import pytest
 from golden_numbers import Golden, nhwc
 from PIL import Image
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics import resize as module
-from noisytwins_jax.metrics.resize import (
+from noisytwins_jax.metrics.extractors import resize as module
+from noisytwins_jax.metrics.extractors.resize import (
     KINDS,
     center_crop,
     resize,
@@ -17,6 +16,7 @@ from noisytwins_jax.metrics.resize import (
     short_side_crop_uint8,
     short_side_size,
 )
+from noisytwins_jax.utils.errors import UserError
 
 FILTERS = {
     "pillow_box": Image.Resampling.BOX,

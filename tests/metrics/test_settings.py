@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics.protocols import PROTOCOLS, chosen_extractors
 from noisytwins_jax.metrics.settings import Settings
+from noisytwins_jax.utils.errors import UserError
 
 
 def test_pooled_images_are_as_many_of_each_class_as_can_be():
@@ -53,7 +53,7 @@ def test_extractors_that_do_not_go_together(protocol, names, message):
 
 
 def test_every_protocol_says_what_each_network_sees():
-    from noisytwins_jax.metrics import clip, dinov2, inception
+    from noisytwins_jax.metrics.extractors import clip, dinov2, inception
 
     for protocol in PROTOCOLS.values():
         if protocol.name != "embedded":

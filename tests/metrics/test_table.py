@@ -2,8 +2,7 @@
 
 import pytest
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics.table import (
+from noisytwins_jax.evaluation.table import (
     check_one_protocol,
     distance_entries,
     format_means,
@@ -13,6 +12,7 @@ from noisytwins_jax.metrics.table import (
     protocol_line,
     same_groups,
 )
+from noisytwins_jax.utils.errors import UserError
 
 INCEPTION = {"name": "inception-6726825d", "sha256": "a" * 64, "description": {"preprocessing": "noisytwins"}}
 CLIP = {"name": "clip", "sha256": "b" * 64, "description": {"preprocessing": "openai"}}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from noisytwins_jax.metrics.truncation import truncation_sweep
+from noisytwins_jax.evaluation.truncation_sweep import truncation_sweep
 
 POINTS = [
     {"strength": 0.5, "fid": 30.0, "inception_score": 9.0},

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from noisytwins_jax.errors import UserError
 from noisytwins_jax.metrics.w_space import class_variance_ratios, w_ratio_probe, within_class_variance_ratio
+from noisytwins_jax.utils.errors import UserError
 
 
 def test_collapsed_classes_give_zero():

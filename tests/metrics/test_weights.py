@@ -14,10 +14,11 @@ import pytest
 import safetensors.numpy
 import torch_files
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.metrics import clip, dinov2, inception, weights
+from noisytwins_jax.metrics import weights
+from noisytwins_jax.metrics.extractors import clip, dinov2, inception
+from noisytwins_jax.metrics.extractors.weights_file import weights_sha256
 from noisytwins_jax.metrics.weights import Network, check, convert, find_network, load_network, recognise
-from noisytwins_jax.metrics.weights_file import weights_sha256
+from noisytwins_jax.utils.errors import UserError
 
 PUBLIC = tuple(weights.NETWORKS)
 SMALL = {"width": 64, "layers": 2, "heads": 1, "mlp_width": 256}

@@ -8,7 +8,7 @@ import numpy as np
 from biggan_networks import random_variables
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from noisytwins_jax.networks.biggan import Discriminator, Generator
+from noisytwins_jax.models.biggan import Discriminator, Generator
 
 BATCH, CLASSES, Z = 16, 3, 6
 SHARED = {"resolution": 8, "channels": 1, "num_classes": CLASSES, "width": 4, "attention": (4, 8), "dtype": jnp.float64}

@@ -10,12 +10,12 @@ from biggan_networks import quick_jit, random_variables, shapes
 from flax.traverse_util import flatten_dict
 from golden_numbers import assert_close
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.networks.biggan import Discriminator, Generator, default_z_dim
-from noisytwins_jax.networks.biggan.architectures import discriminator_blocks, generator_blocks
-from noisytwins_jax.networks.biggan.attention import SelfAttention
-from noisytwins_jax.networks.biggan.batch_norm import BatchNorm
-from noisytwins_jax.objectives.r1 import r1_penalty
+from noisytwins_jax.losses.r1 import r1_penalty
+from noisytwins_jax.models.biggan import Discriminator, Generator, default_z_dim
+from noisytwins_jax.models.biggan.architectures import discriminator_blocks, generator_blocks
+from noisytwins_jax.models.biggan.attention import SelfAttention
+from noisytwins_jax.models.biggan.batch_norm import BatchNorm
+from noisytwins_jax.utils.errors import UserError
 
 Z, LABELS = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32), np.arange(4) % 3
 MOVED = ["spectral", "batch_stats"]

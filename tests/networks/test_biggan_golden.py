@@ -11,9 +11,9 @@ from biggan_networks import quick_jit
 from biggan_state import State
 from golden_numbers import Golden, assert_close, nhwc, weight
 
-from noisytwins_jax.networks.biggan import Discriminator, Generator, generator
-from noisytwins_jax.networks.biggan.batch_norm import BatchNorm
-from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES
+from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES
+from noisytwins_jax.models.biggan import Discriminator, Generator, generator
+from noisytwins_jax.models.biggan.batch_norm import BatchNorm
 
 SETS = ["biggan_32", "biggan_64", "biggandeep_32", "biggandeep_64"]
 TRAINED = SETS[::2] + [pytest.param(name, marks=pytest.mark.slow) for name in SETS[1::2]]

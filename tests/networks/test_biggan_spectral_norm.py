@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from golden_numbers import Golden, assert_close
 
-from noisytwins_jax.networks.biggan.layers import Conv, Dense, Embedding
-from noisytwins_jax.networks.biggan.spectral_norm import power_iteration, spectral_norm
+from noisytwins_jax.models.biggan.layers import Conv, Dense, Embedding
+from noisytwins_jax.models.biggan.spectral_norm import power_iteration, spectral_norm
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from golden_numbers import Golden, assert_close, nhwc
 
-from noisytwins_jax.networks import fir
-from noisytwins_jax.networks.bilinear_conv import (
+from noisytwins_jax.models import fir
+from noisytwins_jax.models.bilinear_conv import (
     conv1x1,
     conv3x3,
     conv3x3_to_few,
@@ -15,7 +15,7 @@ from noisytwins_jax.networks.bilinear_conv import (
     strided_conv3x3,
     transposed_conv3x3,
 )
-from noisytwins_jax.networks.layers import Conv2d, ModulatedConv, bias_activation, minibatch_stddev
+from noisytwins_jax.models.layers import Conv2d, ModulatedConv, bias_activation, minibatch_stddev
 
 IMPLS = ["conv", "shift"]
 

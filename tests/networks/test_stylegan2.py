@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from golden_numbers import assert_close
 
-from noisytwins_jax.networks.stylegan2 import Discriminator, Generator
+from noisytwins_jax.models.stylegan2 import Discriminator, Generator
 
 SMALL = {"channel_base": 64, "channel_max": 8}
 

@@ -13,10 +13,10 @@ import pytest
 from golden_numbers import Golden, assert_close, nhwc, weight
 from stylegan2_state import tensors, variables
 
-from noisytwins_jax.networks.stylegan2 import Discriminator, Generator, truncate
-from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES
-from noisytwins_jax.objectives.path_length import path_length_penalty, path_lengths
-from noisytwins_jax.objectives.r1 import r1_penalty
+from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES
+from noisytwins_jax.losses.path_length import path_length_penalty, path_lengths
+from noisytwins_jax.losses.r1 import r1_penalty
+from noisytwins_jax.models.stylegan2 import Discriminator, Generator, truncate
 
 FORWARD, GRADIENT = 1e-5, 1e-4
 LOSS = ADVERSARIAL_LOSSES["logistic"]

@@ -12,15 +12,15 @@ from flax.traverse_util import flatten_dict
 from golden_numbers import assert_close
 
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.latents import Latents, Truncation
-from noisytwins_jax.networks import fir
-from noisytwins_jax.networks.stylegan2 import Discriminator, Generator, shrink
-from noisytwins_jax.objectives.path_length import path_lengths
-from noisytwins_jax.randomness import sample_keys
-from noisytwins_jax.sampling import Sampler
-from noisytwins_jax.training.model import DiscriminatorInputs, FakeDraws
-from noisytwins_jax.training.networks import build_model
-from noisytwins_jax.training.stylegan2_model import StyleGAN2Model
+from noisytwins_jax.generation.sampler import Sampler
+from noisytwins_jax.losses.path_length import path_lengths
+from noisytwins_jax.models import fir
+from noisytwins_jax.models.latents import Latents, Truncation
+from noisytwins_jax.models.model import DiscriminatorInputs, FakeDraws
+from noisytwins_jax.models.stylegan2 import Discriminator, Generator, shrink
+from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.utils.randomness import sample_keys
 
 CLASSES, N, W, DIM = 3, 4, 6, 8
 SHARED = {"resolution": 8, "channels": 2, "num_classes": CLASSES, "channel_base": 64, "channel_max": DIM}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from golden_numbers import Golden, assert_close
 
-from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES, adversarial_loss
+from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES, adversarial_loss
 
 # Ours and the official name. "vanilla" is the cross-entropy of a sigmoid: the logistic loss by another formula.
 NAMES = [

@@ -7,8 +7,8 @@ import pytest
 from golden_numbers import Golden, assert_close
 from objective_passes import discriminator_pass, generator_pass, jit
 
-from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.objectives.contrastive import Contrastive, contrastive_loss
+from noisytwins_jax.losses.contrastive import Contrastive, contrastive_loss
+from noisytwins_jax.models.discriminator_output import Discrimination
 
 LOSS = jit(contrastive_loss, static_argnums=3)
 

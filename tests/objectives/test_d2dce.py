@@ -7,8 +7,8 @@ import pytest
 from golden_numbers import Golden, assert_close
 from objective_passes import discriminator_pass, generator_pass, jit
 
-from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.objectives.d2dce import D2DCE, d2dce_loss
+from noisytwins_jax.losses.d2dce import D2DCE, d2dce_loss
+from noisytwins_jax.models.discriminator_output import Discrimination
 
 LOSS = jit(d2dce_loss, static_argnums=(3, 4))
 

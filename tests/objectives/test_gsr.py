@@ -7,10 +7,10 @@ import pytest
 from golden_numbers import Golden, assert_close
 from objective_passes import generator_pass, jit
 
-from noisytwins_jax.networks.biggan import Generator
-from noisytwins_jax.noisytwins import effective_number
-from noisytwins_jax.objectives import gsr
-from noisytwins_jax.objectives.gsr import GroupSpectralNorm
+from noisytwins_jax.losses import gsr
+from noisytwins_jax.losses.gsr import GroupSpectralNorm
+from noisytwins_jax.losses.noisytwins import effective_number
+from noisytwins_jax.models.biggan import Generator
 
 CIFAR10_LT = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 SETS = ["gsr_a", "gsr_b", "gsr_c"]

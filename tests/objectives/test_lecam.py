@@ -7,8 +7,8 @@ import pytest
 from golden_numbers import Golden, assert_close
 from objective_passes import discriminator_pass, progress
 
-from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.objectives.lecam import LeCam
+from noisytwins_jax.losses.lecam import LeCam
+from noisytwins_jax.models.discriminator_output import Discrimination
 
 
 def see(real, fake, step: int = 0):

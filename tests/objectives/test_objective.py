@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from objective_passes import BARE, discriminator_pass, generator_pass, jit, progress
 
-from noisytwins_jax.config import Objectives
-from noisytwins_jax.fields import objection
-from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.objectives.objective import Objective
+from noisytwins_jax.config.run_config import Objectives
+from noisytwins_jax.losses.base import Objective
+from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.utils.config_fields import objection
 
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(Objectives)}
 PASSES = {"generator": generator_pass, "discriminator": discriminator_pass}

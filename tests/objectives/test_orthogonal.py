@@ -7,9 +7,9 @@ import pytest
 from golden_numbers import Golden, assert_close
 from objective_passes import generator_pass, jit
 
-from noisytwins_jax.networks.biggan import Generator as BigGAN
-from noisytwins_jax.networks.stylegan2 import Generator
-from noisytwins_jax.objectives.orthogonal import Orthogonal, filters, orthogonal_penalty
+from noisytwins_jax.losses.orthogonal import Orthogonal, filters, orthogonal_penalty
+from noisytwins_jax.models.biggan import Generator as BigGAN
+from noisytwins_jax.models.stylegan2 import Generator
 
 STRENGTH = 1e-4  # of the reference numbers
 

@@ -6,8 +6,8 @@ import pytest
 from golden_numbers import assert_close
 from objective_passes import generator_pass, jit
 
-from noisytwins_jax.noisytwins import twins
-from noisytwins_jax.objectives.simclr import SimCLR, nt_xent_loss
+from noisytwins_jax.losses.noisytwins import twins
+from noisytwins_jax.losses.simclr import SimCLR, nt_xent_loss
 
 LOSS = jit(nt_xent_loss, static_argnums=1)
 

@@ -7,8 +7,8 @@ import pytest
 from golden_numbers import assert_close
 from objective_passes import discriminator_pass, generator_pass, jit
 
-from noisytwins_jax import spectra
-from noisytwins_jax.objectives.spectrum import Spectrum
+from noisytwins_jax.losses.spectrum import Spectrum
+from noisytwins_jax.models import singular_values as spectra
 
 CONVERGED = 100  # iterations
 

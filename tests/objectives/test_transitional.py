@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from objective_passes import discriminator_pass, generator_pass, jit, progress
 
-from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES
-from noisytwins_jax.objectives.transitional import Transitional, transition
+from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES
+from noisytwins_jax.losses.transitional import Transitional, transition
+from noisytwins_jax.models.discriminator_output import Discrimination
 
 
 @pytest.mark.parametrize(("kimg", "t"), [(0, 0), (2000, 0), (2500, 0.25), (3000, 0.5), (4000, 1), (1e5, 1)])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from objective_passes import discriminator_pass, generator_pass, progress
 
-from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.objectives.adversarial import ADVERSARIAL_LOSSES
-from noisytwins_jax.objectives.utlo import UTLO
+from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES
+from noisytwins_jax.losses.utlo import UTLO
+from noisytwins_jax.models.discriminator_output import Discrimination
 
 
 @pytest.mark.parametrize("loss", ["logistic", "hinge"])

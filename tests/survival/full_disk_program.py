@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from noisytwins_jax import checkpoint
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.training import checkpoint
+from noisytwins_jax.utils.errors import UserError
 
 
 def make_state(step):

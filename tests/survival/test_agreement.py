@@ -1,15 +1,13 @@
 import pytest
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.survival.agreement import (
+from noisytwins_jax.training.fault_tolerance.consistency import (
     _first_difference,
     check_agreement,
     check_same_data,
     code_fingerprint,
-    failing_together,
-    gather_strings,
-    name_processes,
 )
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.multihost import failing_together, gather_strings, name_processes
 
 
 def test_one_process_agrees_with_itself():

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from noisytwins_jax.metrics.scores import FRECHET
-from noisytwins_jax.survival.collapse import DISTANCES, CollapseConfig, CollapseDetector
+from noisytwins_jax.config.groups import CollapseConfig
+from noisytwins_jax.evaluation.scores import FRECHET
+from noisytwins_jax.training.fault_tolerance.collapse_detector import DISTANCES, CollapseDetector
 
 LOOKS, BREAK, EVERY = 600, 450, 8  # looks, the one after which it breaks, steps from one to the next
 CONFIG = CollapseConfig(action="report")

@@ -2,15 +2,15 @@
 
 import pytest
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.survival.collapse import Collapse
-from noisytwins_jax.survival.collapse_log import (
+from noisytwins_jax.training.fault_tolerance.collapse_detector import Collapse
+from noisytwins_jax.training.fault_tolerance.collapse_log import (
     FILE,
     forget_alarms_after,
     read_collapses,
     returns_made,
     write_collapse,
 )
+from noisytwins_jax.utils.errors import UserError
 
 
 def collapse(step):

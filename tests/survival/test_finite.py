@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_run
 
-from noisytwins_jax.survival.finite import bad_tensors, divergence, first_bad_metric
-from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.fault_tolerance.nan_guard import bad_tensors, divergence, first_bad_metric
 from noisytwins_jax.training.step import TrainingStep
 
 

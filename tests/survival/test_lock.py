@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.survival.lock import WorkdirLock
+from noisytwins_jax.training.fault_tolerance.workdir_lock import WorkdirLock
+from noisytwins_jax.utils.errors import UserError
 
 HOLD = """
 import sys, time

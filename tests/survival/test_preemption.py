@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from noisytwins_jax.survival import preemption
-from noisytwins_jax.survival.stopping import StopSignal
+from noisytwins_jax.training.fault_tolerance import preemption
+from noisytwins_jax.training.fault_tolerance.signals import StopSignal
 
 
 class Metadata(http.server.ThreadingHTTPServer):

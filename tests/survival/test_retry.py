@@ -7,9 +7,9 @@ import pytest
 from noisytwins_jax.data import pipeline
 from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.registry import load_splits
-from noisytwins_jax.survival import retry as retry_module
-from noisytwins_jax.survival.retry import is_full, is_transient, retry
-from noisytwins_jax.workdir import write_atomically
+from noisytwins_jax.utils import retry as retry_module
+from noisytwins_jax.utils.files import write_atomically
+from noisytwins_jax.utils.retry import is_full, is_transient, retry
 
 
 class Failing:

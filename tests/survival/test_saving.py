@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from noisytwins_jax.checkpoint import Checkpoints
+from noisytwins_jax.training.checkpoint import Checkpoints
 
 PROGRAM = Path(__file__).with_name("full_disk_program.py")
 

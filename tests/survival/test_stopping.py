@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from noisytwins_jax.survival.stopping import StopSignal
+from noisytwins_jax.training.fault_tolerance.signals import StopSignal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -2,8 +2,8 @@ import time
 
 import pytest
 
-from noisytwins_jax.survival import watchdog as watchdog_module
-from noisytwins_jax.survival.watchdog import Beat, News, Watchdog, describe
+from noisytwins_jax.training.fault_tolerance import watchdog as watchdog_module
+from noisytwins_jax.training.fault_tolerance.watchdog import Beat, News, Watchdog, describe
 
 
 class Clock:

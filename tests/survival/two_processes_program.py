@@ -14,13 +14,14 @@ import numpy as np
 from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
-from noisytwins_jax import checkpoint
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.survival.agreement import check_agreement, code_fingerprint, failing_together, gather_strings
-from noisytwins_jax.survival.finite import bad_tensors
-from noisytwins_jax.survival.lock import WorkdirLock
-from noisytwins_jax.survival.stopping import StopSignal
-from noisytwins_jax.survival.watchdog import Watchdog
+from noisytwins_jax.training import checkpoint
+from noisytwins_jax.training.fault_tolerance.consistency import check_agreement, code_fingerprint
+from noisytwins_jax.training.fault_tolerance.nan_guard import bad_tensors
+from noisytwins_jax.training.fault_tolerance.signals import StopSignal
+from noisytwins_jax.training.fault_tolerance.watchdog import Watchdog
+from noisytwins_jax.training.fault_tolerance.workdir_lock import WorkdirLock
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.multihost import failing_together, gather_strings
 
 SEEN = {}
 

@@ -15,13 +15,13 @@ import numpy as np
 import tiny_biggan
 import tiny_run
 
-from noisytwins_jax.networks.biggan import Discriminator, Generator
-from noisytwins_jax.sharding import Layout
-from noisytwins_jax.training.biggan_model import BigGANModel
-from noisytwins_jax.training.draws import class_table
-from noisytwins_jax.training.programs import Programs
+from noisytwins_jax.models.biggan import Discriminator, Generator
+from noisytwins_jax.models.biggan_model import BigGANModel
+from noisytwins_jax.training.compiled_step import Programs
+from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.utils.sharding import Layout
 
 SPLIT_FROM = 32  # elements: most parameters of the small networks are split
 COUNTS = np.array([50, 20, 10, 5])  # images a class

@@ -9,12 +9,12 @@ import numpy as np
 import tiny_biggan
 import tiny_run
 
-from noisytwins_jax.sharding import Layout
-from noisytwins_jax.training.biggan_model import BigGANModel
-from noisytwins_jax.training.draws import class_table
-from noisytwins_jax.training.networks import build_model
-from noisytwins_jax.training.programs import Programs
+from noisytwins_jax.models.biggan_model import BigGANModel
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.compiled_step import Programs
+from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.utils.sharding import Layout
 
 CONFIG = instances_run.config(
     **{"batch_size": 16, "optimizer.epsilon": 0.01, "augment.diffaugment": "", "noisytwins.weight": 0.05}

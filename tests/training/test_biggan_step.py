@@ -15,17 +15,17 @@ import tiny_biggan
 import tiny_run
 from flax.traverse_util import flatten_dict
 
-from noisytwins_jax import spectra
-from noisytwins_jax.config_groups import InterventionConfig
-from noisytwins_jax.objectives.objective import Progress
-from noisytwins_jax.sharding import Layout
-from noisytwins_jax.training.draws import Draws, class_table
+from noisytwins_jax.config.groups import InterventionConfig
+from noisytwins_jax.losses.base import Progress
+from noisytwins_jax.models import singular_values as spectra
+from noisytwins_jax.models.model import DiscriminatorInputs
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.compiled_step import Programs
 from noisytwins_jax.training.interventions import intervene, with_rates
-from noisytwins_jax.training.model import DiscriminatorInputs
-from noisytwins_jax.training.networks import build_model
-from noisytwins_jax.training.programs import Programs
-from noisytwins_jax.training.schedule import in_order
+from noisytwins_jax.training.phases import in_order
+from noisytwins_jax.training.random_inputs import Draws, class_table
 from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.utils.sharding import Layout
 
 COUNTS = np.array([50, 20, 10, 5])
 LOOKS = {"spectra.interval": 2, "spectra.iterations": 8, "spectra.clamp": 4.0}

@@ -15,15 +15,15 @@ import tiny_run
 from biggan_networks import quick_jit, shapes
 
 from noisytwins_jax.config import parse_config
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.instances import abstract_table
-from noisytwins_jax.networks.biggan import Discriminator, Generator
-from noisytwins_jax.sampling import Sampler, standing_statistics
-from noisytwins_jax.training.draws import class_table
-from noisytwins_jax.training.instances import draw_features_of_classes, draw_pairs
-from noisytwins_jax.training.model import DiscriminatorInputs
-from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.generation.sampler import Sampler, standing_statistics
+from noisytwins_jax.models.biggan import Discriminator, Generator
+from noisytwins_jax.models.instance_sampling import draw_features_of_classes, draw_pairs
+from noisytwins_jax.models.model import DiscriminatorInputs
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.instance_conditioning import abstract_table
+from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.utils.errors import UserError
 
 COUNTS, N, K, D = instances_run.COUNTS, instances_run.N, instances_run.K, instances_run.D
 TABLE, CONFIG = instances_run.table(), instances_run.config()

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from noisytwins_jax.networks.stylegan2 import Discriminator, Generator
-from noisytwins_jax.training.model import DiscriminatorInputs
-from noisytwins_jax.training.stylegan2_model import StyleGAN2Model
+from noisytwins_jax.models.model import DiscriminatorInputs
+from noisytwins_jax.models.stylegan2 import Discriminator, Generator
+from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
 
 N, GROUP, LOW = 8, 4, 4
 

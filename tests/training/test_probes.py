@@ -5,9 +5,9 @@ import numpy as np
 
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.source import ArraySource, DataSplits
-from noisytwins_jax.networks.discrimination import Discrimination
-from noisytwins_jax.training import probes
-from noisytwins_jax.training.probes import memorisation_probe
+from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.training import monitors as probes
+from noisytwins_jax.training.monitors import memorisation_probe
 
 NAMES = ("a", "b", "c")
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from biggan_networks import quick_jit, random_variables
 
-from noisytwins_jax.networks import biggan, stylegan2
-from noisytwins_jax.networks.stylegan2 import truncate
-from noisytwins_jax.training.biggan_model import BigGANModel
-from noisytwins_jax.training.model import between
-from noisytwins_jax.training.stylegan2_model import StyleGAN2Model
+from noisytwins_jax.models import biggan, stylegan2
+from noisytwins_jax.models.biggan_model import BigGANModel
+from noisytwins_jax.models.model import between
+from noisytwins_jax.models.stylegan2 import truncate
+from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
 
 N, KEY = 3, jax.random.key(5)
 Z = np.random.default_rng(0).standard_normal((N, 8)).astype(np.float32)

@@ -7,12 +7,12 @@ import tiny_run
 
 from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.sharding import Layout
-from noisytwins_jax.training.draws import class_table
-from noisytwins_jax.training.networks import build_model
-from noisytwins_jax.training.programs import Programs
-from noisytwins_jax.training.schedule import Reported, due, in_order, order
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.compiled_step import Programs
+from noisytwins_jax.training.phases import Reported, due, in_order, order
+from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.utils.sharding import Layout
 
 NAMES = ("generator", "path_length", "average", "discriminator", "r1", "adapt")
 

@@ -9,8 +9,8 @@ import optax
 import pytest
 from golden_numbers import Golden
 
-from noisytwins_jax.augment.ada import adapt
-from noisytwins_jax.config_groups import OptimizerConfig
+from noisytwins_jax.config.groups import OptimizerConfig
+from noisytwins_jax.training.augment.ada import adapt
 from noisytwins_jax.training.ema import ema_decay, update_ema
 from noisytwins_jax.training.optimizer import lazy_adam, lazy_rates
 

@@ -13,12 +13,12 @@ from golden_numbers import Golden, nhwc
 from stylegan2_state import tensors, variables
 
 from noisytwins_jax.config import default_config, parse_config
-from noisytwins_jax.training.draws import ClassTable, Draws, PassDraws
-from noisytwins_jax.training.model import FakeDraws
-from noisytwins_jax.training.networks import build_model
+from noisytwins_jax.models.model import FakeDraws
+from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.random_inputs import ClassTable, Draws, PassDraws
 from noisytwins_jax.training.state import AdaState, NetworkState, Rates, TrainState
 from noisytwins_jax.training.step import TrainingStep
-from noisytwins_jax.training.stylegan2_model import StyleGAN2Model
 
 GOLDEN = ("train_trajectory_base", "train_trajectory_lecam_rampup")
 

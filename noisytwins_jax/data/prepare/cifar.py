@@ -12,7 +12,7 @@ import numpy as np
 from noisytwins_jax.data.long_tail import long_tail_counts
 from noisytwins_jax.data.prepare.files import Part, Place, list_files, read_place
 from noisytwins_jax.data.prepare.listing import Item, Listing, Reader
-from noisytwins_jax.errors import UserError, first_line
+from noisytwins_jax.utils.errors import UserError, first_line
 
 _CLASSES = 10
 _PIXELS = 3 * 32 * 32  # bytes of an image: the red, the green, the blue plane, each row by row

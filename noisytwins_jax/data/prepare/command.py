@@ -28,8 +28,8 @@ from noisytwins_jax.data.prepare.statistics import PICTURE_FILE, describe_classe
 from noisytwins_jax.data.prepared import INFO_FILE, VERSION
 from noisytwins_jax.data.preprocessing import PUBLISHED, Preprocessing
 from noisytwins_jax.data.source import check_resolution
-from noisytwins_jax.errors import UserError, did_you_mean
-from noisytwins_jax.survival.retry import is_full
+from noisytwins_jax.utils.errors import UserError, did_you_mean
+from noisytwins_jax.utils.retry import is_full
 
 PROBLEMS_FILE = "problems.txt"
 PLAN_FILE = "plan.txt"

@@ -9,7 +9,7 @@ from noisytwins_jax.data.long_tail import long_tail_counts
 from noisytwins_jax.data.petals import FACTORS, draw, species
 from noisytwins_jax.data.prepare.listing import Drawn, Item, Listing
 from noisytwins_jax.data.source import ArraySource, DataSplits, check_resolution
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 # Pictures of a class below the first index are for training, those from the second on for the networks that measure.
 REFERENCE_START, CLASSIFIER_START = 2**31, 2**32

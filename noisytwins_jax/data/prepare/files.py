@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from noisytwins_jax.data.prepare.listing import Item
-from noisytwins_jax.errors import UserError, first_line
+from noisytwins_jax.utils.errors import UserError, first_line
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _BLOCK = 512  # bytes, of a tar

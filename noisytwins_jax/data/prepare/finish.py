@@ -12,7 +12,7 @@ from noisytwins_jax.data.long_tail import class_groups, count_classes
 from noisytwins_jax.data.prepare.listing import Listing, Problems
 from noisytwins_jax.data.prepare.shards import Format, Notes, Shard, read_notes
 from noisytwins_jax.data.prepared import INFO_FILE, VERSION, split_fingerprint
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 

@@ -10,7 +10,7 @@ from noisytwins_jax.data.prepare.files import Place, list_files, read_file, want
 from noisytwins_jax.data.prepare.listing import Item, Listing, Problems
 from noisytwins_jax.data.prepare.lists import class_folders, find_items, read_list
 from noisytwins_jax.data.source import seeded_generator
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _IGNORED = ("thumbs.db", "desktop.ini", ".txt", ".json", ".csv", ".md")  # ends of file names, in lower case

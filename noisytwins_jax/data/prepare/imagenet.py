@@ -8,7 +8,7 @@ from pathlib import Path
 from noisytwins_jax.data.prepare.files import Place, list_files, list_nested_tar, read_file
 from noisytwins_jax.data.prepare.listing import Item, Listing, Problems, Reader
 from noisytwins_jax.data.prepare.lists import class_folders, find_items, read_list
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 LISTS = ("ImageNet_LT_train.txt", "ImageNet_LT_val.txt")

@@ -7,7 +7,7 @@ from typing import Any
 from noisytwins_jax.data.prepare.files import list_files, read_file
 from noisytwins_jax.data.prepare.listing import Listing, Problems
 from noisytwins_jax.data.prepare.lists import find_items
-from noisytwins_jax.errors import UserError, first_line
+from noisytwins_jax.utils.errors import UserError, first_line
 
 _IMAGES = "train_val2019"
 _HOMEPAGE = "https://github.com/visipedia/inat_comp/tree/master/2019"

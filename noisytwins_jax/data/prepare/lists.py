@@ -6,7 +6,7 @@ from pathlib import Path
 
 from noisytwins_jax.data.prepare.files import Place
 from noisytwins_jax.data.prepare.listing import Item, Problems
-from noisytwins_jax.errors import UserError, first_line
+from noisytwins_jax.utils.errors import UserError, first_line
 
 _MAX_CLASSES = 1_000_000  # a larger class id is a slip
 

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from noisytwins_jax.data import records
 from noisytwins_jax.data.prepare.listing import Drawn, Item, Listing, Problems, Reader
 from noisytwins_jax.data.preprocessing import Preprocessing
-from noisytwins_jax.errors import UserError, first_line
-from noisytwins_jax.survival.retry import is_full
+from noisytwins_jax.utils.errors import UserError, first_line
+from noisytwins_jax.utils.retry import is_full
 
 SHARD_BYTES = 2**25  # of pixels: what a killed run loses for each process, unless there would be too many shards
 FEWEST, FEW_SHARDS = 256, 16  # small sets have smaller shards, so that every core has some

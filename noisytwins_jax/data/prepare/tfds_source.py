@@ -23,7 +23,7 @@ from noisytwins_jax.data.prepare.imagenet import (
 )
 from noisytwins_jax.data.prepare.listing import Item, Listing, Problems
 from noisytwins_jax.data.prepare.lists import find_items, read_list
-from noisytwins_jax.errors import UserError, first_line
+from noisytwins_jax.utils.errors import UserError, first_line
 
 PREFIX = "tfds:"
 _OPEN_FILES = 4096

@@ -9,7 +9,7 @@ import pytest
 
 from noisytwins_jax.data.prepare import cifar
 from noisytwins_jax.data.prepare.cifar import cifar10_lt, long_tailed_indices
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 PUBLISHED = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

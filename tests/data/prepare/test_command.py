@@ -16,7 +16,7 @@ from PIL import Image
 
 from noisytwins_jax.data.prepare import command, shards
 from noisytwins_jax.data.prepared import INFO_FILE, prepared_splits
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 COUNTS = {"train": {"ant": 30, "bee": 12, "cow": 5}, "val": {"ant": 4, "bee": 3, "cow": 2}}
 

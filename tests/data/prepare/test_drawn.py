@@ -9,7 +9,7 @@ from noisytwins_jax.data.long_tail import long_tail_counts
 from noisytwins_jax.data.petals import FACTORS, draw
 from noisytwins_jax.data.prepare.drawn import CLASSIFIER_START, REFERENCE_START, digits_lt, petals
 from noisytwins_jax.data.prepare.listing import Drawn
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 
 def labels(items: list) -> list[int]:

@@ -13,7 +13,7 @@ import pytest
 from noisytwins_jax.data.prepare import files
 from noisytwins_jax.data.prepare.files import list_files, list_nested_tar, read_file
 from noisytwins_jax.data.prepare.listing import Item
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 CONTENT = {"b/2.png": b"second", "a/1.png": b"first", "a/deep/3.png": b"x" * 1500, "top.txt": b"", "a b/ü.png": b"4"}
 UNWANTED = {"a/.hidden": b"1", ".git/x.png": b"2", "__MACOSX/a/1.png": b"3"}

@@ -7,7 +7,7 @@ from noisytwins_jax.data.prepare import finish, shards
 from noisytwins_jax.data.prepare.listing import Drawn, Item, Listing, Problems
 from noisytwins_jax.data.prepared import INFO_FILE, VERSION, PreparedSource
 from noisytwins_jax.data.preprocessing import Preprocessing
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 FORMAT = shards.Format(8, 3, Preprocessing())
 TRAIN = {f"train/{i}": label for i, label in enumerate([0, 0, 0, 0, 1, 1, 2])}

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from noisytwins_jax.data.prepare.folders import animal_face, image_folder, imagenet_carnivore
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 
 def png(shade):

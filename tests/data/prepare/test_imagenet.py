@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from noisytwins_jax.data.prepare.imagenet import imagenet, imagenet_lt
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 TRAIN = "train/n02/n02_7.JPEG 1\ntrain/n01/n01_10.JPEG 0\ntrain/n01/n01_2.JPEG 0\n"
 VAL = "train/n01/n01_30.JPEG 0\ntrain/n02/n02_5.JPEG 1\n"

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from noisytwins_jax.data.prepare.inat import inat19
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 TRAIN = {"Plants/400/c.jpg": 1, "Birds/3/a.jpg": 0, "Plants/400/b.jpg": 1}
 VAL = {"Plants/400/e.jpg": 1, "Birds/3/d.jpg": 0}

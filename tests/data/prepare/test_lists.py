@@ -2,7 +2,7 @@ import pytest
 
 from noisytwins_jax.data.prepare.listing import Problems
 from noisytwins_jax.data.prepare.lists import class_folders, find_items, read_list
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 
 def test_reads_spaces_tabs_and_paths_with_spaces(tmp_path):

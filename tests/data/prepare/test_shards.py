@@ -16,8 +16,8 @@ from noisytwins_jax.data.prepare import shards
 from noisytwins_jax.data.prepare.drawn import digits_lt, petals
 from noisytwins_jax.data.prepare.listing import Drawn, Item, Listing
 from noisytwins_jax.data.preprocessing import Preprocessing
-from noisytwins_jax.errors import UserError
-from noisytwins_jax.survival.retry import is_full
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.retry import is_full
 
 SMALL, LARGE = (shards.Format(size, 3, Preprocessing()) for size in (8, 64))
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.prepare.statistics import describe_classes, draw_class_counts
-from noisytwins_jax.figures import RUN_COLOURS
+from noisytwins_jax.utils.plotting import RUN_COLOURS
 
 
 def information(counts, thresholds=(20, 100), names=None):

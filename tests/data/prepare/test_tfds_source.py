@@ -14,7 +14,7 @@ from PIL import Image
 
 from noisytwins_jax.data.prepare import cifar, tfds_source
 from noisytwins_jax.data.preprocessing import Preprocessing
-from noisytwins_jax.errors import UserError
+from noisytwins_jax.utils.errors import UserError
 
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 WNIDS = ["n01440764", "n01443537", "n01484850"]

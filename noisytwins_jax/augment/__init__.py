@@ -1,1 +1,0 @@
-"""Augmentations of what the discriminator sees."""

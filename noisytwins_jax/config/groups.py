@@ -1,0 +1,306 @@
+"""The groups of configuration fields, one dataclass each; `config.RunConfig` puts them together.
+
+Units: ``kimg`` is thousands of real images shown to the discriminator; a ``step`` is one update of the generator.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from noisytwins_jax.metrics.protocols import EXTRACTORS, PROTOCOLS
+from noisytwins_jax.metrics.settings import Settings
+from noisytwins_jax.models.latents import LATENTS, TRUNCATIONS
+from noisytwins_jax.utils.config_fields import choice, number
+from noisytwins_jax.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """StyleGAN2 generator; see `networks.stylegan2.Generator`. BigGAN's takes `z_dim` alone."""
+
+    z_dim: int = number(512, at_least=1)
+    w_dim: int = number(512, at_least=1)
+    mapping_layers: int = number(8, at_least=1)
+    channel_base: int = number(16384, at_least=1)  # channels at resolution r: min(channel_base / r, channel_max)
+    channel_max: int = number(512, at_least=1)
+    architecture: str = choice("skip", "resnet", "orig")
+    conv_clamp: float | None = number(None, above=0)  # clamp of activations, None for none
+    w_avg_decay: float = number(0.998, at_least=0, at_most=1)
+    noise_mode: str = choice("random", "const", "none")  # per-pixel noise
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """StyleGAN2 discriminator; see `networks.stylegan2.Discriminator`."""
+
+    channel_base: int = number(16384, at_least=1)
+    channel_max: int = number(512, at_least=1)
+    architecture: str = choice("resnet", "orig", "skip")
+    mbstd_group_size: int = number(8, at_least=1)  # samples a minibatch-standard-deviation group, 1 for none
+    mapping_layers: int = number(8, at_least=0)
+    conv_clamp: float | None = number(None, above=0)
+
+
+@dataclass(frozen=True)
+class BigGANConfig:
+    """Both networks where ``network`` is biggan or biggan_deep; see `networks.biggan`. z_dim is ``generator.z_dim``."""
+
+    generator_width: int = number(96, at_least=1)  # ch, the unit of the tables of channels
+    discriminator_width: int = number(96, at_least=1)
+    embedding_dim: int = number(128, at_least=1)  # of the class embedding that all blocks share
+    shared_embedding: bool = True  # off: every conditional BatchNorm has tables of its own (SA-GAN)
+    skip_z: bool = True  # every block sees a part of z (deep: all of it); off: only the first layer does
+    attention: str = ""  # resolutions with self-attention, with commas; empty for the published, none for none
+    wide_rgb: bool = False  # deep: the last convolution has `generator_width` outputs, of which three are the image
+    spectral_norm: bool = True
+    spectral_norm_epsilon: float = number(1e-4, above=0)
+    batch_norm_epsilon: float = number(1e-4, above=0)
+    output_batch_norm_epsilon: float | None = number(None, above=0)  # of the last layer's, None for the same
+    batch_norm_decay: float = number(0.9, at_least=0, below=1)  # of running moments, which only diagnostics use
+    dropout: float = number(0.0, at_least=0, below=1)  # share of the discriminator's last features that is dropped
+
+    @property
+    def attention_resolutions(self) -> bool | tuple[int, ...]:
+        """True for the published place.
+
+        Raises:
+          UserError: they are no numbers.
+        """
+        if self.attention in ("", "none"):
+            return self.attention == ""
+        try:
+            return tuple(int(word) for word in self.attention.split(","))
+        except ValueError:
+            raise UserError(
+                f"config.biggan.attention={self.attention} is no list of resolutions; give for example 64, none, or "
+                "nothing for the published one."
+            ) from None
+
+
+@dataclass(frozen=True)
+class InstancesConfig:
+    """Images are conditioned on a training image's features too (IC-GAN); see `instances`. BigGAN's networks alone."""
+
+    neighbours: int = number(
+        0, at_least=0
+    )  # k: images that an instance stands for, itself among them; 0 for no instances
+    extractor: str = choice(*EXTRACTORS)  # whose features; classifier: one of the training images, made for it
+    embedding_dim: int = number(512, at_least=1)  # of the features, beside the class embedding in the generator
+
+
+@dataclass(frozen=True)
+class LatentsConfig:
+    """What z is drawn from; see `latents`."""
+
+    kind: str = choice(*LATENTS)
+    low_std: float = number(0.5, above=0)  # random_std: bounds of each sample's standard deviation
+    high_std: float = number(1.5, above=0)
+    # Above 0: in training z is multiplied by a factor that goes from start_std to 1 over so many kimg (appendix E).
+    anneal_kimg: float = number(0.0, at_least=0)
+    start_std: float = number(2.0, above=0)
+
+
+@dataclass(frozen=True)
+class SpectraConfig:
+    """Singular values of every weight, which warn of collapse (BigGAN, Sec. 4); see `spectra`."""
+
+    interval: int = number(0, at_least=0)  # steps between two looks; 0 for none
+    iterations: int = number(2, at_least=1)  # of subspace iteration, a look
+    clamp: float = number(0.0, at_least=0)  # at each look, larger singular values are set to this (eq. 4); 0 for none
+
+
+@dataclass(frozen=True)
+class R1Config:
+    """Gradient penalty on real images, as an update of its own every `interval` discriminator updates."""
+
+    gamma: float = number(0.01, at_least=0)  # γ of γ/2·|∇|²; 0 for none
+    interval: int = number(16, at_least=1)
+
+
+@dataclass(frozen=True)
+class PathLengthConfig:
+    """Path-length regularisation, as an update of its own every `interval` generator updates."""
+
+    weight: float = number(0.0, at_least=0)  # 0 for none
+    weight_twice: bool = True  # multiply by the weight a second time, as the published code does
+    interval: int = number(4, at_least=1)
+    start_step: int = number(0, at_least=0)
+    decay: float = number(0.01, at_least=0, at_most=1)  # of the running mean of lengths
+    batch_fraction: float = number(0.5, above=0)  # its batch, as a fraction of batch_size
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam. Rates and decays are corrected for lazy regularisation, k/(k+1) and its power (StyleGAN2, appendix B)."""
+
+    generator_lr: float = number(0.0025, above=0)
+    discriminator_lr: float = number(0.0025, above=0)
+    beta1: float = number(0.0, at_least=0, below=1)
+    beta2: float = number(0.99, at_least=0, below=1)
+    epsilon: float = number(1e-8, above=0)
+    discriminator_updates: int = number(1, at_least=1)  # discriminator updates a step
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Moving average of the generator, which evaluation and sampling use."""
+
+    kimg: float = number(20.0, at_least=0)  # half-life; a decay of .9999 a step is 6.931 · batch_size kimg
+    start_step: int = number(0, at_least=0)  # before it the average is the generator itself
+    # The half-life is at most this fraction of the images seen; None for no ramp-up.
+    rampup: float | None = number(None, at_least=0)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """DiffAugment of everything the discriminator sees; an alternative to ADA."""
+
+    diffaugment: str = ""  # any of color,translation,cutout
+
+
+@dataclass(frozen=True)
+class AdaConfig:
+    """Adaptive discriminator augmentation (StyleGAN2-ADA) of everything the discriminator sees; see `augment.ada`."""
+
+    operations: str = ""  # a group (bgc in all published runs) or operations with commas between; empty for none
+    target: float = number(0.6, at_least=-1, at_most=1)  # mean sign of D(real) that the probability is steered to
+    kimg: float = number(500.0, above=0)  # images, in thousands, over which the probability may go from 0 to 1
+    interval: int = number(4, at_least=1)  # steps between adjustments
+    initial_p: float = number(0.0, at_least=0, at_most=1)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a generator is measured; see `metrics.evaluation`."""
+
+    protocol: str = choice(*PROTOCOLS)  # see metrics.protocols; embedded needs no weight files
+    # With commas: inception, clip, dinov2, classifier (for class accuracy), or a network of metrics.protocols; the
+    # first is behind FID, precision and recall. Empty for the protocol's.
+    extractors: str = ""
+    weights: str = ""  # directory of converted weights; by default that of metrics.weights
+    samples_per_class: int = number(180, at_least=1)  # behind iFID and everything else of one class
+    pooled_images: int = number(50_000, at_least=2)  # behind FID and everything else of all classes: at most so many
+    neighbours: int = number(0, at_least=0)  # k of precision and recall; 0 for the protocol's
+    memorisation: bool = True  # look for the training images that are nearest to generated ones
+    truncations: str = ""  # sweep over strengths of truncation, as 1,0.9,0.8; empty for none
+    truncation_kind: str = choice("", *TRUNCATIONS)  # empty: psi where there is a W, else threshold; see `latents`
+    batch_size: int = number(
+        0, at_least=0
+    )  # images that a device takes at once, 0 for what suits; no result depends on it
+    seed: int = number(0, at_least=0, at_most=2**32 - 1)  # JAX takes the lowest 32 bits
+    # BigGAN's BatchNorm: means over so many passes of so many images of the averaged generator (standing statistics).
+    standing_passes: int = number(100, at_least=1)
+    standing_batch: int = number(64, at_least=1)
+    # Evaluate this often while training, and keep the best; 0 for at the end only.
+    interval_kimg: float = number(0.0, at_least=0)
+
+    @property
+    def settings(self) -> Settings:
+        """The protocol and its counts."""
+        return Settings(
+            protocol=PROTOCOLS[self.protocol],
+            samples_per_class=self.samples_per_class,
+            pooled_images=self.pooled_images,
+            neighbours=self.neighbours,
+            seed=self.seed,
+        )
+
+    @property
+    def sweep(self) -> tuple[float, ...]:
+        """The truncations of the sweep.
+
+        Raises:
+          UserError: they are no different numbers from 0 on.
+        """
+        words = [word.strip() for word in self.truncations.split(",") if word.strip()]
+        try:
+            values = tuple(float(word) for word in words)
+        except ValueError:
+            values = (-1.0,)
+        if not all(0 <= value < math.inf for value in values) or len(set(values)) < len(values):
+            raise UserError(
+                f"config.evaluation.truncations={self.truncations} is no list of different numbers from 0 on; give for "
+                "example 1,0.9,0.8."
+            )
+        return values
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How arrays lie over devices; see `sharding.Layout`. It changes speed and memory, not what is trained."""
+
+    # Devices that share one copy of parameters, optimiser state and moving average; 1: every device has its own.
+    fsdp: int = number(1, at_least=1)
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """A trace of the devices, for TensorBoard's or Perfetto's viewer, in the workdir's ``profile/``."""
+
+    steps: str = ""  # the first and the last step, as 100-104; empty for none
+
+
+@dataclass(frozen=True)
+class FaultsConfig:
+    """What a run does when something goes wrong."""
+
+    # A loss that is NaN or infinite: stop, or go back to the last checkpoint and skip the data up to there.
+    nonfinite: str = choice("stop", "rewind")
+    max_rewinds: int = number(3, at_least=1)  # without a checkpoint in between; then it stops
+    watchdog_minutes: float = number(10.0, at_least=0)  # without a step before it says which process is late; 0: never
+
+
+@dataclass(frozen=True)
+class InterventionConfig:
+    """What changes in the middle of a run. To go on from a checkpoint with other settings, change these and resume."""
+
+    step: int = number(0, at_least=0)  # after so many steps (rounded up to whole dispatches); 0 for never
+    freeze: str = choice("", "generator", "discriminator")  # this network is not trained any more
+    generator_lr: float = number(1.0, at_least=0)  # factors on the learning rates
+    discriminator_lr: float = number(1.0, at_least=0)
+    reset_momenta: bool = False  # the optimisers forget their moments
+
+
+@dataclass(frozen=True)
+class CollapseConfig:
+    """What a run watches to notice that it collapses, and what it does then. A look is a logged record."""
+
+    action: str = choice("off", "report", "return")  # return: go on from a checkpoint of before, changed as below
+    # σ0 of a generator's weight over its median of the window; steady growth from zero stays below 2.
+    sigma_growth: float = number(3.0, above=1)
+    # How far the discriminator's loss is above its median, in typical deviations from it (each at least 0.2).
+    loss_jump: float = number(6.0, above=0)
+    # An evaluation's Fréchet distance over the best so far: between good runs it varies far less.
+    distance_growth: float = number(2.0, above=1)
+    window: int = number(200, at_least=8)  # looks; longer than a collapse, which takes a few hundred updates
+    patience: int = number(
+        3, at_least=1
+    )  # unusual looks in a row: a spike that passes is none; an evaluation is enough
+    # Latest checkpoints kept while watching; together they must reach back over half a window, to before the growth.
+    keep: int = number(4, at_least=2)
+    max_returns: int = number(2, at_least=1)  # then it goes on without; each return costs what was trained since
+    # Factors on the learning rates after a return. A lower one of the generator delayed collapse; a higher one of
+    # either network, or a lower one of the discriminator, led to it at once (appendix H).
+    generator_lr: float = number(0.5, above=0)
+    discriminator_lr: float = number(1.0, above=0)
+    reset_momenta: bool = False  # of the optimisers, after a return; mostly made no difference (appendix H)
+
+    @property
+    def watched(self) -> bool:
+        """Whether anything is looked at."""
+        return self.action != "off"
+
+
+def traced_steps(text: str) -> tuple[int, int] | None:
+    """First and last step of ``"100-104"`` or ``"100"``; None for an empty text.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise UserError(f"config.profile.steps={text} is no range of steps; give the first and the last, as 100-104.")
+    return first, last

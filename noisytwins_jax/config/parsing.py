@@ -1,0 +1,137 @@
+"""From an `ml_collections.ConfigDict` to the typed `RunConfig` and back, and how two configurations differ."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from noisytwins_jax.config.run_config import RunConfig
+from noisytwins_jax.config.validation import check_together
+from noisytwins_jax.utils.config_fields import objection
+from noisytwins_jax.utils.errors import UserError, did_you_mean
+
+# Fields that change how a run is computed, watched or measured, not what is trained: a workdir accepts other values.
+FREE_FIELDS = (
+    "checkpoint_interval_kimg",
+    "collapse.",
+    "data.cache",
+    "data.dir",
+    "data.head_above",
+    "data.tail_below",
+    "evaluation.",
+    "faults.",
+    "intervention.",
+    "log_interval_kimg",
+    "memorisation_interval_kimg",
+    "mesh.",
+    "profile.",
+    "sheet_interval_kimg",
+    "steps_per_dispatch",
+    "total_kimg",
+    "up_impl",
+    "w_ratio_interval_kimg",
+)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The default tree, for a config file to change."""
+    config = ml_collections.ConfigDict(dataclasses.asdict(RunConfig()))
+    for path, hint in _optional_fields(RunConfig):
+        parent, _, name = path.rpartition(".")
+        node = _descend(config, parent)
+        node[name] = ml_collections.config_dict.placeholder(hint)
+    return config
+
+
+def parse_config(config: ml_collections.ConfigDict) -> RunConfig:
+    """The typed form of a tree.
+
+    Raises:
+      UserError: for an unknown field, a word that a field does not take, a number out of range, or numbers that do not
+        fit together.
+    """
+    run = _build(RunConfig, config.to_dict())
+    check_together(run)
+    return run
+
+
+def parse_flat(fields: Mapping[str, Any]) -> RunConfig:
+    """The typed form of what `flatten` gives; fields that are not there have their defaults.
+
+    Raises:
+      UserError: as `parse_config`.
+    """
+    tree: dict[str, Any] = {}
+    for path, value in fields.items():
+        *parents, name = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    run = _build(RunConfig, tree)
+    check_together(run)
+    return run
+
+
+def flatten(run: RunConfig) -> dict[str, Any]:
+    """All fields by dotted path, in order of definition."""
+
+    def walk(node: dict, prefix: str) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for name, value in node.items():
+            flat |= walk(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        return flat
+
+    return walk(dataclasses.asdict(run), "")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Fields in which two flattened configurations would train differently, as ``name: old → new``."""
+    missing = object()
+    changed = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name, missing), new.get(name, missing)
+        if before != after and not name.startswith(FREE_FIELDS):
+            shown = ["(absent)" if value is missing else repr(value) for value in (before, after)]
+            changed.append(f"{name}: {shown[0]} → {shown[1]}")
+    return changed
+
+
+def _build(cls: type, values: dict, prefix: str = "config.") -> Any:
+    fields = {entry.name: entry for entry in dataclasses.fields(cls)}
+    parsed = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(f"There is no field {prefix}{name}; {did_you_mean(name, fields)}")
+        if nested := _nested(fields[name]):
+            value = _build(nested, value, f"{prefix}{name}.")
+        elif words := objection(fields[name].metadata, value):
+            raise UserError(f"{prefix}{name} {words}")
+        parsed[name] = value
+    return cls(**parsed)
+
+
+def _nested(entry: dataclasses.Field) -> type | None:
+    """The dataclass that a field holds, if it holds one."""
+    cls = type(entry.default) if entry.default_factory is dataclasses.MISSING else entry.default_factory
+    return cls if dataclasses.is_dataclass(cls) else None
+
+
+def _optional_fields(cls: type, prefix: str = "") -> list[tuple[str, type]]:
+    """Paths and types of fields that may be None: ConfigDict needs a typed placeholder for those."""
+    found, hints = [], typing.get_type_hints(cls)
+    for entry in dataclasses.fields(cls):
+        if nested := _nested(entry):
+            found += _optional_fields(nested, f"{prefix}{entry.name}.")
+        elif isinstance(hints[entry.name], types.UnionType):
+            found.append((f"{prefix}{entry.name}", typing.get_args(hints[entry.name])[0]))
+    return found
+
+
+def _descend(node: ml_collections.ConfigDict, path: str) -> Any:
+    for name in filter(None, path.split(".")):
+        node = node[name]
+    return node

@@ -1,0 +1,132 @@
+"""What the files in ``configs/`` share: the words behind the colon, and the smoke form of a run.
+
+``--config=configs/inat19.py:noisytwins,128,smoke`` names a method, a resolution and the smoke form, in any order; each
+may be left out: the first method and the first resolution of the file are its defaults.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from noisytwins_jax.models.biggan.architectures import default_z_dim
+from noisytwins_jax.utils.errors import UserError, did_you_mean
+
+# BigGAN's recipe (Brock et al., ICLR 2019, appendix C), and what of StyleGAN2's is off.
+BIGGAN = {
+    "network": "biggan",
+    "loss": "hinge",
+    "style_mixing": 0.0,
+    "discriminator.mbstd_group_size": 1,
+    "r1.gamma": 0.0,
+    "r1.interval": 1,  # 1: Adam's constants are not corrected for it
+    "path_length.weight": 0.0,
+    "path_length.interval": 1,
+    "optimizer.generator_lr": 5e-5,
+    "optimizer.discriminator_lr": 2e-4,
+    "optimizer.beta1": 0.0,
+    "optimizer.beta2": 0.999,
+    "optimizer.discriminator_updates": 2,
+    "orthogonal.weight": 1e-4,
+    "ema.rampup": None,
+    "ema.start_step": 20_000,
+    "w_ratio_interval_kimg": 0.0,  # there is no mapping network
+}
+
+
+def ema_kimg(decay: float, batch_size: int) -> float:
+    """The half-life, in thousands of images, of an average that keeps `decay` of itself at each step."""
+    return batch_size * math.log(0.5) / math.log(decay) / 1000
+
+
+def biggan(resolution: int, batch_size: int, width: int, ema_decay: float = 0.9999) -> dict[str, Any]:
+    """The fields of a BigGAN run: the recipe, and what follows from the size. A step shows ``2 · batch_size`` images."""
+    return BIGGAN | {
+        "batch_size": batch_size,
+        "generator.z_dim": default_z_dim(resolution, deep=False),
+        "biggan.generator_width": width,
+        "biggan.discriminator_width": width,
+        "ema.kimg": ema_kimg(ema_decay, batch_size),
+    }
+
+
+class Row(NamedTuple):
+    """A row of a results table."""
+
+    name: str  # of the run: <dataset>[_<resolution>]-<method>[-smoke]
+    method: str
+    resolution: int  # pixels
+    smoke: bool  # whether only to see that everything works
+
+
+def parse_row(file: str, words: str, methods: Sequence[str], resolutions: Sequence[int]) -> Row:
+    """Reads the words behind the colon.
+
+    Args:
+      file: path of the configuration file, which names the data set.
+      words: with commas between them.
+      methods: methods of the file, its default first.
+      resolutions: resolutions of the file in pixels, its default first.
+
+    Raises:
+      UserError: a word is unknown (the nearest one is named), or two of them say the same.
+    """
+    dataset = Path(file).stem
+    valid = {"method": list(methods), "resolution": [str(r) for r in resolutions], "form": ["smoke"]}
+    found: dict[str, str] = {}
+    for word in words.split(","):
+        kind = next((kind for kind in valid if word in valid[kind]), None)
+        if kind is None:
+            kind = "resolution" if word.isdigit() else "method"
+            nearest = did_you_mean(word, valid[kind] if kind == "resolution" else [*methods, "smoke"])
+            raise UserError(f"configs/{dataset}.py has no {kind} {word!r}; {nearest}")
+        if kind in found:
+            raise UserError(f"configs/{dataset}.py takes one {kind}, not both {found[kind]!r} and {word!r}.")
+        found[kind] = word
+    method = found.get("method", methods[0])
+    resolution = int(found.get("resolution", resolutions[0]))
+    size = "" if resolution == resolutions[0] else f"_{resolution}"
+    suffix = "-smoke" if "form" in found else ""
+    return Row(f"{dataset}{size}-{method}{suffix}", method, resolution, "form" in found)
+
+
+def smoke(
+    config: ml_collections.ConfigDict, num_classes: int, resolution: int = 16, channels: int = 3
+) -> ml_collections.ConfigDict:
+    """Shrinks a run until it ends within seconds on a CPU: four steps of tiny networks on random images.
+
+    The number of classes and everything that the method switches on stay, and all of it acts within the first two
+    steps: schedules begin at once, and the strength of adaptive augmentation starts where images are changed.
+    """
+    per_class = max(4, 400 // num_classes)
+    config.update(batch_size=8, total_kimg=0.032, log_interval_kimg=0.008, checkpoint_interval_kimg=0.032)
+    config.w_ratio_interval_kimg = 0.016
+    config.update(up_impl="shift", dtype="float32")  # what CPUs are fast at
+    config.data.update(name="synthetic", resolution=resolution)
+    config.data.options = {
+        "num_classes": num_classes,
+        "num_images": per_class * num_classes,
+        "imbalance_factor": 1 / per_class,
+        "channels": channels,
+    }
+    config.generator.update(z_dim=16, w_dim=16, channel_base=128, channel_max=8)
+    config.generator.mapping_layers = min(config.generator.mapping_layers, 2)
+    config.discriminator.update(channel_base=128, channel_max=8, mapping_layers=2)
+    config.discriminator.mbstd_group_size = min(config.discriminator.mbstd_group_size, 2)
+    config.path_length.start_step = config.noisytwins.start_step = config.lecam.start_step = 0
+    if config.network != "stylegan2":
+        config.generator.z_dim = 12
+        config.biggan.update(generator_width=4, discriminator_width=4, embedding_dim=8)
+        config.optimizer.discriminator_updates = 1
+        config.ema.start_step = 0
+    if config.instances.neighbours:
+        config.instances.update(neighbours=3, extractor="classifier", embedding_dim=8)
+    if config.spectra.interval:
+        config.spectra.interval = 1
+    config.transitional.update(start_kimg=0.0, end_kimg=0.016)
+    config.ada.update(initial_p=0.5, interval=1)
+    config.evaluation.update(protocol="embedded", extractors="", samples_per_class=8)
+    config.evaluation.update(standing_passes=4, standing_batch=8)
+    return config

@@ -1,0 +1,129 @@
+"""What fields of a configuration must be together, where each is fine alone."""
+
+from noisytwins_jax.config.groups import EvaluationConfig, traced_steps
+from noisytwins_jax.config.run_config import RunConfig
+from noisytwins_jax.metrics.protocols import chosen_extractors
+from noisytwins_jax.models.latents import check_truncation
+from noisytwins_jax.utils.errors import UserError
+
+
+def check_together(run: RunConfig) -> None:
+    """Raises a `UserError` for fields that are fine alone and not together."""
+    if run.network != "stylegan2":
+        _check_biggan(run)
+    if run.instances.neighbours > 0:
+        _check_instances(run)
+    if run.loss_margin != 1 and run.loss != "hinge":
+        raise UserError(
+            f"config.loss_margin is the hinge loss's; leave it at 1 for {run.loss}, or --config.loss=hinge."
+        )
+    for name, network in (("generator", run.generator), ("discriminator", run.discriminator)):
+        if run.network == "stylegan2" and network.channel_base < run.data.resolution:
+            raise UserError(
+                f"config.{name}.channel_base={network.channel_base} leaves no channels at {run.data.resolution} px; "
+                f"it must be at least the resolution, better {32 * run.data.resolution} or more."
+            )
+    if run.augment.diffaugment and run.ada.operations:
+        raise UserError(
+            "config.augment.diffaugment and config.ada.operations are both set; choose one, and empty the other."
+        )
+    if run.transitional.weight > 0 and (run.d2dce.weight > 0 or run.contrastive.weight > 0):
+        raise UserError(
+            "config.transitional needs a discriminator with two logits, config.d2dce and config.contrastive one with an "
+            "embedding; set the weight of one or the other to 0."
+        )
+    if run.transitional.end_kimg < run.transitional.start_kimg:
+        raise UserError(
+            f"config.transitional.end_kimg={run.transitional.end_kimg} is before "
+            f"config.transitional.start_kimg={run.transitional.start_kimg}; it must not be."
+        )
+    if run.utlo.weight > 0:
+        _check_utlo(run)
+    if run.data.tail_below > run.data.head_above:
+        raise UserError(
+            f"config.data.tail_below={run.data.tail_below} is above config.data.head_above={run.data.head_above}; classes "
+            "in between are the medium ones."
+        )
+    traced_steps(run.profile.steps)  # refuses what is no range
+    _check_evaluation(run.evaluation)
+    for strength in run.evaluation.sweep:
+        check_truncation(run.truncation_kind, strength, run.latents.kind, run.has_mapping_network)
+    if run.spectra.clamp > 0 and run.spectra.interval == 0:
+        raise UserError(
+            "config.spectra.clamp acts whenever singular values are looked at, which config.spectra.interval=0 says never; "
+            "give for example --config.spectra.interval=100."
+        )
+    if run.latents.high_std < run.latents.low_std:
+        raise UserError("config.latents.high_std is below config.latents.low_std; it must not be.")
+
+
+def _check_biggan(run: RunConfig) -> None:
+    """Refuses what acts in the mapping or synthesis network of StyleGAN2, or on another head of its discriminator."""
+    _ = run.biggan.attention_resolutions  # refuses what are no resolutions
+    needing = {
+        "style_mixing": run.style_mixing,
+        "path_length.weight": run.path_length.weight,
+        **{f"{name}.weight": getattr(run, name).weight for name in ("transitional", "utlo", "d2dce", "contrastive")},
+    }
+    for name, value in needing.items():
+        if value > 0:
+            raise UserError(
+                f"config.{name} needs StyleGAN2's networks and config.network={run.network} has others; set it to 0, or "
+                "--config.network=stylegan2."
+            )
+    if run.discriminator.mbstd_group_size > 1:
+        raise UserError(
+            "config.discriminator.mbstd_group_size is of StyleGAN2's minibatch standard deviation, which BigGAN has not; "
+            "set it to 1."
+        )
+    if run.biggan.skip_z and not run.biggan.shared_embedding:
+        raise UserError(
+            "config.biggan.skip_z goes beside a class embedding that the blocks share; set it to False, or "
+            "config.biggan.shared_embedding to True."
+        )
+
+
+def _check_instances(run: RunConfig) -> None:
+    """Refuses what instances cannot be given to, or would contradict."""
+    if run.network == "stylegan2":
+        raise UserError(
+            "config.instances.neighbours conditions BigGAN's networks on training images; set it to 0, or give "
+            "--config.network=biggan or biggan_deep."
+        )
+    if not run.biggan.shared_embedding:
+        raise UserError(
+            "config.instances.neighbours goes beside a class embedding that the blocks share; set it to 0, or "
+            "config.biggan.shared_embedding to True."
+        )
+    if run.fake_labels == "uniform":
+        raise UserError(
+            "With config.instances.neighbours, generated images have the classes of the instances' neighbours, which are "
+            "those of the training set; give --config.fake_labels=empirical."
+        )
+    if run.memorisation_interval_kimg > 0:
+        raise UserError(
+            "config.memorisation_interval_kimg looks at images held out, which are no instances for the discriminator; "
+            "set it to 0, or config.instances.neighbours."
+        )
+
+
+def _check_evaluation(evaluation: EvaluationConfig) -> None:
+    settings = evaluation.settings
+    chosen_extractors(settings.protocol, evaluation.extractors)
+    if settings.samples_per_class <= settings.k:
+        raise UserError(
+            f"config.evaluation.samples_per_class={settings.samples_per_class} is too few for {settings.k} neighbours; it "
+            "must be larger."
+        )
+    _ = evaluation.sweep  # refuses what is no list of numbers
+
+
+def _check_utlo(run: RunConfig) -> None:
+    low, full = run.utlo.resolution, run.data.resolution
+    if low < 4 or low >= full or low & (low - 1):
+        raise UserError(f"config.utlo.resolution={low} must be a power of two from 4 to {full // 2}.")
+    if run.generator.architecture != "skip" or run.discriminator.architecture == "skip":
+        raise UserError(
+            "config.utlo takes the image of a low resolution from inside the generator: it needs "
+            "--config.generator.architecture=skip and --config.discriminator.architecture=resnet or orig."
+        )

@@ -1,1 +1,0 @@
-"""Pictures and reports: sample sheets, projections of W, training curves, and one-file HTML reports."""

@@ -1,0 +1,1 @@
+"""What an evaluation measures, its protocol, and its report."""

@@ -1,0 +1,35 @@
+"""``--mode=evaluate``: the numbers and the report of a trained run."""
+
+from pathlib import Path
+
+from noisytwins_jax.config import RunConfig
+from noisytwins_jax.evaluation.results import write_results
+from noisytwins_jax.evaluation.run_evaluation import check_counts, check_evaluation
+from noisytwins_jax.training.restore import restore_generator
+from noisytwins_jax.utils.files import needing_space
+from noisytwins_jax.utils.multihost import failing_together, say
+
+
+def evaluate(config: RunConfig, workdir: str | Path, which: str = "latest") -> Path:
+    """Evaluates a checkpoint; writes ``evaluation.json``, ``report.html``, ``w.npz`` and sheets of images.
+
+    The sheets are ``samples.png``, ``nearest.png``, ``interpolations.png`` and ``truncation.png``.
+
+    Args:
+      config: the configuration the run was trained with.
+      workdir: the run.
+      which: ``"latest"``, ``"best"`` or a step.
+
+    Returns:
+      The report's path.
+
+    Raises:
+      UserError: there is no such checkpoint, or it does not fit the configuration.
+    """
+    check_evaluation(config)
+    with needing_space(Path(workdir)):
+        splits, workdir, step, variables = restore_generator(config, workdir, which)
+        with failing_together():
+            check_counts(config, splits)
+        say(f"Evaluating the averaged generator of step {step}.")
+        return write_results(config, variables, step, splits, workdir)

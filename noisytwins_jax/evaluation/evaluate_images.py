@@ -1,0 +1,298 @@
+"""``--mode=evaluate --images``: the numbers and the report of images that come from files, whoever made them.
+
+In a run of several processes all of them call these functions, and all of them read the files.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from noisytwins_jax.config import RunConfig, flatten
+from noisytwins_jax.data.long_tail import class_groups
+from noisytwins_jax.data.source import DataSplits, ImageSource, read_images
+from noisytwins_jax.evaluation.class_matching import Matched, match_classes
+from noisytwins_jax.evaluation.image_files import FileFakes, ImageFiles, OneClass
+from noisytwins_jax.evaluation.image_reading import read_image_files
+from noisytwins_jax.evaluation.measure import evaluate_generator
+from noisytwins_jax.evaluation.report.report import write_report
+from noisytwins_jax.evaluation.results import EVALUATION_FILE, NEAREST_CAPTION, REPORT_FILE
+from noisytwins_jax.evaluation.run_evaluation import SCRATCH, check_evaluation, load_extractors, settings_of
+from noisytwins_jax.evaluation.sheets import draw_nearest
+from noisytwins_jax.evaluation.table import format_table
+from noisytwins_jax.generation.sheets import image_grid
+from noisytwins_jax.metrics.extractors.base import FeatureExtractor
+from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
+from noisytwins_jax.metrics.resumable_chunks import Scratch
+from noisytwins_jax.training.fault_tolerance.consistency import check_agreement, code_fingerprint
+from noisytwins_jax.training.restore import load_together
+from noisytwins_jax.training.workdir import CONFIG_FILE, cache_dir, open_workdir
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.files import needing_space, write_atomically
+from noisytwins_jax.utils.multihost import failing_together, on_first_process, say
+
+SHEET_COLUMNS, SHEET_ROWS = 16, 8
+_OTHERWISE = (
+    "--config.evaluation.protocol=tf1 --config.evaluation.extractors=inception (or another protocol of "
+    "noisytwins_jax/metrics/protocols.py than embedded)"
+)
+
+
+def evaluate_images(
+    config: RunConfig, images: str | os.PathLike, reference: str | os.PathLike | None, workdir: str | Path
+) -> Path:
+    """Compares images of files with a data set or with other files; writes ``evaluation.json`` and ``report.html``.
+
+    Classes are matched as `class_matching.match_classes` says. Where a side has none, everything is compared as one
+    class, and the result has ``protocol["classes"]`` False, no rows in ``per_class`` and None for what is measured class
+    by class. The classifier of the data set is left out, with a note, where it cannot be had and is not the headline's
+    extractor. Killed, it goes on where it was when it is called with the same arguments.
+
+    Args:
+      config: its ``evaluation`` says how to measure; its ``data`` are the reference, unless one is given.
+      images: a folder or an ``.npz``, see `image_reading`.
+      reference: the same for the images to compare with, which are not resized; None for the data of `config`.
+      workdir: of this evaluation alone; features of the reference are kept in ``cache/`` beside it.
+
+    Returns:
+      The report's path.
+
+    Raises:
+      UserError: images or weights are missing or unreadable, or do not fit together; the workdir is a run's, or holds the
+        evaluation of other images, against another reference or by another protocol.
+    """
+    with failing_together():
+        chosen, notes = _check_arguments(config, reference, Path(workdir)), []
+    if reference is not None and CLASSIFIER in chosen:
+        config, notes = _without_classifier(config, "is trained on the data set, which --reference replaces")
+    check_evaluation(config, on_its_data=reference is None)
+    with failing_together():
+        fakes = read_image_files(images)
+        real = None if reference is None else read_image_files(reference)
+    splits = load_together(config) if real is None else None
+    if real is None:
+        real = splits.reference
+    with failing_together():
+        matched = match_classes(fakes, real)
+        if reference is None and CLASSIFIER in chosen:
+            fakes, config, notes = _as_the_classifier_takes_them(fakes, real, config, chosen, matched)
+    _check_alike(config, fakes, real)
+    with failing_together():
+        _check_earlier(Path(workdir) / EVALUATION_FILE, config, fakes, real)
+    with needing_space(Path(workdir)):
+        with failing_together():
+            workdir = open_workdir(workdir, config)
+        sides = _sides(config, fakes, real, splits, matched)
+        sides.notes.extend(notes)
+        if config.evaluation.sweep:
+            sides.notes.append(
+                "Files have the truncation that they were made with: config.evaluation.truncations is left out."
+            )
+        against = config.data.name if reference is None else real.name
+        say(f"Evaluating {len(fakes)} images of {fakes.name} against {len(real)} of {against}.")
+        for note in sides.notes:
+            say(note)
+        result = _measure(config, sides, load_extractors(config, splits, cache_dir(workdir)), workdir)
+        result["protocol"] |= {
+            "images": fakes.name,
+            "images_fingerprint": fakes.fingerprint,
+            "images_resolution": fakes.resolution,
+            "reference": against,
+            "truncation_psi": None,  # known to whoever made the files
+            "class_noise": None,
+            "classes": sides.classes,
+            "warnings": [*sides.notes, *result["protocol"]["warnings"]],
+        }
+        say(format_table({fakes.name: result}))
+        report = on_first_process(lambda: _write(config, result, sides, against, workdir))
+        Scratch(workdir / SCRATCH).remove_finished()
+        return report
+
+
+def _check_arguments(config: RunConfig, reference: str | os.PathLike | None, workdir: Path) -> dict[str, str]:
+    chosen = chosen_extractors(config.evaluation.settings.protocol, config.evaluation.extractors)
+    if reference is not None and next(iter(chosen)) == CLASSIFIER:
+        raise UserError(
+            "The classifier, which this configuration measures with, is trained on the data set that --reference replaces; "
+            f"give {_OTHERWISE}."
+        )
+    if (workdir / CONFIG_FILE).exists():
+        raise UserError(
+            f"{workdir} is the workdir of a training run, whose evaluation would be lost; give another --workdir."
+        )
+    return chosen
+
+
+def _as_the_classifier_takes_them(
+    fakes: ImageFiles, real: ImageSource, config: RunConfig, chosen: dict[str, str], matched: Matched
+) -> tuple[ImageFiles, RunConfig, list[str]]:
+    """The images in the data set's colours; or the configuration without the classifier, and why."""
+    headline = next(iter(chosen)) == CLASSIFIER
+    if fakes.resolution != real.resolution:
+        if headline:
+            raise UserError(
+                f"The images of {fakes.name} are of {fakes.resolution} px and the data set of {real.resolution} px, which "
+                "is all that its classifier sees; give images or --config.data.resolution of the same size, or "
+                f"{_OTHERWISE}."
+            )
+        why = f"sees images of {real.resolution} px only, and these are of {fakes.resolution} px"
+        return fakes, *_without_classifier(config, why)
+    if matched.labels is None and not headline:
+        return fakes, *_without_classifier(config, "has no classes to look for")
+    return fakes.converted(real.channels), config, []
+
+
+def _without_classifier(config: RunConfig, why: str) -> tuple[RunConfig, list[str]]:
+    names = [name.strip() for name in config.evaluation.extractors.split(",")]
+    kept = ",".join(name for name in names if name != CLASSIFIER)
+    evaluation = dataclasses.replace(config.evaluation, extractors=kept)
+    note = f"There is no class accuracy: the classifier {why}."
+    return dataclasses.replace(config, evaluation=evaluation), [note]
+
+
+def _check_earlier(path: Path, config: RunConfig, fakes: ImageFiles, real: ImageSource) -> None:
+    """Looks whether the evaluation that is there already is of the same, before it is replaced."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8")).get("protocol") or {}
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"{path} is there and not readable; remove it, or give another --workdir.") from None
+    now, before = config.evaluation.protocol, earlier.get("name")
+    other = None
+    if earlier.get("images_fingerprint") != fakes.fingerprint:
+        other = f"of other images or classes (called {earlier.get('images')})"
+    elif earlier.get("reference_fingerprint") != real.fingerprint:
+        other = f"against another reference (called {earlier.get('reference')})"
+    elif before != now:
+        other = f"by the protocol {before}, not {now}"
+    if other is not None:
+        raise UserError(f"{path} holds an evaluation {other}, which would be lost; give another --workdir.")
+
+
+def _check_alike(config: RunConfig, fakes: ImageFiles, real: ImageSource) -> None:
+    """Looks whether all processes measure the same images in the same way."""
+    if jax.process_count() == 1:
+        return
+    facts = {f"config.{name}": repr(value) for name, value in flatten(config).items()}
+    facts |= {"the code of noisytwins_jax": code_fingerprint(), "the version of JAX": jax.__version__}
+    with failing_together():
+        facts |= {"the images": fakes.fingerprint, "the reference images": real.fingerprint}
+    check_agreement(facts)
+
+
+@dataclasses.dataclass
+class _Sides:
+    """What is compared, with one numbering of the classes."""
+
+    fakes: ImageFiles
+    labels: np.ndarray  # of the fakes
+    reference: ImageSource
+    groups: dict[str, np.ndarray]
+    train: ImageSource | None  # where the reference is a data set
+    split: str  # what the reference is of the data set
+    notes: list[str]
+    classes: bool  # whether there are any
+
+
+def _sides(
+    config: RunConfig, fakes: ImageFiles, real: ImageSource, splits: DataSplits | None, matched: Matched
+) -> _Sides:
+    labels, note = matched
+    notes = [note] if note else []
+    train = None if splits is None else splits.train
+    split = "files" if splits is None else "train" if splits.reference is splits.train else "reference"
+    if labels is None:
+        labels, train = np.zeros(len(fakes), np.int32), None if train is None else OneClass(train)
+        return _Sides(fakes, labels, OneClass(real), {}, train, split, notes, classes=False)
+    if train is None:
+        groups = class_groups(real.class_counts)
+    else:
+        groups = class_groups(train.class_counts, config.data.group_thresholds)
+    return _Sides(fakes, labels, real, groups, train, split, notes, classes=True)
+
+
+def _measure(
+    config: RunConfig, sides: _Sides, extractors: dict[str, FeatureExtractor], workdir: Path
+) -> dict[str, Any]:
+    fakes, settings = sides.fakes, settings_of(config, reference_split=sides.split, weights="files")
+    result = evaluate_generator(
+        FileFakes(fakes, sides.labels, settings.rows, settings.ahead),
+        reference=sides.reference,
+        extractors=extractors,
+        class_groups=sides.groups,
+        settings=settings,
+        train=sides.train if config.evaluation.memorisation else None,
+        train_counts=None if sides.train is None else sides.train.class_counts,
+        available=np.bincount(sides.labels, minlength=sides.reference.num_classes),
+        cache=cache_dir(workdir),
+        scratch=Scratch(workdir / SCRATCH),
+        identity=f"{fakes.fingerprint} {hashlib.sha256(sides.labels.tobytes()).hexdigest()}",
+    )
+    if not sides.classes:
+        _leave_classes_out(result)
+    return result
+
+
+def _leave_classes_out(result: dict[str, Any]) -> None:
+    """Removes what the only class would say class by class, such as an iFID that is the FID."""
+    for values in (result["metrics"], result["floor"]):
+        values |= {key: None for key in values if key.startswith(("ifid", "ifd_", "class_"))}
+    result["per_class"] = []
+    result.get("memorisation", {}).pop("within_class", None)
+    protocol = result["protocol"]
+    said = [sentence for sentence in protocol["warnings"] if " of 1 classes " not in sentence]
+    if protocol["n_real"] <= protocol["feature_dim"]:
+        said.append(
+            f"There are no more real images than the {protocol['feature_dim']} feature dimensions; finite-sample bias raises "
+            "distances."
+        )
+    protocol |= {
+        "n_fake_per_class": None,
+        "labels": "none",
+        "headline": "all numbers are of all images together, without classes",
+        "warnings": said,
+    }
+
+
+def _write(config: RunConfig, result: dict[str, Any], sides: _Sides, against: str, workdir: Path) -> Path:
+    """On the first process."""
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    write_atomically(workdir / EVALUATION_FILE, text)
+    fakes, real = sides.fakes, sides.reference
+    where = f" of {real.num_classes} classes" if sides.classes else ""
+    spaced = "At even distances in the order of classes; none is selected."
+    return write_report(
+        workdir / REPORT_FILE,
+        title=f"{fakes.name} against {against}",
+        lede=f"{len(fakes)} generated images from files and {len(real)} real ones{where}.",
+        config_text=json.dumps(flatten(config), indent=2),
+        evaluation=result,
+        figures=[
+            (f"Generated images. {spaced}", _sheet(fakes, sides.labels)),
+            (f"Real images. {spaced}", _sheet(real, real.labels)),
+            *_nearest(sides, result),
+        ],
+    )
+
+
+def _nearest(sides: _Sides, result: dict[str, Any]) -> list[tuple[str, Image.Image]]:
+    """Caption and picture of the nearest training images that `result` names, where they are of the same size."""
+    examples, train = (result.get("memorisation") or {}).get("examples"), sides.train
+    if not examples or sides.fakes.resolution != train.resolution:
+        return []
+    rows = np.argsort(sides.labels, kind="stable")[[example["index"] for example in examples]]
+    images = read_images(sides.fakes.converted(train.channels), rows)["image"]
+    return [(NEAREST_CAPTION, draw_nearest(examples, images, train))]
+
+
+def _sheet(source: ImageSource, labels: np.ndarray) -> Image.Image:
+    order = np.argsort(labels, kind="stable")
+    rows = np.linspace(0, len(order) - 1, min(len(order), SHEET_COLUMNS * SHEET_ROWS)).round().astype(int)
+    return image_grid(read_images(source, order[rows])["image"], columns=SHEET_COLUMNS)

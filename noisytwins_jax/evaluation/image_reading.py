@@ -1,0 +1,239 @@
+"""Reading images to measure or to measure against: a folder, or the arrays of an ``.npz``.
+
+A folder holds images, or a folder of images for each class (as torchvision's ``ImageFolder`` reads them and
+PyTorch-StudioGAN's ``save_fake_images`` writes them). An ``.npz`` holds uint8 images and perhaps labels:
+
+| images | labels | layout | written by |
+|---|---|---|---|
+| ``images`` | ``labels`` | ``[n, H, W, C]`` | ``--mode=sample`` of this package |
+| ``arr_0`` | ``arr_1`` | ``[n, H, W, C]`` | guided-diffusion (ADM) |
+| ``x`` | ``y`` | ``[n, C, H, W]`` | BigGAN-PyTorch's ``sample.py`` |
+
+Labels are class ids. What the ids mean is said by ``class_names``, the name of every class from id 0 on, if it is there.
+
+Images are square and of one size, which need not be a power of two. They are grey if all of them are, else RGB: what is
+converted is converted as in `data.preprocessing`. Class names that are numbers are in the order of the numbers.
+"""
+
+import functools
+import os
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from noisytwins_jax.data.prepare.files import wanted
+from noisytwins_jax.data.preprocessing import Preprocessing
+from noisytwins_jax.evaluation.image_files import ALL, ImageFiles, are_numbers
+from noisytwins_jax.utils.errors import UserError, first_line
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+_CLASS_NAMES = "class_names"  # array of an .npz: the name of every class from id 0 on
+_ARRAYS = {"images": ("labels", "NHWC"), "arr_0": ("arr_1", "NHWC"), "x": ("y", "NCHW")}  # images: labels, layout
+
+
+def read_image_files(path: str | os.PathLike) -> ImageFiles:
+    """The images of a folder or an ``.npz`` file, see the module.
+
+    Of a folder's images only the headers are read at first; the images are decoded when they are asked for. Files that
+    are hidden or no images by their names are left alone. An ``.npz`` is read into memory.
+
+    Args:
+      path: the folder or file.
+
+    Returns:
+      The images, class by class for folders, in the order of the file for ``.npz``. Images without classes are of the
+      one class "all"; where an ``.npz`` has labels and no ``class_names``, classes are called by their ids, such as "3".
+
+    Raises:
+      UserError: there is no such thing; it holds no images, or images of several sizes; a file cannot be read.
+    """
+    path = Path(os.path.abspath(path))
+    if path.is_dir():
+        return _from_folder(path)
+    if not path.is_file():
+        raise UserError(f"There is no {path}; give a folder of images or an .npz file.")
+    if path.suffix.lower() != ".npz":
+        raise UserError(f"{path} is neither a folder of images nor an .npz file by its name; give one of these.")
+    return _from_npz(path)
+
+
+def _from_folder(folder: Path) -> ImageFiles:
+    files, folders = _list(folder)
+    arrays = sorted(path for path in folder.glob("*.npz") if wanted(path.name))
+    if arrays and not folders:  # pictures beside them are likely to be grids of many images
+        meant = "; if you mean the images beside them, move the arrays elsewhere" if files else ""
+        raise UserError(f"{folder} holds arrays of images; give one of their files, for example {arrays[0]}{meant}.")
+    if files and folders:
+        raise UserError(
+            f"{folder} holds images beside folders ({files[0].name} and {folders[0].name}); give a folder of images, "
+            "or one with a folder of images for each class."
+        )
+    if folders:
+        folders.sort(key=lambda path: path.name)
+        if are_numbers(path.name for path in folders):
+            folders.sort(key=lambda path: int(path.name))
+        classes = {path.name: _images_of_class(path) for path in folders}
+    elif files:
+        classes = {ALL: files}
+    else:
+        raise UserError(f"{folder} holds no images ({', '.join(_SUFFIXES)}); give another folder.")
+    paths = [path for images in classes.values() for path in images]
+    labels = np.repeat(np.arange(len(classes)), [len(images) for images in classes.values()])
+    (width, height), grey = _size_and_colours(folder, paths)
+    _check_square(str(folder), height, width)
+    channels = 1 if grey else 3
+    read = functools.partial(_decode, paths, width, channels)
+    return ImageFiles(folder.name, read, width, channels, labels, tuple(classes))
+
+
+def _list(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Images by their names, sorted, and folders; neither hidden."""
+    try:
+        entries = sorted((path for path in folder.iterdir() if wanted(path.name)), key=lambda path: path.name)
+        folders = [path for path in entries if path.is_dir()]
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be listed ({first_line(error)}); make it readable.") from None
+    return [path for path in entries if path.suffix.lower() in _SUFFIXES and path not in folders], folders
+
+
+def _images_of_class(folder: Path) -> list[Path]:
+    images, folders = _list(folder)
+    if folders:
+        raise UserError(
+            f"{folder.parent} has folders within its folders ({folder.name}/{folders[0].name}), one level too many; "
+            "give a folder of images, or one with a folder of images for each class."
+        )
+    if not images:
+        raise UserError(f"The class folder {folder} holds no images; remove it, or put the images of the class there.")
+    return images
+
+
+def _size_and_colours(folder: Path, paths: list[Path]) -> tuple[tuple[int, int], bool]:
+    """The size (width, height) that all images have, and whether all are grey; from their headers."""
+
+    def look(path: Path) -> tuple[tuple[int, int], str]:
+        try:
+            with Image.open(path) as image:
+                return image.size, image.mode
+        except Exception as error:  # Pillow's readers raise of everything
+            raise _unreadable(path, error) from None
+
+    grey, size = True, None
+    with ThreadPoolExecutor() as pool:
+        for path, (its_size, mode) in zip(paths, pool.map(look, paths), strict=True):
+            if mode == "F":  # 0 to 1 as likely as 0 to 255
+                raise UserError(f"{path} holds floating-point numbers; save images with 8 bits a channel, 0 to 255.")
+            size, grey = size or its_size, grey and (mode in ("1", "L", "LA", "La") or mode.startswith("I"))
+            if its_size != size:
+                first, other = (
+                    f"{p.relative_to(folder)} of {w}x{h}" for p, (w, h) in ((paths[0], size), (path, its_size))
+                )
+                raise UserError(
+                    f"{folder} holds images of several sizes, {first} and {other} pixels: resize them to one size or, "
+                    "if they are the reference, prepare the folder (python -m noisytwins_jax.data.prepare image_folder) "
+                    "and give it as config.data.name instead."
+                )
+    return size, grey
+
+
+def _decode(paths: list[Path], resolution: int, channels: int, indices: np.ndarray) -> np.ndarray:
+    """Images uint8 ``[B, resolution, resolution, channels]`` of files, in threads."""
+    convert = Preprocessing()
+
+    def decode(index: int) -> np.ndarray:
+        try:
+            return convert(paths[index].read_bytes(), resolution, channels)
+        except Exception as error:  # as above
+            raise _unreadable(paths[index], error) from None
+
+    with ThreadPoolExecutor() as pool:
+        return np.stack([*pool.map(decode, indices)])
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read as an image ({first_line(error)}); replace or remove it.")
+
+
+def _from_npz(path: Path) -> ImageFiles:
+    _check_archive(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            key = next((key for key in _ARRAYS if key in file.files), None)
+            if key is None:
+                wanted_arrays = "; ".join(f"{images} and {of[0]}" for images, of in _ARRAYS.items())
+                raise UserError(
+                    f"{path} has the arrays {', '.join(file.files) or '(none)'}, but images and labels are to be "
+                    f"called {wanted_arrays} (labels may be missing)."
+                )
+            labelled, layout = _ARRAYS[key]
+            images = file[key]
+            labels = file[labelled] if labelled in file.files else None
+            all_names = file[_CLASS_NAMES] if labels is not None and _CLASS_NAMES in file.files else None
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if "pickle" in str(error):
+            raise UserError(
+                f"{path} holds Python objects, which are not read; save numpy arrays of uint8 images, integer labels and "
+                "str class_names."
+            ) from None
+        raise UserError(f"{path} cannot be read ({first_line(error)}); it is damaged, so write it again.") from None
+    if not isinstance(images, np.ndarray):
+        raise UserError(f"{path} has a file {key} that is no numpy array; write it with numpy.savez.")
+    if images.dtype != np.uint8:
+        raise UserError(f"The images of {path} are {images.dtype}; save them as uint8 from 0 to 255.")
+    if layout == "NCHW" and images.ndim == 4:
+        images = images.transpose(0, 2, 3, 1)
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise UserError(
+            f"The array {key} of {path} is to have the layout {layout} with 1 or 3 channels, but as such its shape is "
+            f"{list(images.shape)}; save it so."
+        )
+    if not len(images):
+        raise UserError(f"{path} holds no images; give another file.")
+    _check_square(str(path), *images.shape[1:3])
+    classes = (np.zeros(len(images), np.int32), (ALL,))
+    if labels is not None:
+        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+            raise UserError(
+                f"{path} has {len(images)} images, but {labelled} is {labels.dtype} of shape {list(labels.shape)}; save "
+                "one class id from 0 for each image."
+            )
+        ids, numbers = np.unique(labels, return_inverse=True)
+        names = [str(c) for c in ids] if all_names is None else _names_of(path, ids, all_names)
+        classes = (numbers, names, ids, all_names is not None)
+    return ImageFiles(path.name, lambda indices: images[indices], images.shape[1], images.shape[3], *classes)
+
+
+def _check_archive(path: Path) -> None:
+    """Looks whether a file is what its name says, before numpy guesses what else it may be."""
+    if zipfile.is_zipfile(path):
+        return
+    try:
+        with path.open("rb") as file:
+            head = file.read(24)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}); make it readable.") from None
+    if head.startswith(b"PK"):
+        raise UserError(f"{path} is damaged or cut off, its end is missing; copy or write it again.")
+    begins = f"it begins with {head.decode('latin-1')!a}" if head else "it is empty"
+    raise UserError(f"{path} is no .npz ({begins}); give a file that numpy.savez wrote.")
+
+
+def _names_of(path: Path, ids: np.ndarray, all_names: np.ndarray) -> list[str]:
+    if not isinstance(all_names, np.ndarray) or all_names.dtype.kind != "U" or all_names.ndim != 1:
+        raise UserError(f"The {_CLASS_NAMES} of {path} are no list of strings; save numpy.array(names, str).")
+    if len(all_names) <= ids.max():
+        raise UserError(
+            f"{path} has {len(all_names)} {_CLASS_NAMES}, but class id {ids.max()}; save the name of every class from id 0 on."
+        )
+    return [str(all_names[c]) for c in ids]
+
+
+def _check_square(name: str, height: int, width: int) -> None:
+    if height != width:
+        raise UserError(f"The images of {name} are {width}x{height} pixels, but evaluation takes squares; crop them.")

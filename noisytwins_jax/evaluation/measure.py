@@ -1,0 +1,370 @@
+"""One evaluation of a class-conditional generator: overall, class by class, head/medium/tail, and against copying.
+
+The result is a nested dict of plain Python values (``json.dumps(result, allow_nan=False)`` works; a number that is
+not defined, such as the recall of a class with too few real images, is ``None``). Distances carry the name of their
+features: none (Inception, or the classifier of the protocol ``embedded``), ``_clip``, or ``fd_dinov2``::
+
+    {
+      "protocol": {"name",                                       # see `protocols`
+                   "extractor", "extractor_sha256", "extractor_description", "feature_dim",     # of the headline
+                   "headline_extractor",                         # its kind: inception, clip, dinov2 or classifier
+                   "extractors": {kind: {"name", "sha256", "feature_dim", "description"}},
+                   "reference_fingerprint", "reference_split", "preprocessing", "resolution", "channels", "num_classes",
+                   "n_real", "n_fake", "n_fake_per_class", "n_fake_pooled", "labels", "k", "inclusive",
+                   "inception_score": {"logits", "splits", "shuffle_seed"}, "kid": {"subsets", "subset_size"},
+                   "seed", "weights", "class_noise", "truncation_psi", "class_groups", "headline", "warnings",
+                   "step",                                       # of a run; of files "images" and "reference" instead
+                   "images", "images_fingerprint", "images_resolution", "reference",
+                   "classes"},                                   # whether these have any
+      "metrics":  {"fid", "fid_clip", "fd_dinov2",               # pooled: balanced fakes against all real images
+                   "kid", "kid_std", "inception_score", "inception_score_std", "cmmd",          # pooled
+                   "precision", "recall", "density", "coverage",                                # pooled
+                   "ifid", "ifid_std", "ifid_median", "ifid_classes_used",      # over classes; also ifid_clip, ifd_dinov2
+                   "class_precision", "class_recall", "class_density", "class_coverage",  # means of per-class values
+                   "class_accuracy", "w_ratio", "auth_pct",
+                   # and for every group g of class_groups (head, medium, tail):
+                   "<g>_ifid", "<g>_fid", "<g>_ifid_clip", "<g>_fid_clip", "<g>_ifd_dinov2", "<g>_fd_dinov2",
+                   "<g>_precision", "<g>_recall", "<g>_class_accuracy", "<g>_w_ratio"},
+      "per_class": [{"class", "name", "group", "n_train", "n_real", "n_fake", "ifid", "ifid_clip", "ifd_dinov2",
+                     "degenerate", "precision", "recall", "density", "coverage", "class_accuracy", "w_ratio"}, ...],
+      "floor":    {"n_per_half", "fid", "ifid", "ifid_std", "ifid_median", "ifid_classes_used",  # and of CLIP, DINOv2
+                   "precision", "recall", "density", "coverage", "class_precision", "class_recall", "<g>_ifid",
+                   "<g>_precision", "<g>_recall", "inception_score"},   # the last of all real images
+      "memorisation": {"overall": {...}, "within_class": {...},  # see `memorisation`; where training images are given
+                       # rows of the training images nearest in features, of images in pixels (see `pixel_neighbours`):
+                       "examples": [{"class", "index", "nearest", "distances", "pixel_nearest", "pixel_distances"}, ...]},
+      "truncation": {"kind", "real_inception_score", "points": [{"strength", ...}], "operating_points"},   # see `truncation`
+      "factors":  {...},                                         # where true factors are known: see `factors`
+    }
+
+``<g>_fid`` pools the classes of the group; the other ``<g>_*`` average the per-class values, so ``tail_recall`` is the
+mean over tail classes of the recall *within* the class. ``floor`` compares one random half of the real images with the
+other: what a perfect generator could reach. Its halves are half as large, which by itself raises FID and iFID, so it
+is an upper bound of the floor rather than the floor itself.
+
+Per-class values use ``n_fake_per_class`` generated images of each class; pooled ones ``n_fake_pooled`` of these, the
+first of each class, the same number of each class or one more.
+
+Intra-class FID averages over classes with the population standard deviation, as the official NoisyTwins code
+does; classes without real images are left out and one real image counts as zero covariance. Precision and recall are
+those of Kynkäänniemi et al. 2019, density and coverage those of Naeem et al. 2020.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from noisytwins_jax.data.source import ImageSource
+from noisytwins_jax.evaluation.generated import Generated, generate
+from noisytwins_jax.evaluation.protocol_record import check_request, protocol_record
+from noisytwins_jax.evaluation.scores import (
+    CLASSWISE,
+    FRECHET,
+    classwise_summary,
+    mean_of,
+    pooled_scores,
+    real_floor,
+    real_score,
+)
+from noisytwins_jax.evaluation.truncation_sweep import truncation_sweep
+from noisytwins_jax.metrics.extractors.base import FeatureExtractor
+from noisytwins_jax.metrics.factors.reader import FactorReader
+from noisytwins_jax.metrics.features import Embedder, Fakes
+from noisytwins_jax.metrics.frechet import frechet_distance
+from noisytwins_jax.metrics.memorisation import memorisation
+from noisytwins_jax.metrics.pixel_neighbours import nearest_in_pixels
+from noisytwins_jax.metrics.protocols import CLASSIFIER
+from noisytwins_jax.metrics.real_features import RealFeatures, real_features
+from noisytwins_jax.metrics.resumable_chunks import Scratch, in_parts
+from noisytwins_jax.metrics.settings import Counts, Settings
+from noisytwins_jax.metrics.w_space import within_class_variance_ratio
+from noisytwins_jax.training.fault_tolerance.consistency import code_fingerprint
+from noisytwins_jax.utils.multihost import on_first_process
+
+_NEAREST, _EXAMPLES = 6, 20  # training images shown beside a generated one, and classes of which one is shown
+
+
+def evaluate_generator(
+    fakes: Fakes,
+    *,
+    reference: ImageSource,
+    extractors: Mapping[str, FeatureExtractor],
+    class_groups: Mapping[str, Sequence[int] | np.ndarray],
+    settings: Settings,
+    train: ImageSource | None = None,
+    train_counts: Sequence[int] | np.ndarray | None = None,
+    truncated: Mapping[float, Callable[[], Fakes]] | None = None,
+    truncation_kind: str = "psi",
+    available: np.ndarray | None = None,
+    reader: FactorReader | None = None,
+    cache: Path | None = None,
+    scratch: Scratch | None = None,
+    identity: str = "",
+    between: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Compares ``samples_per_class`` generated images of every class with all reference images.
+
+    In a run of several processes all of them call it: they share the images, and the first one computes the numbers.
+
+    Args:
+        fakes: makes the images; the indices of class c follow those of class c - 1, from 0 on.
+        reference: the real images to compare with.
+        extractors: by kind (see `protocols`), the headline's first. The classifier, where there is one, also gives the
+            class accuracy.
+        class_groups: name -> class ids, e.g. head, medium and tail; a class belongs to at most one
+            group, and the values of an empty group are None.
+        settings: the protocol and the counts.
+        train: the training images, for memorisation; None for none.
+        train_counts: training images of each class [num_classes], recorded in the rows; by default those of ``train``.
+        truncated: for a sweep, strength -> what gives the maker of images at that truncation.
+        truncation_kind: of the sweep, of `latents.TRUNCATIONS`.
+        available: images of each class [num_classes], where they come from files: all are taken, class by class.
+        reader: for data whose true factors are known.
+        cache: folder where features of real images are kept; None to keep none.
+        scratch: keeps what is done of this evaluation, so that it goes on after a kill, and the result, until somebody
+            who has it safe calls ``remove_finished``.
+        identity: of what ``fakes`` makes, such as the hash of its weights; tells evaluations in ``scratch`` apart.
+        between: called by all processes after each part of the generated images, when it is kept; it may raise.
+
+    Returns:
+        The nested dict described at the top of this module.
+
+    Raises:
+        UserError: if the arguments do not fit together (before anything is generated), or if features or the generator's
+            w hold NaN or infinity.
+    """
+    groups = {name: [int(c) for c in ids] for name, ids in class_groups.items()}
+    if train is not None and train_counts is None:
+        train_counts = train.class_counts
+    counts = settings.counts(reference.num_classes, available)
+    check_request(reference, groups, settings, counts, train_counts, sweep=bool(truncated))
+    headline = next(iter(extractors))
+    measured = [kind for kind in extractors if kind == headline or kind != CLASSIFIER]
+    scratch = scratch or Scratch()
+    optional = [reader is not None, train is not None and train.fingerprint, truncation_kind, sorted(truncated or ())]
+    recorded = [groups, None if train_counts is None else [int(n) for n in train_counts]]
+    finished = scratch.open(_digest(identity, reference, extractors, settings, counts, optional, recorded))
+    if finished is not None:
+        return finished
+    look = functools.partial(real_features, cache=cache, rows=settings.rows, ahead=settings.ahead)
+    seen = {kind: look(reference, extractors[kind], logits=kind == headline) for kind in measured}
+    real = {kind: x.features for kind, x in seen.items()}
+    labels = np.asarray(reference.labels)
+
+    see = functools.partial(
+        generate,
+        embedder=Embedder(extractors, settings.rows, settings.ahead),
+        reference=reference,
+        real=real,
+        counts=counts,
+        settings=settings,
+        measured=measured,
+        between=between,
+    )
+    generated = see(fakes, reader=reader, folder=scratch.folder("images"))
+    score = functools.partial(
+        pooled_scores, real, headline=headline, k=settings.k, protocol=settings.protocol
+    )  # features and logits of generated images -> numbers
+    alone = reference.num_classes == 1 and counts.pooled.sum() == counts.each.sum()
+    pooled = on_first_process(
+        lambda: score(generated.features, generated.logits, alone=generated.rows[0] if alone else None)
+    )
+
+    copies = None
+    if train is not None:
+        same = train.fingerprint == reference.fingerprint
+        trained = seen[headline] if same else look(train, extractors[headline], logits=False)
+        copies = on_first_process(
+            lambda: _memorisation(trained, train, generated, seen[headline], labels, headline, counts, fakes)
+        )
+    points = []
+    for strength, some in (truncated or {}).items():
+        scores = pooled
+        if (truncation_kind, strength) != ("psi", settings.truncation_psi):
+            cut = see(some(), folder=scratch.folder(f"{truncation_kind}{strength!r}"), classwise=False)
+            scores = on_first_process(lambda cut=cut: score(cut.features, cut.logits))
+        points.append({"strength": float(strength), "n_fake": int(counts.pooled.sum()), **scores})
+    floor = _floor(seen, labels, groups, headline, settings, reference, extractors, cache)
+
+    def measure() -> dict[str, Any]:
+        n_real = np.bincount(labels, minlength=reference.num_classes)
+        rows = _class_rows(generated, reference, groups, n_real, train_counts)
+        metrics = pooled | _metrics(rows, generated, real, labels, groups)
+        protocol = protocol_record(reference, extractors, groups, n_real, settings, counts)
+        result = {"protocol": protocol, "metrics": metrics, "per_class": rows, "floor": floor}
+        if copies is not None:
+            result["memorisation"] = copies
+            metrics["auth_pct"] = copies["overall"]["auth_pct"]
+        if points:
+            result["truncation"] = truncation_sweep(
+                points, floor.get("inception_score"), FRECHET[headline], truncation_kind
+            )
+        if reader is not None:
+            result["factors"] = reader.report(generated.labels, generated.read, groups)
+        return _plain(result)
+
+    result = on_first_process(measure)
+    scratch.finish(result)
+    return result
+
+
+def _floor(
+    seen: Mapping[str, RealFeatures],
+    labels: np.ndarray,
+    groups: Mapping[str, Sequence[int]],
+    headline: str,
+    settings: Settings,
+    reference: ImageSource,
+    extractors: Mapping[str, FeatureExtractor],
+    cache: Path | None,
+) -> dict[str, Any]:
+    """The floor, which no generator changes: computed once and kept with the features; on every process."""
+    protocol = settings.protocol
+    networks = {kind: [extractors[kind].sha256, extractors[kind].description] for kind in seen}
+    facts = [reference.fingerprint, networks, groups, headline, settings.k, dataclasses.asdict(protocol), settings.seed]
+    facts += [settings.rows, jax.devices()[0].device_kind, code_fingerprint()]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def compute(_: int) -> dict[str, np.ndarray]:
+        def measure() -> str:
+            real = {kind: x.features for kind, x in seen.items()}
+            floor = real_floor(real, labels, groups, headline, settings.k, protocol.inclusive, settings.seed)
+            return json.dumps(_plain(floor | real_score(seen[headline].logits, protocol)))
+
+        return {"floor": np.array(on_first_process(measure))}
+
+    folder = None if cache is None else cache / "features" / f"floor-{digest[:16]}"
+    parts = list(in_parts(folder, 1, compute))
+    return on_first_process(lambda: json.loads(str(parts[0]["floor"])))
+
+
+def _digest(
+    identity: str,
+    reference: ImageSource,
+    extractors: Mapping[str, FeatureExtractor],
+    settings: Settings,
+    counts: Counts,
+    *others: Any,
+) -> str:
+    """Names everything that the result depends on."""
+    networks = {kind: [x.sha256, x.description] for kind, x in extractors.items()}
+    facts = dataclasses.asdict(settings) | {"ahead": None}
+    known = [identity, reference.fingerprint, networks, facts, counts.each.tolist(), others]
+    known += [jax.devices()[0].device_kind, jax.__version__, code_fingerprint()]
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _memorisation(
+    trained: RealFeatures,
+    train: ImageSource,
+    generated: Generated,
+    real: RealFeatures,
+    labels: np.ndarray,
+    headline: str,
+    counts: Counts,
+    fakes: Fakes,
+) -> dict[str, Any]:
+    """Nearest training images of the pooled generated ones; held out are the real images that were not trained on."""
+    known = {digest.tobytes() for digest in trained.digests}
+    held_out = np.array([digest.tobytes() not in known for digest in real.digests])
+    found = memorisation(
+        train=trained.features,
+        fake=generated.features[headline],
+        held_out=real.features[held_out] if held_out.any() else None,
+        train_labels=train.labels,
+        fake_labels=generated.labels,
+        held_out_labels=labels[held_out] if held_out.any() else None,
+        k=min(_NEAREST, len(trained.features)),
+    )
+    # One image of each class, the first, of classes from head to tail.
+    order = np.argsort(-np.asarray(train.class_counts), kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(len(order), _EXAMPLES)).round().astype(int)]
+    rows = {c: np.flatnonzero(generated.labels == c)[:1] for c in chosen}
+    examples = [
+        {
+            "class": int(c),
+            "index": int(counts.start[c]),
+            "nearest": found.indices[row[0]],
+            "distances": found.distances[row[0]],
+        }
+        for c, row in rows.items()
+        if len(row)
+    ]
+    if examples and fakes.image_size in (None, (train.resolution, train.resolution, train.channels)):
+        asked = np.array([[example["class"], example["index"]] for example in examples])
+        images, _ = fakes.looked_at(lambda images: (images,), asked[:, 0].astype(np.int32), asked[:, 1])
+        for example, *near in zip(examples, *nearest_in_pixels(images, train, _NEAREST), strict=True):
+            example["pixel_distances"], example["pixel_nearest"] = near
+    return found.summary() | {"examples": examples}
+
+
+def _class_rows(
+    generated: Generated,
+    reference: ImageSource,
+    groups: Mapping[str, Sequence[int]],
+    n_real: np.ndarray,
+    train_counts: Sequence[int] | np.ndarray | None,
+) -> list[dict[str, Any]]:
+    _, ratios = _w_ratios(generated)
+    return [
+        {
+            "class": c,
+            "name": str(reference.class_names[c]),
+            "group": next((name for name, ids in groups.items() if c in ids), None),
+            "n_train": None if train_counts is None else int(train_counts[c]),
+            "n_real": int(n_real[c]),
+            **generated.rows[c],
+            "w_ratio": None if ratios is None else float(ratios[c]),
+        }
+        for c in range(reference.num_classes)
+    ]
+
+
+def _metrics(
+    rows: list[dict[str, Any]],
+    generated: Generated,
+    real: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    groups: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+    """What is averaged over classes, and what is pooled over groups of them."""
+    metrics = classwise_summary(rows, real)
+    metrics |= {f"class_{name}": mean_of(rows, name) for name in ("precision", "recall", "density", "coverage")}
+    metrics |= {"class_accuracy": mean_of(rows, "class_accuracy"), "w_ratio": mean_of(rows, "w_ratio")}
+    averaged = [*(CLASSWISE[kind] for kind in real), "precision", "recall", "class_accuracy", "w_ratio"]
+    for name, ids in groups.items():
+        in_real, in_fake = np.isin(labels, ids), np.isin(generated.labels, ids)
+        for kind, features in real.items():
+            distance = (
+                frechet_distance(features[in_real], generated.features[kind][in_fake])
+                if in_real.any() and in_fake.any()
+                else None
+            )
+            metrics[f"{name}_{FRECHET[kind]}"] = distance
+        metrics |= {f"{name}_{key}": mean_of([rows[c] for c in ids], key) for key in averaged}
+    return metrics
+
+
+def _w_ratios(generated: Generated) -> tuple[float | None, np.ndarray | None]:
+    """None where there is no W: images that come from files."""
+    return within_class_variance_ratio(generated.w, generated.labels) if generated.w.shape[1] else (None, None)
+
+
+def _plain(value: Any) -> Any:
+    """The same tree with plain Python leaves, and None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

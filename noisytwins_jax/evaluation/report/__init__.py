@@ -1,0 +1,1 @@
+"""Figures, image sheets and the page of an evaluation."""

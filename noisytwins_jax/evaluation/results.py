@@ -1,0 +1,143 @@
+"""What an evaluation leaves in the workdir: its numbers as JSON, its sheets, w, and the report.
+
+In a run of several processes all of them call `write_results`; the first one writes.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from noisytwins_jax.config import RunConfig, flatten
+from noisytwins_jax.data.source import DataSplits
+from noisytwins_jax.evaluation.report.curves import training_curves
+from noisytwins_jax.evaluation.report.factor_figure import factor_figure
+from noisytwins_jax.evaluation.report.report import write_report
+from noisytwins_jax.evaluation.report.singular_values_figure import spectra_figure
+from noisytwins_jax.evaluation.report.w_projection import w_projection_figure
+from noisytwins_jax.evaluation.run_evaluation import SCRATCH, evaluate_variables
+from noisytwins_jax.evaluation.sheets import (
+    NEAREST_FILE,
+    SHEET_FILE,
+    make_latent_sheets,
+    make_nearest_sheet,
+    make_sheet,
+    sample_w,
+)
+from noisytwins_jax.evaluation.table import format_table
+from noisytwins_jax.metrics.resumable_chunks import Scratch
+from noisytwins_jax.training.fault_tolerance.collapse_log import read_collapses
+from noisytwins_jax.utils.files import write_atomically
+from noisytwins_jax.utils.logging import read_metrics
+from noisytwins_jax.utils.multihost import local_copy, on_first_process, say
+
+EVALUATION_FILE, REPORT_FILE, W_FILE = "evaluation.json", "report.html", "w.npz"
+NEAREST_CAPTION = (
+    "Nearest training images. Left: generated, none selected; right of each, the training images that are nearest, with "
+    "their distances."
+)
+SPECTRA_CAPTION = (
+    "Singular values of every weight. The largest, and how far it is above the second (BigGAN, Fig. 3); a sudden growth in "
+    "the generator foretells collapse."
+)
+INTERPOLATIONS_CAPTION = (
+    "Interpolations. Straight ways between two z, between two classes (their embeddings, or w), and both at once (BigGAN, "
+    "Fig. 8 and 9); none is selected. Row for row, the three kinds begin with the same image. Sudden jumps on the way are a "
+    "sign of memorised images."
+)
+TRUNCATION_CAPTION = (
+    "Truncation. The same z in every row, truncated more and more (BigGAN, Fig. 2); none is selected. Quality should rise "
+    "while variety goes; saturated images say that the generator does not bear it."
+)
+W_CAPTION = "Latent space W. Each dot is the w of one (z, class); a collapsed class is a point or a thin line."
+
+
+def write_results(
+    config: RunConfig,
+    variables: dict,
+    step: int,
+    splits: DataSplits,
+    workdir: Path,
+    result: dict[str, Any] | None = None,
+) -> Path:
+    """Evaluates, unless the `result` is known, and writes all that people look at; returns the report's path."""
+    variables = local_copy(variables)
+    result = result or evaluate_variables(config, variables, splits, workdir)
+    result["protocol"]["step"] = step
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    on_first_process(lambda: write_atomically(workdir / EVALUATION_FILE, text))
+    Scratch(workdir / SCRATCH).remove_finished()
+    say(format_table({config.name: result}))
+    sheet = make_sheet(config, variables, splits, workdir / SHEET_FILE)
+    nearest = make_nearest_sheet(config, variables, splits, result, workdir / NEAREST_FILE)
+    latent = make_latent_sheets(config, variables, splits, workdir)
+    w, labels = sample_w(config, variables, splits)
+    return on_first_process(
+        lambda: _write_report(config, step, splits, workdir, result, sheet, nearest, latent, w, labels)
+    )
+
+
+def _write_report(
+    config: RunConfig,
+    step: int,
+    splits: DataSplits,
+    workdir: Path,
+    result: dict[str, Any],
+    sheet: Image.Image,
+    nearest: Image.Image | None,
+    latent: tuple[Image.Image, Image.Image],
+    w: np.ndarray,
+    labels: np.ndarray,
+) -> Path:
+    np.savez(workdir / W_FILE, w=w, labels=labels)
+    names, counts = splits.train.class_names, splits.train.class_counts
+    with_w = config.has_mapping_network
+    kimg, records = step * config.images_per_step / 1000, read_metrics(workdir)
+    return write_report(
+        workdir / REPORT_FILE,
+        title=config.name,
+        lede=f"{len(splits.train)} training images of {len(counts)} classes, {counts.max()} to {counts.min()} a class; "
+        f"{kimg:g} kimg; averaged generator of step {step}.",
+        config_text=json.dumps(flatten(config), indent=2),
+        evaluation=result,
+        figures=[
+            ("Samples. Every row is a class, from the most to the least frequent; none is selected.", sheet),
+            *([(W_CAPTION, w_projection_figure(w, labels, names, class_counts=counts))] if with_w else []),
+            *zip((INTERPOLATIONS_CAPTION, TRUNCATION_CAPTION), latent, strict=True),
+            *([(NEAREST_CAPTION, nearest)] if nearest else []),
+            *_known_factors(result),
+            ("Training. Means over each logging interval.", training_curves(records)),
+            *_spectra(records, workdir),
+        ],
+    )
+
+
+def _spectra(records: list[dict[str, Any]], workdir: Path) -> list[tuple[str, Any]]:
+    """Singular values over training, with what collapsed; for each return the numbers of what was given up."""
+    collapses = read_collapses(workdir)
+    reported = [record for record in collapses if not record["returned"]]
+    signs = "".join(f" Collapse: {record['sign']}." for record in reported)
+    marks = {record["kept"]: "went back here" for record in collapses if record["returned"]}
+    marks |= {record["step"]: "collapse" for record in reported}
+    found = [(SPECTRA_CAPTION + signs, spectra_figure(records, marks=marks))]
+    for record in collapses:
+        if record["returned"] and (workdir / record["log"]).exists():
+            caption = f"Given up: {record['sign']}. Training went on from step {record['kept']}."
+            lost = read_metrics(workdir / record["log"])
+            spectra = spectra_figure(lost, marks={record["step"]: "collapse", record["kept"]: "went back here"})
+            found.append((caption, spectra or training_curves(lost)))
+    return [(caption, figure) for caption, figure in found if figure is not None]
+
+
+def _known_factors(result: dict[str, Any]) -> list[tuple[str, Any]]:
+    factors = result.get("factors")
+    if not factors:
+        return []
+    accuracy = factors["metrics"]["class_accuracy"]
+    caption = (
+        f"Known factors. Read off {factors['protocol']['n_fake']} generated images; {accuracy:.1%} of them show the class "
+        "that was asked for. Grey: factors that the network reads badly off real images too."
+    )
+    return [(caption, factor_figure(factors))]

@@ -1,0 +1,273 @@
+"""Evaluations side by side: the one protocol that they must share, and the plain-text table for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from noisytwins_jax.evaluation.scores import FRECHET
+from noisytwins_jax.utils.errors import UserError
+
+Evaluation = Mapping[str, Any]  # see metrics.evaluation
+
+_COLUMNS = {
+    "FID": ("fid", ".2f"),
+    "iFID": ("ifid", ".2f"),
+    "tail iFID": ("tail_ifid", ".2f"),
+    "FID_CLIP": ("fid_clip", ".3f"),
+    "iFID_CLIP": ("ifid_clip", ".3f"),
+    "FD_DINOv2": ("fd_dinov2", ".2f"),
+    "iFD_DINOv2": ("ifd_dinov2", ".2f"),
+    "precision": ("precision", ".3f"),
+    "recall": ("recall", ".3f"),
+    "tail recall": ("tail_recall", ".3f"),
+    "W ratio": ("w_ratio", ".3f"),
+    "class accuracy": ("class_accuracy", ".3f"),
+}
+_NAMES = {key: name for name, (key, _) in _COLUMNS.items()}
+
+OF_FILES = "Truncation and class noise of images from files are not known."
+OTHER_GROUPS = "Head, medium and tail are different classes in these runs, so values of the groups are left out."
+
+# Entries of a protocol that change numbers, with what evaluations from before an entry existed were measured with.
+_ENTRIES: dict[str, Any] = {
+    "name": "embedded",
+    "headline_extractor": "classifier",
+    "extractor_sha256": None,
+    "reference_fingerprint": None,
+    "preprocessing": "",
+    "n_real": None,
+    "labels": "balanced",
+    "n_fake_per_class": None,
+    "n_fake_pooled": None,  # then all that were generated, see `_flat`
+    "k": None,
+    "inclusive": False,
+    "seed": None,
+    "weights": "ema",
+    "truncation_psi": 1.0,
+    "class_noise": False,
+}
+# Entries that only some numbers have; where one side has no such number, there is nothing to compare.
+_OPTIONAL_ENTRIES = ("reference_split", "inception_score", "kid")
+_OF_THE_GENERATOR = ("weights", "truncation_psi", "class_noise")  # not known of images from files
+_OF_CLASSES = ("n_fake_per_class", "labels")  # mean nothing where images have no classes
+# What the headline's distance depends on and can change while a run is trained. Each is an entry that changes numbers.
+_OF_THE_DISTANCE = ("name", "headline_extractor", "extractor_sha256", "reference_fingerprint", "n_fake_pooled", "seed")
+
+
+def _flat(evaluation: Evaluation) -> dict[str, Any]:
+    """The entries that make numbers comparable, in the order in which a difference is named; None: not recorded."""
+    protocol = {key: value for key, value in (evaluation.get("protocol") or {}).items() if value is not None}
+    defaults = _ENTRIES | {"n_fake_pooled": protocol.get("n_fake")}
+    entries = {key: protocol.get(key, default) for key, default in defaults.items()}
+    entries |= {key: protocol.get(key) for key in _OPTIONAL_ENTRIES}
+    if from_files(evaluation):
+        entries = {k: v for k, v in entries.items() if k not in _OF_THE_GENERATOR or (k != "weights" and k in protocol)}
+    if not has_classes(evaluation):
+        entries = {k: v for k, v in entries.items() if k not in _OF_CLASSES}
+    for name, extractor in (protocol.get("extractors") or {}).items():
+        described = extractor.get("description") or {}
+        entries[f"extractors.{name}.sha256"] = extractor.get("sha256")
+        entries[f"extractors.{name}.preprocessing"] = extractor.get("preprocessing", described.get("preprocessing"))
+    return entries
+
+
+def distance_entries(evaluation: Evaluation) -> dict[str, Any]:
+    """The entries of the protocol that must be the same where the headline's distances of one run are compared."""
+    return {key: value for key, value in _flat(evaluation).items() if key in _OF_THE_DISTANCE}
+
+
+def has_classes(evaluation: Evaluation) -> bool:
+    """Whether generated images have classes; those of files may have none, and then there are only pooled numbers."""
+    return (evaluation.get("protocol") or {}).get("classes") is not False
+
+
+def from_files(evaluation: Evaluation) -> bool:
+    """Whether the generated images came from files, with nothing known of their generator."""
+    return (evaluation.get("protocol") or {}).get("weights") == "files"
+
+
+def protocol_differences(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """One sentence for each entry of the protocol in which two of the runs (name -> evaluation) differ.
+
+    An entry that both lack is the same. An entry that one lacks is a difference, unless it only belongs to numbers that
+    the other does not have (another network's weights, the splits of the inception score, the subsets of KID, the number
+    of images of a class where there are no classes), or to the generator of images from files, which nobody knows.
+    """
+    flat = {name: _flat(evaluation) for name, evaluation in evaluations.items()}
+    sentences = []
+    for key in dict.fromkeys(key for entries in flat.values() for key in entries):
+        known = {
+            name: entries[key]
+            for name, entries in flat.items()
+            if key in entries and (key in _ENTRIES or entries[key] is not None)
+        }
+        for one, other in pairwise(known):
+            if known[one] != known[other]:
+                sentences.append(
+                    f"{one} and {other} were evaluated under different protocols ({key}: {_said(known[one])} and "
+                    f"{_said(known[other])}) and cannot stand in one table: evaluate them again in the same way "
+                    "(--mode=evaluate), or tabulate them apart."
+                )
+                break
+    return sentences
+
+
+def check_one_protocol(evaluations: Mapping[str, Evaluation]) -> None:
+    """Refuses to put numbers together that were not measured in the same way.
+
+    Args:
+      evaluations: run name -> evaluation. What they were trained on, and with which seed, may differ.
+
+    Raises:
+      UserError: two runs differ in an entry of the protocol that changes numbers; it names the first such entry.
+    """
+    if differences := protocol_differences(evaluations):
+        raise UserError(differences[0])
+
+
+def same_groups(evaluations: Mapping[str, Evaluation]) -> bool:
+    """Whether head, medium and tail are the same classes in all runs, so that the groups' numbers can be compared.
+
+    Evaluations without classes have no such numbers and do not count.
+    """
+    groups = [(e.get("protocol") or {}).get("class_groups") for e in evaluations.values() if has_classes(e)]
+    return all(one == groups[0] for one in groups)
+
+
+def protocol_line(evaluation: Evaluation) -> str:
+    """How an evaluation's numbers were measured, in one line."""
+    protocol = _ENTRIES | {k: v for k, v in (evaluation.get("protocol") or {}).items() if v is not None}
+    each, pooled = protocol["n_fake_per_class"], protocol["n_fake_pooled"]
+    generated = f"{each} generated images per class"
+    if not has_classes(evaluation):
+        generated = f"{protocol.get('n_fake', '?')} generated images, without classes,"
+    elif each is None or protocol["labels"] == "as in the files":
+        generated = f"{protocol.get('n_fake', '?')} generated images, labels {protocol['labels']},"
+    parts = [
+        f"Protocol {protocol['name']}: {generated} against {_known(protocol['n_real'])} real ones"
+        + (f", {pooled} generated ones pooled" if pooled is not None else ""),
+        f"features {protocol.get('extractor', '?')}",
+        f"precision and recall pooled, k = {_known(protocol['k'])}, distance {'<=' if protocol['inclusive'] else '<'} radius",
+        *([f"truncation psi = {protocol['truncation_psi']:g}"] if protocol["truncation_psi"] != 1 else []),
+        *(["with class noise"] if protocol["class_noise"] else []),
+        *(["tail values are means over the tail classes"] if has_classes(evaluation) else []),
+    ]
+    return "; ".join(parts) + "."
+
+
+def _known(value: object) -> object:
+    return "?" if value is None else value
+
+
+def headline_line(evaluation: Evaluation) -> str:
+    """The headline's distance and recall, of those that were measured, in one line for the terminal.
+
+    Returns:
+      Such as ``FID 22.2, recall 0.071 (protocol noisytwins, 50000 images)``; the images are those behind pooled values.
+    """
+    protocol, metrics = evaluation.get("protocol") or {}, evaluation.get("metrics") or {}
+    key = FRECHET.get(protocol.get("headline_extractor"), "fid")
+    named = {_NAMES[key]: metrics.get(key), "recall": metrics.get("recall")}
+    said = ", ".join(f"{name} {_three_digits(value)}" for name, value in named.items() if value is not None)
+    images = protocol.get("n_fake_pooled") or protocol.get("n_fake") or "?"
+    return f"{said or 'no headline numbers'} (protocol {protocol.get('name') or _ENTRIES['name']}, {images} images)"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3}f}"
+
+
+def format_table(results: Mapping[str, Evaluation]) -> str:
+    """A plain-text table of several results (name -> result): one row a run, then the protocol that they share.
+
+    A last row gives the real-against-real floor when there is one. A missing or undefined value prints as a dash; a column
+    in which no run has a value is left out, and so are tail values where the runs' tails are different classes.
+
+    Raises:
+      UserError: as `check_one_protocol`.
+    """
+    if not results:
+        return "no evaluations"
+    check_one_protocol(results)
+    rows = {name: result.get("metrics") or {} for name, result in results.items()}
+    columns = _columns(results)
+    if floor := shared_floor(results):
+        rows["real half vs real half"] = floor
+    cells = [["run", *columns]]
+    for name, values in rows.items():
+        numbers = [(values.get(key), form) for key, form in columns.values()]
+        cells.append([name, *("-" if value is None else format(value, form) for value, form in numbers)])
+    return "\n".join([*_align(cells), *_notes(results)])
+
+
+def format_means(results: Mapping[str, Sequence[Evaluation]]) -> str:
+    """Mean ± population standard deviation over the seeds of each method (name -> results), as plain text.
+
+    Raises:
+      UserError: as `check_one_protocol`.
+    """
+    runs = {
+        name if len(seeds) == 1 else f"{name} (seed {i} of {len(seeds)})": seed
+        for name, seeds in results.items()
+        for i, seed in enumerate(seeds, start=1)
+    }
+    check_one_protocol(runs)
+    columns = _columns(runs)
+    cells = [["mean ± std", *columns]]
+    for name, seeds in results.items():
+        row = [f"{name} ({len(seeds)} seeds)"]
+        for key, form in columns.values():
+            values = [(seed.get("metrics") or {}).get(key) for seed in seeds]
+            row.append("-" if None in values else f"{np.mean(values):{form}} ± {np.std(values):{form}}")
+        cells.append(row)
+    return "\n".join([*_align(cells), *_notes(runs)])
+
+
+def with_classes_first(results: Mapping[str, Evaluation]) -> list[Evaluation]:
+    """The evaluations as they stand, but those without classes last: what all share is then said by the fullest."""
+    return sorted(results.values(), key=lambda result: (not has_classes(result), from_files(result)))
+
+
+def shared_floor(results: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Real against real for results of one protocol: each number from the first of them that has it."""
+    floor: dict[str, Any] = {}
+    for result in reversed(with_classes_first(results)):
+        floor |= {key: value for key, value in (result.get("floor") or {}).items() if value is not None}
+    return floor
+
+
+def notes_on(results: Mapping[str, Evaluation]) -> list[str]:
+    """Sentences on what cannot be compared in a table of these results."""
+    files = [from_files(result) for result in results.values()]
+    return [*([OF_FILES] if any(files) and not all(files) else []), *([] if same_groups(results) else [OTHER_GROUPS])]
+
+
+def _columns(results: Mapping[str, Evaluation]) -> dict[str, tuple[str, str]]:
+    """The columns in which at least one of these runs has a number."""
+    grouped = same_groups(results)
+    return {
+        name: (key, form)
+        for name, (key, form) in _COLUMNS.items()
+        if (grouped or not key.startswith("tail_"))
+        and any((result.get("metrics") or {}).get(key) is not None for result in results.values())
+    }
+
+
+def _notes(results: Mapping[str, Evaluation]) -> list[str]:
+    said = [protocol_line(with_classes_first(results)[0])] if results else []
+    return said + notes_on(results)
+
+
+def _said(value: object) -> str:
+    """An entry's value in a sentence: a hash by its first digits."""
+    text = "not recorded" if value is None else str(value)
+    return text[:12] if len(text) == 64 and " " not in text else text
+
+
+def _align(cells: list[list[str]]) -> list[str]:
+    """Lines of a table with a rule under its heading: the first column left, the others right."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]

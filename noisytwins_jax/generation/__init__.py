@@ -1,0 +1,1 @@
+"""A trained generator in hand: samples, interpolations, projection, export."""

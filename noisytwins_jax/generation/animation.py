@@ -1,0 +1,41 @@
+"""Animations: images one after the other, as browsers and notebooks play them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from noisytwins_jax.generation.sheet_frame import check_images, display_scale, displayed
+from noisytwins_jax.utils.errors import UserError
+
+SUFFIXES = (".gif", ".webp", ".png")  # GIF has 256 colours a frame, the others have all
+
+
+def save_animation(
+    images: np.ndarray, path: str | Path, frames_per_second: float = 24.0, scale: float | None = None
+) -> Path:
+    """Writes images as an animation that goes round and round.
+
+    Args:
+      images: uint8 ``[n, H, W, C]``, C = 1 or 3, n >= 2.
+      path: where to; its suffix, of `SUFFIXES`, is the format.
+      frames_per_second: above 0, at most 50: what players show.
+      scale: enlargement; ``display_scale(W)`` by default.
+
+    Returns:
+      The path.
+
+    Raises:
+      UserError: other images, format or speed.
+    """
+    path, images = Path(path), check_images(images, "images")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path.name} is no animation that can be written; call it {' or '.join(SUFFIXES)}.")
+    if len(images) < 2:
+        raise UserError("An animation needs at least two images.")
+    if not 0 < frames_per_second <= 50:
+        raise UserError(f"{frames_per_second} frames a second cannot be shown; give more than 0, at most 50.")
+    scale = display_scale(images.shape[2]) if scale is None else scale
+    first, *others = (displayed(image, scale, smooth=True) for image in images)
+    options = {"lossless": True} if path.suffix == ".webp" else {}
+    first.save(path, save_all=True, append_images=others, duration=1000 / frames_per_second, loop=0, **options)
+    return path

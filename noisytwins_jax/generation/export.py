@@ -1,0 +1,81 @@
+"""A sampler as one file that any JAX program can call without this package, by ``jax.export``.
+
+    import jax
+    import jax.export
+    import numpy as np
+
+    sampler = jax.export.deserialize(open("sampler.jax", "rb").read())
+    images = jax.jit(sampler.call)(np.int32([3, 7]), np.int32([0, 1]), np.uint32(0), np.float32(0.7))
+
+The weights are in the file. The arguments are class ids and numbers of samples, int32 ``[n]`` for any n; the seed, uint32;
+and for StyleGAN2 ψ, float32 (1 for none). A BigGAN has the truncation it was exported with, as its moments go with it.
+Images are uint8 ``[n, H, W, C]``. Those of ``TrainedGenerator.sample`` have the numbers ``class · 2²⁰ + 0, 1, …``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+
+from noisytwins_jax.generation.sampler import sample_program
+from noisytwins_jax.generation.trained_generator import TrainedGenerator
+from noisytwins_jax.utils.errors import UserError, did_you_mean
+from noisytwins_jax.utils.files import replacing
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+Array = jax.Array
+
+
+def export_sampler(
+    trained: TrainedGenerator, truncation: str | None = None, platforms: Sequence[str] = PLATFORMS
+) -> jax.export.Exported:
+    """The sampler of a generator as an exported function; see the module.
+
+    Args:
+      trained: the generator.
+      truncation: of a BigGAN, a kind and a strength as ``"threshold:0.5"``; StyleGAN2's ψ is an argument of the result.
+      platforms: what it can run on, of `PLATFORMS`.
+
+    Raises:
+      UserError: the truncation or a platform is another, or images depend on training images (IC-GAN).
+    """
+    for name in platforms:
+        if name not in PLATFORMS:
+            raise UserError(f"There is no platform {name!r}: {did_you_mean(name, PLATFORMS)}")
+    if trained.instances is not None:
+        raise UserError(
+            "An IC-GAN samples with features of its training images, which are not exported; sample it here."
+        )
+    in_w = trained.config.has_mapping_network
+    if in_w and truncation:
+        raise UserError("Truncation ψ is an argument of an exported StyleGAN2 sampler; leave it out here.")
+    cut = trained.truncation(None, truncation)
+    kind = "psi" if in_w else cut and cut.kind
+    program = sample_program(trained.model, trained.config.z, kind)
+    variables = trained.standing_variables(cut)
+    fixed = None if cut is None else jnp.float32(cut.strength)
+
+    def with_psi(labels: Array, indices: Array, seed: Array, psi: Array) -> Array:
+        return program(variables, psi, seed, labels, indices)[0]
+
+    def without_psi(labels: Array, indices: Array, seed: Array) -> Array:
+        return program(variables, fixed, seed, labels, indices)[0]
+
+    (n,) = jax.export.symbolic_shape("n")
+    rows, seed = jax.ShapeDtypeStruct((n,), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
+    arguments = (rows, rows, seed, jax.ShapeDtypeStruct((), jnp.float32)) if in_w else (rows, rows, seed)
+    return jax.export.export(jax.jit(with_psi if in_w else without_psi), platforms=tuple(platforms))(*arguments)
+
+
+def save_sampler(
+    trained: TrainedGenerator, path: str | Path, truncation: str | None = None, platforms: Sequence[str] = PLATFORMS
+) -> Path:
+    """Writes what `export_sampler` gives to a file; returns its path."""
+    content = export_sampler(trained, truncation, platforms).serialize()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return path

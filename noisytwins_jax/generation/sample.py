@@ -1,0 +1,215 @@
+"""``--mode=sample``: pictures from a trained run, or from a directory that ``noisytwins_jax.convert`` made."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from noisytwins_jax.config import RunConfig
+from noisytwins_jax.generation.animation import save_animation
+from noisytwins_jax.generation.sampler import Sampler
+from noisytwins_jax.generation.sheets import image_grid
+from noisytwins_jax.generation.trained_generator import TrainedGenerator, load
+from noisytwins_jax.models.latents import Truncation
+from noisytwins_jax.training.restore import agree, check_has_checkpoint
+from noisytwins_jax.training.workdir import open_workdir
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.files import needing_space
+from noisytwins_jax.utils.multihost import failing_together, on_first_process, shared_rows
+from noisytwins_jax.utils.progress_bar import images_bar
+
+FORMATS = ("grid", "npz", "files")
+_CHUNK = 1024  # images between two movements of the bar
+_LARGEST_GRID = 10_000  # images
+_LARGEST_MIX = 24  # rows and columns
+
+
+def sample(
+    config: RunConfig | None,
+    workdir: str | Path,
+    which: str = "latest",
+    classes: Sequence[int] | None = None,
+    per_class: int = 16,
+    truncation: str = "",
+    seed: int = 0,
+    noise_mode: str | None = None,
+    formats: Sequence[str] = ("grid", "npz"),
+    frames: int = 0,
+    mix_layers: str = "",
+) -> Path:
+    """Draws images, a row a class, and writes them into ``<workdir>/samples``; several processes share the drawing.
+
+    The images that the run was trained with are not needed.
+
+    Args:
+      config: the configuration the run was trained with; None for what the workdir says.
+      workdir: the run.
+      which: ``"latest"``, ``"best"`` or a step.
+      classes: class ids; all by default.
+      per_class: images of each class.
+      truncation: a strength, or a kind and a strength as ``threshold:0.5`` (see `latents`); empty for none. Without a
+        kind it is ψ in W, or for BigGAN the threshold of z.
+      seed: of the latents. Image j of a class has the same latents whatever the other classes.
+      noise_mode: StyleGAN2's per-pixel noise, ``random``, ``const`` or ``none``; None for that of the configuration.
+      formats: of `FORMATS`. ``grid``: one picture. ``npz``: ``images`` uint8 ``[n, H, W, C]``, ``labels`` ``[n]`` and the
+        ``class_names`` of all classes, as ``--mode=evaluate --images`` and other programs take them. ``files``: a PNG an
+        image in a folder a class.
+      frames: above 0, an animation instead: so many frames from each image to the next, and from the last to the first.
+      mix_layers: ``4-7``, a picture of mixed styles instead (StyleGAN2): each image in a row with these layers of each in a
+        column, both as drawn.
+
+    Returns:
+      The picture's path, or where there is none, that of the arrays or the folder.
+
+    Raises:
+      UserError: no such checkpoint or class, or an argument out of range.
+    """
+    _check(formats, frames, mix_layers)
+    arguments = {
+        "classes": classes,
+        "samples_per_class": per_class,
+        "truncation": truncation,
+        "seed": seed,
+        "checkpoint": which,
+        "noise_mode": noise_mode,
+        "frames": frames,
+        "mix_layers": mix_layers,
+    }
+    check_has_checkpoint(workdir, which)
+    with failing_together():
+        workdir = Path(workdir).absolute() if config is None else open_workdir(workdir, config)
+    trained = load(workdir, which, config)
+    agree(trained.config, arguments)
+    labels, indices = trained.rows(classes, per_class)
+    cut = trained.truncation(None, truncation)
+    how = f"{cut.kind}{cut.strength:g}" if cut else "untruncated"
+    stem = f"step{trained.step}-{how}-seed{seed}" + (f"-noise_{noise_mode}" if noise_mode else "")
+    target = workdir / "samples" / stem
+    with needing_space(workdir):
+        on_first_process(lambda: target.parent.mkdir(exist_ok=True))
+        if mix_layers:
+            return _write_mix(trained, labels, indices, seed, cut, mix_layers, target, noise_mode)
+        sampler = trained.sampler(cut, seed, noise_mode, len(labels))
+        if frames:
+            return _write_animation(sampler, labels, indices, frames, target)
+        images = draw(sampler, labels, indices)
+        return on_first_process(lambda: _write(images, labels, trained.class_names, per_class, formats, target))
+
+
+def draw(sampler: Sampler, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Images uint8 ``[n, H, W, C]``, with a bar where it takes long."""
+
+    def compute(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        parts = []
+        with images_bar("Sampling", len(rows) * jax.process_count()) as bar:
+            for start in range(0, len(rows), _CHUNK):
+                some = rows[start : start + _CHUNK]
+                parts.append(sampler(labels[some], indices[some])[0])
+                bar.update(len(some) * jax.process_count())
+        return (np.concatenate(parts),)
+
+    return shared_rows(compute, len(labels))[0]
+
+
+def _check(formats: Sequence[str], frames: int, mix_layers: str) -> None:
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"--format={name} is none of {', '.join(FORMATS)}; give some of them, with commas.")
+    if not formats:
+        raise UserError(f"--format is empty; give some of {', '.join(FORMATS)}, with commas.")
+    if frames < 0:
+        raise UserError(f"--frames={frames} is below 0; give the frames from one image to the next, for example 24.")
+    if frames and mix_layers:
+        raise UserError("--frames makes an animation and --mix_layers a picture of mixed styles; give one of them.")
+
+
+def _write(
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    per_class: int,
+    formats: Sequence[str],
+    target: Path,
+) -> Path:
+    written = []
+    if "grid" in formats:
+        if len(images) > _LARGEST_GRID:
+            raise UserError(
+                f"A grid of {len(images)} images is too large to look at; give --format=npz or files, or fewer classes or "
+                "--samples_per_class."
+            )
+        written.append(target.with_name(f"{target.name}.png"))
+        image_grid(images, columns=per_class).save(written[-1])
+    if "npz" in formats:
+        written.append(target.with_name(f"{target.name}.npz"))
+        names = np.array(class_names, str)  # what the ids mean
+        np.savez(written[-1], images=images, labels=labels, class_names=names)
+    if "files" in formats:
+        written.append(target)
+        counts: dict[int, int] = {}
+        width = len(str(len(class_names) - 1))
+        for image, label in zip(images, labels.tolist(), strict=True):
+            folder = target / f"{label:0{width}d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(
+                folder / f"{counts.setdefault(label, 0):06d}.png"
+            )
+            counts[label] += 1
+    return written[0]
+
+
+def _write_animation(sampler: Sampler, labels: np.ndarray, indices: np.ndarray, frames: int, target: Path) -> Path:
+    if len(labels) < 2:
+        raise UserError("An animation goes from image to image; give more --classes or --samples_per_class than one.")
+    ends = [np.repeat(np.stack([x, np.roll(x, -1)], axis=1), frames, axis=0) for x in (labels, indices)]
+    t = np.tile(np.arange(frames) / frames, len(labels))
+    (images,) = shared_rows(lambda rows: (sampler.between(ends[0][rows], ends[1][rows], t[rows]),), len(t))
+    path = target.with_name(f"{target.name}-{frames}frames.gif")
+    return on_first_process(lambda: save_animation(images, path))
+
+
+def _write_mix(
+    trained: TrainedGenerator,
+    labels: np.ndarray,
+    indices: np.ndarray,
+    seed: int,
+    cut: Truncation | None,
+    layers: str,
+    target: Path,
+    noise_mode: str | None,
+) -> Path:
+    generator = trained.stylegan2_generator("--mix_layers")
+    chosen = _layers(layers, generator.num_ws)
+    if len(labels) > _LARGEST_MIX:
+        raise UserError(
+            f"Mixing each of {len(labels)} images with each is too much to look at; give at most {_LARGEST_MIX} by "
+            "--classes and --samples_per_class."
+        )
+    psi = cut.strength if cut and cut.kind == "psi" else None
+    in_z = cut if cut and cut.kind != "psi" else None
+
+    def write() -> Path:
+        w = trained.sampler(in_z, seed, noise_mode, len(labels))(labels, indices)[1]
+        ws = np.repeat(w[:, None], generator.num_ws, axis=1)
+        mixed = np.where(np.isin(np.arange(generator.num_ws), chosen)[:, None], ws[None], ws[:, None])
+        drawn, n = trained.synthesize(ws, psi, noise_mode or "const", seed), len(labels)
+        cells = trained.synthesize(mixed.reshape(n * n, *ws.shape[1:]), psi, noise_mode or "const", seed)
+        cells = cells.reshape(n, n, *drawn.shape[1:])
+        rows = [np.full_like(drawn[:1], 255), drawn] + [x for i in range(n) for x in (drawn[i : i + 1], cells[i])]
+        path = target.with_name(f"{target.name}-mixed{layers}.png")
+        image_grid(np.concatenate(rows), columns=n + 1).save(path)
+        return path
+
+    return on_first_process(write)
+
+
+def _layers(text: str, num_ws: int) -> list[int]:
+    """``4-7`` or ``4`` as layers, both ends included."""
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first) < num_ws):
+        raise UserError(
+            f"--mix_layers={text} are no layers of this generator; give a first and a last one as 4-7, from 0 to {num_ws - 1}."
+        )
+    return list(range(int(first), int(last or first) + 1))

@@ -1,0 +1,1 @@
+"""Checkpoints of BigGAN and BigGAN-deep in other frameworks."""

@@ -1,0 +1,1 @@
+"""Checkpoints of StyleGAN2 in PyTorch."""

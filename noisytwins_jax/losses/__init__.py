@@ -1,0 +1,1 @@
+"""Losses and regularisers, one idea a file, behind one interface."""

@@ -1,0 +1,38 @@
+"""What losses on a discriminator's embedding of images share: which images they see, in which network's loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+
+from noisytwins_jax.losses.base import DiscriminatorPass, GeneratorPass, Objective
+from noisytwins_jax.models.discriminator_output import Discrimination
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class EmbeddedObjective(Objective):
+    """`loss` of real images in the discriminator's loss and of generated ones in the generator's."""
+
+    title: ClassVar[str]  # for messages
+
+    def loss(self, embedding: Array, proxy: Array, labels: Array, replicate: Callable[[Array], Array]) -> Array:
+        """The loss, a scalar, of unit vectors ``[N, E]`` of images and of their classes, and labels ``[N]``."""
+        raise NotImplementedError
+
+    def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
+        """See `Objective`."""
+        return self._loss(seen.fake, seen.labels, seen.replicate), state
+
+    def discriminator(self, seen: DiscriminatorPass, state: tuple) -> tuple[Array, tuple]:
+        """See `Objective`."""
+        return self._loss(seen.real, seen.real_labels, seen.replicate), state
+
+    def _loss(self, images: Discrimination, labels: Array, replicate: Callable[[Array], Array]) -> Array:
+        if images.embedding is None or images.proxy is None:
+            raise ValueError(
+                f"{self.title} needs a discriminator with an embedding and a proxy, but this one has none."
+            )
+        return self.loss(images.embedding, images.proxy, labels, replicate)

@@ -1,0 +1,65 @@
+"""LeCam regularisation (Tseng et al., "Regularizing Generative Adversarial Networks under Limited Data", CVPR 2021).
+
+Logits of real images are pulled towards the average logit of generated ones, and the other way round. The averages are
+those of the published NoisyTwins code: they start at 0 and are not corrected for it.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import relu
+
+from noisytwins_jax.losses.base import DiscriminatorPass, Objective, Progress, PyTree
+from noisytwins_jax.utils.config_fields import number
+
+Array = jax.Array
+
+
+class LogitAverages(NamedTuple):
+    """Running means of the discriminator's logits, scalars: α_R and α_F of the paper."""
+
+    real: Array
+    fake: Array
+
+
+def update_averages(averages: LogitAverages, real: Array, fake: Array, decay: float | Array) -> LogitAverages:
+    """Moves the averages to those of logits ``[N]`` of a batch: ``a ← decay·a + (1 - decay)·mean``; no gradient."""
+    means = LogitAverages(real.mean(), fake.mean())
+    return jax.tree.map(lambda a, mean: jax.lax.stop_gradient(decay * a + (1.0 - decay) * mean), averages, means)
+
+
+def lecam_penalty(real: Array, fake: Array, averages: LogitAverages) -> Array:
+    """``mean relu(D(real) - α_F)² + mean relu(α_R - D(fake))²`` of logits ``[N]``; a scalar.
+
+    The paper's formula is without relu; with it, as in the published code, only logits on the far side of the other average are pulled.
+    """
+    return jnp.square(relu(real - averages.fake)).mean() + jnp.square(relu(averages.real - fake)).mean()
+
+
+@dataclass(frozen=True)
+class LeCam(Objective):
+    """`lecam_penalty` in the discriminator's loss.
+
+    Averages move before they are used. Until `start_step` they are just the present batch's means; the term counts after
+    it, from ``start_step + 1`` on.
+    """
+
+    decay: float = number(0.99, at_least=0, at_most=1)
+
+    def scale(self, progress: Progress) -> Array:
+        """See `Objective`."""
+        return jnp.where(progress.step > self.start_step, self.weight, 0.0)
+
+    def init(self, generator_params: PyTree, discriminator_params: PyTree) -> LogitAverages:
+        """Two zeros."""
+        del generator_params, discriminator_params
+        return LogitAverages(jnp.zeros(()), jnp.zeros(()))
+
+    def discriminator(self, seen: DiscriminatorPass, state: LogitAverages) -> tuple[Array, LogitAverages]:
+        """See `Objective`."""
+        real, fake = seen.real.logits, seen.fake.logits
+        decay = jnp.where(seen.progress.step < self.start_step, 0.0, self.decay)
+        state = update_averages(state, real, fake, decay)
+        return lecam_penalty(real, fake, state), state

@@ -1,0 +1,90 @@
+"""Orthogonal regularisation (Brock et al., "Large Scale GAN Training for High Fidelity Natural Image Synthesis" (BigGAN),
+ICLR 2019, eq. 3).
+
+The modified form: filters of the generator should point in different directions, whatever their length. It makes
+generators amenable to truncation.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from noisytwins_jax.losses.base import GeneratorPass, Objective, PyTree
+from noisytwins_jax.utils.config_fields import choice
+
+Array = jax.Array
+
+CLASS_EMBEDDINGS = ("shared", "gain_table", "bias_table")  # of BigGAN, by name
+
+
+def orthogonal_penalty(weight: Array) -> Array:
+    """``‖W Wᵀ ⊙ (1 - I)‖²_F`` (eq. 3 without β), W having a filter a row.
+
+    Args:
+      weight: ``[..., out]``, a dense layer's or a convolution's, with the filters along the last axis.
+
+    Returns:
+      A scalar.
+    """
+    return _penalty(weight.reshape(-1, weight.shape[-1]))
+
+
+# On TPUs three passes of bfloat16, where the default is one and the most six.
+_product = functools.partial(jnp.matmul, precision="high")
+
+
+@jax.custom_vjp
+def _penalty(columns: Array) -> Array:
+    """The penalty of filters ``[in, out]``, by products of the smaller side: ``‖W Wᵀ‖_F = ‖Wᵀ W‖_F``."""
+    return _penalty_and_gradient(columns)[0]
+
+
+def _penalty_and_gradient(columns: Array) -> tuple[Array, Array]:
+    if columns.shape[0] < columns.shape[1]:
+        products, squares = _product(columns, columns.T), jnp.square(columns).sum(axis=0)
+        value = jnp.square(products).sum() - jnp.square(squares).sum()
+        return value, 4.0 * (_product(products, columns) - columns * squares)
+    products = _product(columns.T, columns) * (1.0 - jnp.eye(columns.shape[1], dtype=columns.dtype))
+    return jnp.square(products).sum(), 4.0 * _product(columns, products)
+
+
+# By itself, differentiation would multiply once more: it does not know that a product is symmetric.
+_penalty.defvjp(_penalty_and_gradient, lambda gradient, g: (g * gradient,))
+
+
+def filters(generator_params: PyTree) -> list[Array]:
+    """The weights that the regularisation acts on: every matrix and convolution kernel, but class embeddings.
+
+    Of a BigGAN generator: all parameters of two or four axes, as they are before spectral normalisation, but the
+    embedding that the layers share (``shared``) or the tables of their own (``gain_table``, ``bias_table``). Of a
+    StyleGAN2 generator: those of its synthesis network, convolutions and style affines; they are stored with unit variance
+    and divided by √fan_in at run time, and so they are here. The mapping network is left out, like BigGAN's shared
+    embedding and unlike anything else in BigGAN.
+    """
+    if "synthesis" in generator_params:
+        weights = [x for x in jax.tree.leaves(generator_params["synthesis"]) if x.ndim in (2, 4)]
+        return [x / math.sqrt(math.prod(x.shape[:-1])) for x in weights]
+    weights = [(path, x) for path, x in jax.tree.leaves_with_path(generator_params) if x.ndim in (2, 4)]
+    return [x for path, x in weights if not any(key.key in CLASS_EMBEDDINGS for key in path)]
+
+
+@dataclass(frozen=True)
+class Orthogonal(Objective):
+    """The sum of `orthogonal_penalty` over the generator's filters, in the generator's loss.
+
+    Published with weight 1e-4 (β).
+    """
+
+    # The paper's penalty has the "true" gradient. The PyTorch release adds half of it, which "published" does: the value
+    # stays, the gradient is that of half the weight.
+    gradient: str = choice("true", "published")
+
+    def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
+        """See `Objective`."""
+        value = sum(orthogonal_penalty(weight) for weight in filters(seen.params))
+        if self.gradient == "published":
+            value = 0.5 * (value + jax.lax.stop_gradient(value))
+        return value, state

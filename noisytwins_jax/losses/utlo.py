@@ -1,0 +1,49 @@
+"""Unconditional training at low resolution, UTLO (Khorram et al., "Taming the Tail in Class-Conditional GANs: Knowledge
+Sharing via Unconditional Training at Lower Resolutions", CVPR 2024, arXiv 2402.17065).
+
+The generator's layers up to a low resolution do not know the class, and the image that they make is judged without it:
+what tail classes have in common with the others is learnt from all.
+"""
+
+from dataclasses import dataclass
+
+import jax
+
+from noisytwins_jax.losses.base import DiscriminatorPass, GeneratorPass, Objective, Progress
+from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.utils.config_fields import number
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class UTLO(Objective):
+    """Mixes the adversarial loss on low-resolution images, unconditional, into both networks' losses.
+
+    As in the published code, the adversarial loss becomes ``(L + λ·L_low)/(1 + λ)`` with λ the weight, published as 1; as a
+    term to add that is ``λ/(1 + λ) · (L_low - L)``, whose logged value may be negative. Any weight above 0 also makes both networks unconditional up to
+    `resolution`.
+    """
+
+    resolution: int = number(8, at_least=4)  # pixels, a power of two below the images' own
+
+    def scale(self, progress: Progress) -> Array:
+        """See `Objective`."""
+        weight = super().scale(progress)
+        return weight / (1.0 + weight)
+
+    def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
+        """See `Objective`."""
+        low = seen.loss.generator(_logits(seen.fake))
+        return (low - seen.loss.generator(seen.fake.logits)).mean(), state
+
+    def discriminator(self, seen: DiscriminatorPass, state: tuple) -> tuple[Array, tuple]:
+        """See `Objective`."""
+        low = seen.loss.discriminator(_logits(seen.real), _logits(seen.fake))
+        return (low - seen.loss.discriminator(seen.real.logits, seen.fake.logits)).mean(), state
+
+
+def _logits(images: Discrimination) -> Array:
+    if images.low_logits is None:
+        raise ValueError("UTLO needs a discriminator with logits at low resolution, but this one has none.")
+    return images.low_logits

@@ -1,0 +1,241 @@
+"""Which of the public networks that measure images a file's tensors are; all that belong to the network are checked."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from noisytwins_jax.metrics.extractors import clip, dinov2, inception
+from noisytwins_jax.metrics.extractors.state_dict import float32
+from noisytwins_jax.metrics.extractors.vit_weights import Names
+from noisytwins_jax.utils.errors import UserError
+
+State = dict[str, np.ndarray]
+
+
+class Network(NamedTuple):
+    """A network and its publisher's file.
+
+    Attributes:
+      what: it is, in words.
+      address: of the publisher's file; its last part is the file's name.
+      public_sha256: how that file's SHA-256 begins; empty if it is not known here.
+    """
+
+    what: str
+    address: str
+    public_sha256: str = ""
+
+    @property
+    def public_file(self) -> str:
+        """The publisher's name of the file."""
+        return self.address.rpartition("/")[2]
+
+
+_FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+_OPENAI = "https://openaipublic.azureedge.net/clip/models/"
+_DINOV2 = "https://dl.fbaipublicfiles.com/dinov2/"
+
+
+def _openai(what: str, sha256: str, file: str) -> Network:
+    """OpenAI's files have their SHA-256 in their addresses."""
+    return Network(what, f"{_OPENAI}{sha256}/{file}", sha256)
+
+
+# FID's file has the beginning of its SHA-256 in its name; those of DINOv2's are not known here.
+NETWORKS = {
+    "inception": Network("FID's InceptionV3", f"{_FID}pt_inception-2015-12-05-6726825d.pth", "6726825d"),
+    "clip-vit-b32": _openai(
+        "CLIP ViT-B/32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt"
+    ),
+    "clip-vit-l14": _openai(
+        "CLIP ViT-L/14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", "ViT-L-14.pt"
+    ),
+    "clip-vit-l14-336": _openai(
+        "CLIP ViT-L/14 for 336 pixels",
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+        "ViT-L-14-336px.pt",
+    ),
+    "dinov2-vits14": Network("DINOv2 ViT-S/14", f"{_DINOV2}dinov2_vits14/dinov2_vits14_pretrain.pth"),
+    "dinov2-vitb14": Network("DINOv2 ViT-B/14", f"{_DINOV2}dinov2_vitb14/dinov2_vitb14_pretrain.pth"),
+    "dinov2-vitl14": Network("DINOv2 ViT-L/14", f"{_DINOV2}dinov2_vitl14/dinov2_vitl14_pretrain.pth"),
+}
+
+
+def recognise(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[str, State]:
+    """Which network tensors are, and its state dict as it is written here.
+
+    Args:
+      path: of the file, for messages; a ``config.json`` beside it is looked at.
+      tensors: of the file.
+
+    Returns:
+      One of `NETWORKS`, and ``{key: float32 array}``.
+
+    Raises:
+      UserError: they are none of the networks, or not the whole of one; the first difference is named.
+    """
+    if other := _other_network(tensors):
+        raise UserError(
+            f"{path} is {other}; give the publisher's file of one of: "
+            f"{', '.join(network.public_file for network in NETWORKS.values())}."
+        )
+    if "Conv2d_1a_3x3.conv.weight" in tensors:
+        shapes = inception.state_dict_shapes()
+        optional = tuple(key for key in shapes if inception.is_optional(key))
+        _check(path, "inception", tensors, {key: shapes[key] for key in shapes if key not in optional}, optional)
+        return "inception", {key: float32(tensors[key]) for key in shapes if key not in optional}
+    for family, canonical in ((clip, "openai"), (dinov2, "facebookresearch")):
+        for layout, names in family.LAYOUTS.items():
+            if f"{names.patch}weight" not in tensors:
+                continue
+            network = _transformer(path, tensors, family, layout)
+            config = family.CONFIGS[network]
+            _check(path, network, tensors, family.state_dict_shapes(config, layout), names.unused)
+            if (family, layout) == (clip, "huggingface"):
+                _check_activation(path)
+            state = _renamed(tensors, config.layers, names, family.LAYOUTS[canonical])
+            return network, {key: float32(state[key]) for key in family.state_dict_shapes(config, canonical)}
+    raise UserError(
+        f"{path} is of none of the networks that measure here (its first tensor is {next(iter(tensors))!r}); give the "
+        f"publisher's file of one of: {', '.join(network.public_file for network in NETWORKS.values())}."
+    )
+
+
+def _other_network(tensors: Mapping[str, np.ndarray]) -> str:
+    """What the tensors are if they resemble a network of `NETWORKS` and are not; empty otherwise."""
+    prefixes = {key.split(".")[0] for key in tensors}
+    has_clip_tower = "visual.class_embedding" in tensors
+    if "Conv2d_1a_3x3.conv.weight" in tensors and tensors.get("fc.weight", np.empty(0)).shape[:1] == (1000,):
+        return "torchvision's InceptionV3 of 1000 classes, not FID's with 1008"
+    if "module" in prefixes and any(key.startswith("module.visual.") for key in tensors):
+        return "a checkpoint of open_clip, not OpenAI's file"
+    if any(key.startswith("visual.trunk.") for key in tensors):
+        return "a network of open_clip with an image tower of timm, not OpenAI's CLIP"
+    if "visual.conv1.weight" in tensors and not has_clip_tower:
+        return "CLIP with a ResNet as image tower, not a vision transformer"
+    if has_clip_tower and "input_resolution" not in tensors:
+        # The tensors have OpenAI's names and shapes, but networks of open_clip differ in the activation function.
+        return "a file of open_clip, or one that was saved again and no longer tells that it is OpenAI's"
+    if prefixes & {"text_model", "token_embedding"} and not prefixes & {"vision_model", "visual"}:
+        return "the text tower of CLIP without the image tower"
+    if any("register_tokens" in key for key in tensors):
+        return "DINOv2 with register tokens, not the one without"
+    if "patch_embed.proj.weight" in tensors and "mask_token" not in tensors:
+        return "a vision transformer of timm, not the file of DINOv2's publisher"
+    if "embeddings.cls_token" in tensors and "encoder.layer.0.layer_scale1.lambda1" not in tensors:
+        return "a vision transformer of transformers that is not DINOv2"
+    return ""
+
+
+def _transformer(path: Path, tensors: Mapping[str, np.ndarray], family: Any, layout: Any) -> str:
+    """Which network of CLIP or DINOv2, told by patches and positions.
+
+    Raises:
+      UserError: none of them.
+    """
+    names: Names = family.LAYOUTS[layout]
+    keys = (f"{names.patch}weight", names.positions)
+    found = tuple(tensors[key].shape if key in tensors else None for key in keys)
+    for network, config in family.CONFIGS.items():
+        shapes = family.state_dict_shapes(config, layout)
+        if found == tuple(shapes[key] for key in keys):
+            return network
+    described = ", ".join(
+        f"{key} is missing" if shape is None else f"{key} is {_words(shape)}"
+        for key, shape in zip(keys, found, strict=True)
+    )
+    offered = ", ".join(NETWORKS[network].public_file for network in family.CONFIGS)
+    raise UserError(
+        f"{path} is a {names.what} of a size that is not offered here ({described}); give one of: {offered}."
+    )
+
+
+def _check(
+    path: Path,
+    network: str,
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    unused: tuple[str, ...],
+) -> None:
+    """Compares with the tensors that a network has.
+
+    Args:
+      path: of the file, for messages.
+      network: one of `NETWORKS`.
+      tensors: of the file.
+      shapes: of all tensors that it must have.
+      unused: how the names of others begin that it may have.
+
+    Raises:
+      UserError: names the first difference.
+    """
+    what = NETWORKS[network].what
+    way_out = f"give its publisher's file {NETWORKS[network].public_file}"
+    for key, shape in shapes.items():
+        if key not in tensors:
+            raise UserError(f"{path} is not {what}: {key} is missing; {way_out}.")
+        if tensors[key].shape != shape:
+            raise UserError(
+                f"{path} is not {what}: {key} is {_words(tensors[key].shape)}, not {_words(shape)}; {way_out}."
+            )
+        dtype = tensors[key].dtype
+        if dtype.kind != "f" and dtype.name != "bfloat16":
+            raise UserError(f"{path} is not {what}: {key} is of type {dtype}, not of floating point; {way_out}.")
+    for key in tensors:
+        if key not in shapes and not key.startswith(unused):
+            raise UserError(f"{path} is not {what}: {key} is no part of it; {way_out}.")
+
+
+def _words(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"
+
+
+def _check_activation(path: Path) -> None:
+    """Refuses networks that others trained with CLIP's shapes, where the publisher's configuration tells.
+
+    In Hugging Face's naming nothing else does: OpenAI's networks have the quick GELU, most others the exact one.
+    """
+    try:
+        settings = json.loads((path.parent / "config.json").read_text())
+        activation = settings.get("vision_config", settings).get("hidden_act", "quick_gelu")
+    except (OSError, ValueError, AttributeError):
+        return
+    if activation != "quick_gelu":
+        raise UserError(
+            f"{path} is not OpenAI's CLIP: the config.json beside it has the activation function {activation}; give the "
+            "file of a repository of openai."
+        )
+
+
+def _renamed(tensors: Mapping[str, np.ndarray], layers: int, old: Names, new: Names) -> State:
+    """A transformer's tensors by the names of another layout, in which queries, keys and values are packed."""
+    if old is new:
+        return dict(tensors)
+    state = {
+        f"{after}{kind}": tensors[f"{before}{kind}"]
+        for before, after in _name_pairs(layers, old, new)
+        for kind in ("", "weight", "bias")
+        if f"{before}{kind}" in tensors
+    }
+    if old.projection_in_first != new.projection_in_first:
+        state[new.projection] = state[new.projection].T
+    for i in range(layers):
+        for kind in ("weight", "bias"):
+            parts = [tensors[f"{old.block.format(i)}{name}{kind}"] for name in old.qkv]
+            state[f"{new.block.format(i)}{new.qkv[0]}{kind}"] = np.concatenate(parts)
+    return state
+
+
+def _name_pairs(layers: int, old: Names, new: Names) -> Iterator[tuple[str, str]]:
+    for field in ("class_token", "positions", "patch", "input_norm", "output_norm", "projection"):
+        if getattr(old, field):
+            yield getattr(old, field), getattr(new, field)
+    within = [
+        (getattr(old, field), getattr(new, field)) for field in ("norm1", "attention_out", "norm2", "mlp_in", "mlp_out")
+    ]
+    for i in range(layers):
+        for before, after in [*within, *zip(old.scales, new.scales, strict=True)]:
+            yield old.block.format(i) + before, new.block.format(i) + after

@@ -1,0 +1,1 @@
+"""True factors of drawn images, read off generated ones."""

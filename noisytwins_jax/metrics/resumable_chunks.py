@@ -1,0 +1,130 @@
+"""Long work in parts, each kept in a file when it is done, so that a killed evaluation goes on where it was."""
+
+import contextlib
+import json
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from noisytwins_jax.utils.files import replacing
+from noisytwins_jax.utils.multihost import on_first_process
+
+_ABANDONED_SECONDS = 24 * 3600.0
+_RESULT = "result.npz"
+
+
+class Scratch:
+    """Where one evaluation is kept while it is under way: its parts, and then its result until that is somewhere else.
+
+    To be used by all processes of a run; the first one reads and writes.
+
+    Args:
+      directory: holds a folder for each evaluation; None to keep nothing.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory, self._folder = directory, None
+
+    def open(self, name: str) -> dict[str, Any] | None:
+        """Names the evaluation; what is there already is its own. Returns its result, if it is finished."""
+        if self._directory is None:
+            return None
+        self._folder = self._directory / name
+
+        def load() -> dict[str, Any] | None:
+            found = _read(self._folder / _RESULT)
+            return None if found is None else json.loads(str(found["result"]))
+
+        return on_first_process(load)
+
+    def folder(self, name: str) -> Path | None:
+        """Where `in_parts` keeps one piece of the work."""
+        return None if self._folder is None else self._folder / name
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Keeps the result in place of the parts."""
+
+        def finish() -> None:
+            _write(self._folder / _RESULT, {"result": np.array(json.dumps(result))})
+            for part in self._folder.glob("*/"):
+                shutil.rmtree(part, ignore_errors=True)
+
+        if self._folder is not None:
+            on_first_process(finish)
+
+    def remove_finished(self) -> None:
+        """When results are safe elsewhere: removes them, and what was left unfinished a day ago or earlier."""
+
+        def remove() -> None:
+            for folder in self._directory.glob("*/"):
+                newest = max((_changed(path) for path in folder.rglob("part_*")), default=0.0)
+                if (folder / _RESULT).exists() or time.time() - newest > _ABANDONED_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # others are at work, or there is none
+                self._directory.rmdir()
+
+        if self._directory is not None:
+            on_first_process(remove)
+
+
+def in_parts(
+    folder: Path | None,
+    count: int,
+    compute: Callable[[int], Mapping[str, np.ndarray]],
+    between: Callable[[], None] | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of parts 0 to `count` - 1: from their files where they are whole, else computed and written.
+
+    To be called by all processes of a run. The first one reads and writes; the others get empty dicts for parts that
+    were read.
+
+    Args:
+      folder: holds the parts of exactly this work, and is made if need be; None to keep nothing.
+      count: parts.
+      compute: number of a part → its arrays by name; called by all processes together.
+      between: called by all processes after each part that was computed, when it is kept.
+    """
+    for number in range(count):
+        path = None if folder is None else folder / f"part_{number:05d}.npz"
+        found: list[dict[str, np.ndarray] | None] = [None]
+
+        def read(path: Path | None = path, found: list = found) -> bool:
+            found[0] = None if path is None else _read(path)
+            return found[0] is not None
+
+        if on_first_process(read):
+            yield found[0] or {}
+            continue
+        arrays = dict(compute(number))
+        if path is not None:
+            on_first_process(lambda path=path, arrays=arrays: _write(path, arrays))
+        yield arrays
+        if between is not None:
+            between()
+
+
+def _changed(path: Path) -> float:
+    """When a file was written last; now, if it is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return time.time()
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # missing or damaged
+        return None
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)

@@ -1,0 +1,79 @@
+"""Residual blocks of the generators of BigGAN and BigGAN-deep, with the attention that may follow."""
+
+import flax.linen as nn
+import jax
+
+from noisytwins_jax.models.biggan.attention import SelfAttention
+from noisytwins_jax.models.biggan.batch_norm import ConditionalBatchNorm
+from noisytwins_jax.models.biggan.layers import Conv, upsample
+
+Array = jax.Array
+
+
+class _Block(nn.Module):
+    """What the two kinds share.
+
+    Attributes:
+      features: output channels.
+      resample: whether the block doubles the resolution.
+      attention: whether self-attention follows.
+      sn_epsilon: see `layers`.
+      bn_epsilon, bn_decay, class_tables: see `batch_norm`.
+    """
+
+    features: int
+    resample: bool
+    attention: bool
+    sn_epsilon: float | None
+    bn_epsilon: float
+    bn_decay: float
+    class_tables: bool
+
+    def normalize(self, name: str, x: Array, condition: tuple[Array, Array], train: bool, update_stats: bool) -> Array:
+        """Conditional batch normalisation and ReLU."""
+        norm = ConditionalBatchNorm(self.bn_epsilon, self.bn_decay, self.sn_epsilon, self.class_tables, name=name)
+        return nn.relu(norm(x, *condition, train, update_stats))
+
+    def convolve(self, name: str, x: Array, features: int, kernel: int, update_stats: bool) -> Array:
+        """Convolution with bias."""
+        return Conv(features, kernel, self.sn_epsilon, name=name)(x, update_stats)
+
+    def attend(self, x: Array, update_stats: bool) -> Array:
+        """Self-attention, if any."""
+        return SelfAttention(self.sn_epsilon, name="attention")(x, update_stats) if self.attention else x
+
+
+class GeneratorBlock(_Block):
+    """BigGAN: two 3×3 convolutions beside a 1×1 one."""
+
+    @nn.compact
+    def __call__(self, x: Array, condition: tuple[Array, Array], train: bool, update_stats: bool) -> Array:
+        """``[N, H, W, C]``, condition ``([N, E], [N, L])`` → ``[N, H', W', features]``."""
+        h = self.normalize("bn1", x, condition, train, update_stats)
+        h = self.convolve("conv1", upsample(h) if self.resample else h, self.features, 3, update_stats)
+        h = self.normalize("bn2", h, condition, train, update_stats)
+        h = self.convolve("conv2", h, self.features, 3, update_stats)
+        if self.resample or x.shape[-1] != self.features:
+            x = self.convolve("conv_sc", x, self.features, 1, update_stats)
+        # The published order is the reverse, to the same effect at four times the work.
+        x = upsample(x) if self.resample else x
+        return self.attend(h + x, update_stats)
+
+
+class DeepGeneratorBlock(_Block):
+    """BigGAN-deep: two 3×3 convolutions of a quarter of the channels, between 1×1 ones; channels are dropped beside."""
+
+    @nn.compact
+    def __call__(self, x: Array, condition: tuple[Array, Array], train: bool, update_stats: bool) -> Array:
+        """``[N, H, W, C]``, condition ``([N, E], [N, L])`` → ``[N, H', W', features]``; features up to C."""
+        hidden = x.shape[-1] // 4
+        h = self.normalize("bn1", x, condition, train, update_stats)
+        h = self.convolve("conv1", h, hidden, 1, update_stats)
+        h = self.normalize("bn2", h, condition, train, update_stats)
+        h = self.convolve("conv2", upsample(h) if self.resample else h, hidden, 3, update_stats)
+        h = self.normalize("bn3", h, condition, train, update_stats)
+        h = self.convolve("conv3", h, hidden, 3, update_stats)
+        h = self.normalize("bn4", h, condition, train, update_stats)
+        h = self.convolve("conv4", h, self.features, 1, update_stats)
+        x = x[..., : self.features]
+        return self.attend(h + (upsample(x) if self.resample else x), update_stats)

@@ -1,0 +1,91 @@
+"""StyleGAN2's mapping network, latents and class to W, with its two ways of taking the class; and truncation in W."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from noisytwins_jax.models.layers import FullyConnected, normalize_2nd_moment
+
+Array = jax.Array
+Conditioning = Literal["concat", "additive"]
+
+
+def truncate(ws: Array, w_avg: Array, psi: float | Array, cutoff: int | None = None) -> Array:
+    """Truncation in W: moves `ws` ``[N, num_ws, w_dim]`` to ``w_avg + psi·(ws - w_avg)``, in the first `cutoff` layers."""
+    truncated = w_avg + psi * (ws - w_avg)
+    if cutoff is None:
+        return truncated
+    return jnp.where(jnp.arange(ws.shape[1])[:, None] < cutoff, truncated, ws)
+
+
+class MappingNetwork(nn.Module):
+    """Latents and class to W: `num_layers` dense layers on normalised z and the normalised class embedding ĉ.
+
+    The class enters in one of two ways:
+
+    * ``"concat"``: ``fc0([ẑ, ĉ])``, as in StyleGAN2-ADA.
+    * ``"additive"``: ``fc0(ẑ) + t · class_projection(ĉ)`` with the transition t in [0, 1] a variable of the ``buffers``
+      collection (``"transition"``, 0 at the start) that training moves; at t = 0 the class does not count (Shahbazi et
+      al., "Collapse by Conditioning: Training Class-conditional GANs with Limited Data", ICLR 2022).
+
+    Attributes:
+      num_classes: 0 for none.
+      w_dim: width of the embedding, of every layer and of the output.
+      num_layers: leaky-ReLU layers with learning-rate multiplier 0.01.
+      w_avg_decay: decay of the running mean of w, or ``None`` for none kept.
+      conditioning: see above.
+    """
+
+    num_classes: int
+    w_dim: int
+    num_layers: int
+    w_avg_decay: float | None = None
+    conditioning: Conditioning = "concat"
+
+    @nn.compact
+    def __call__(
+        self,
+        z: Array | None,
+        labels: Array | None,
+        class_noise: Array | None = None,
+        update_w_avg: bool = False,
+        unconditional: bool = False,
+    ) -> Array:
+        """Maps to ``[N, w_dim]``.
+
+        Args:
+          z: ``[N, z_dim]`` standard normal latents, or ``None`` (the discriminator's mapping).
+          labels: ``[N]`` int class ids, or ``None`` without classes.
+          class_noise: ``[N, w_dim]`` added to the class embedding before it is normalised (NoisyTwins eq. 3).
+          update_w_avg: moves the running mean of w; needs the ``"buffers"`` collection to be mutable.
+          unconditional: leaves the class out: zeros in place of the normalised embedding, or nothing added.
+        """
+
+        def dense(name: str) -> FullyConnected:
+            return FullyConnected(self.w_dim, activation="lrelu", lr_multiplier=0.01, name=name)
+
+        class_vector = None
+        if self.num_classes > 0 and not unconditional:
+            # As a matrix product with the one-hot label: row `weight[y]/√num_classes + bias`. The gain fixes the scale
+            # that class noise is measured against: coordinates start with standard deviation 1/√num_classes.
+            embedding = FullyConnected(self.w_dim, name="embed")(jax.nn.one_hot(labels, self.num_classes))
+            if class_noise is not None:
+                embedding = embedding + class_noise
+            class_vector = normalize_2nd_moment(embedding)
+
+        inputs = [] if z is None else [normalize_2nd_moment(z)]
+        if self.num_classes > 0 and self.conditioning == "concat":
+            inputs.append(jnp.zeros((z.shape[0], self.w_dim), z.dtype) if class_vector is None else class_vector)
+        w = jnp.concatenate(inputs, axis=-1)
+        for i in range(self.num_layers):
+            w = dense(f"fc{i}")(w)
+            if i == 0 and self.conditioning == "additive" and class_vector is not None:
+                transition = self.variable("buffers", "transition", jnp.zeros, ())
+                w = w + transition.value * dense("class_projection")(class_vector)
+        if self.w_avg_decay is not None:
+            w_avg = self.variable("buffers", "w_avg", jnp.zeros, (self.w_dim,))
+            if update_w_avg:
+                w_avg.value = self.w_avg_decay * w_avg.value + (1.0 - self.w_avg_decay) * w.mean(axis=0)
+        return w

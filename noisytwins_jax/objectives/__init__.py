@@ -1,1 +1,0 @@
-"""Losses and regularisers, one idea a file."""

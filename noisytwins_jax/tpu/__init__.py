@@ -1,1 +1,0 @@
-"""What is known of TPUs without having one: chips, their compiler, and the reading of what it made."""

@@ -1,0 +1,1 @@
+"""What the programs of a run cost on TPUs that need not exist."""

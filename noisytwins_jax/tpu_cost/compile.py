@@ -1,0 +1,258 @@
+"""``--mode=compile``: every program of a run through the TPU compiler, for TPUs that need not be there.
+
+The last line on stdout is the result as JSON; before it stands the same for people, and progress goes to stderr. Cycles
+are the compiler's estimate for one core: no communication, no waiting for memory or the host (`tpu.hlo`). Nothing is
+measured on a TPU.
+"""
+
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from noisytwins_jax.config import RunConfig, flatten
+from noisytwins_jax.data.instance_table import InstanceTable
+from noisytwins_jax.data.registry import classes_and_channels
+from noisytwins_jax.generation.sampler import sample_program
+from noisytwins_jax.metrics.extractors.classifier import Classifier, extract
+from noisytwins_jax.metrics.extractors.registry import without_weights
+from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
+from noisytwins_jax.models.model import Model
+from noisytwins_jax.tpu_cost.chips import Chip, chip_of, communication_seconds
+from noisytwins_jax.tpu_cost.comparison import compare_results, read_result
+from noisytwins_jax.tpu_cost.hlo import read_program
+from noisytwins_jax.tpu_cost.model_flops import count_flops, network_flops, program_flops
+from noisytwins_jax.tpu_cost.report import format_result
+from noisytwins_jax.tpu_cost.topology import compiler_version, tpu_devices
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.compiled_step import SEVERAL, check_batch, lower_programs, lower_several_steps
+from noisytwins_jax.training.instance_conditioning import abstract_table
+from noisytwins_jax.training.phases import runs_per_step
+from noisytwins_jax.training.random_inputs import ClassTable
+from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.utils.errors import UserError, did_you_mean, first_line
+from noisytwins_jax.utils.sharding import Layout
+
+_AT_ONCE = 4  # programs; the compiler takes one to three gigabytes for each of the large ones
+
+
+def compile_run(
+    config: RunConfig, topology: str, programs: list[str] | None = None, compare: str | None = None
+) -> dict[str, Any]:
+    """Compiles the programs of a run, prints what they cost, and returns it.
+
+    Programs are those of training (`training.programs`), ``sampler`` and the evaluation's extractors (``classifier``,
+    ``inception``, ``clip``, ``dinov2``); these take a batch of the run's size, split over the mesh. In the program of several steps every branch counts, as if all were always due. The data not being there, tables of
+    instances (IC-GAN) are compiled for a few images: their memory, 2 bytes × images × features, is not in the figures.
+
+    Args:
+      config: the run; its data need not be there.
+      topology: TPU cores, as ``v3:2x2``; see `tpu.topology`.
+      programs: some of the names; all by default.
+      compare: file whose last line is an earlier result.
+
+    Returns:
+      What the JSON line says: what was compiled, ``programs`` (`_figures`), the average ``step`` (`_amortised_step`) and
+      ``fields``, the configuration. Megabytes are 10⁶ bytes.
+
+    Raises:
+      UserError: no compiler, no such topology or program, a batch that the mesh cannot divide, a file without a result;
+        and at the end, when all is printed, if programs do not compile, for want of memory for example.
+    """
+    jax.config.update("jax_platforms", "cpu")  # nothing runs: only the compiler is a TPU's
+    earlier = read_result(Path(compare)) if compare else None
+    layout = Layout(tpu_devices(topology), fsdp=config.mesh.fsdp)
+    check_batch(config, layout)
+    classes, channels = classes_and_channels(config.data)
+    lowered, flops = _lower(config, layout, channels, classes)
+    if unknown := [name for name in programs or [] if name not in lowered]:
+        raise UserError(
+            f"This run has no program {unknown[0]!r}; {did_you_mean(unknown[0], lowered)} "
+            f"(It has {', '.join(lowered)}.)"
+        )
+    chip = chip_of(topology)
+    result = _header(config, layout, topology, chip)
+    names = list(dict.fromkeys(programs or lowered))
+    print(
+        f"Compiling {', '.join(names)} for {topology}: minutes each, if networks are large.",
+        file=sys.stderr,
+        flush=True,
+    )
+    with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
+        figures = pool.map(lambda name: _compile(name, lowered[name], flops[name], layout.num_devices, chip), names)
+        result["programs"] = dict(zip(names, figures, strict=True))
+    result["step"] = _amortised_step(config, lowered.keys(), result["programs"], chip)
+    result["fields"] = flatten(config)
+
+    print(format_result(result))
+    if earlier is not None:
+        print(f"\n{compare_results(earlier, result)}")
+    print(f"\n{json.dumps(result)}", flush=True)
+    if failed := {name: figures["error"] for name, figures in result["programs"].items() if "error" in figures}:
+        raise UserError(
+            f"There are no figures of {', '.join(failed)} for {topology} ({next(iter(failed.values()))}); where memory "
+            "lacks, lower --config.batch_size, or take more cores or --config.mesh.fsdp."
+        )
+    return result
+
+
+def _lower(
+    config: RunConfig, layout: Layout, channels: int, classes: int
+) -> tuple[dict[str, jax.stages.Lowered], dict[str, float]]:
+    """Every program traced for the mesh, and the FLOPs that it is asked for, by name."""
+    model = build_model(config, channels, classes)
+    step = TrainingStep(config, model, layout.batch, layout.replicate, layout.gather, layout.scatter)
+    column = jax.ShapeDtypeStruct((classes,), jnp.float32, sharding=layout.replicated)
+    table = ClassTable(column, column, column, abstract_table(config, classes, layout.replicated))
+    lowered = lower_programs(step, layout, table)
+    if config.steps_per_dispatch > 1:
+        lowered[SEVERAL] = lower_several_steps(step, layout, table)
+    lowered["sampler"] = _lower_sampler(config, model, step, layout, table.instances)
+    extractors = _lower_extractors(config, model, layout, classes)
+    lowered |= {kind: program for kind, (program, _) in extractors.items()}
+    networks = network_flops(config, channels, classes)
+    flops = program_flops(config, networks)
+    a_step = sum(rate * flops[name] for name, rate in runs_per_step(config).items() if name in lowered)
+    flops |= {SEVERAL: config.steps_per_dispatch * a_step}
+    flops |= {"sampler": config.batch_size * networks["generator"]}
+    flops |= {kind: flops_of_one for kind, (_, flops_of_one) in extractors.items()}
+    return lowered, {name: flops[name] for name in lowered}
+
+
+def _lower_sampler(
+    config: RunConfig, model: Model, step: TrainingStep, layout: Layout, instances: InstanceTable | None
+) -> jax.stages.Lowered:
+    program = sample_program(model, config.z)
+    variables = step.abstract_state(layout.replicated).ema
+    rows = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=layout.split)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=layout.replicated)
+    return program.lower(variables, None, seed, rows, rows, instances)
+
+
+def _lower_extractors(
+    config: RunConfig, model: Model, layout: Layout, classes: int
+) -> dict[str, tuple[jax.stages.Lowered, float]]:
+    """The programs of the evaluation's extractors and their FLOPs, by kind."""
+    protocol = config.evaluation.settings.protocol
+    images = jax.ShapeDtypeStruct((config.batch_size, *model.image_shape), jnp.uint8, sharding=layout.split)
+    found = {}
+    for kind, network in chosen_extractors(protocol, config.evaluation.extractors).items():
+        if kind == CLASSIFIER:
+            shape = jax.eval_shape(
+                lambda: Classifier(classes).init(jax.random.key(0), jnp.zeros((1, *model.image_shape)))
+            )
+            variables, apply = shape["params"], functools.partial(extract, num_classes=classes)
+        else:
+            extractor = without_weights(kind, network, protocol)
+            variables, apply = extractor.variables, extractor.apply
+        on_mesh = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.replicated), variables)
+        found[kind] = jax.jit(apply).lower(on_mesh, images), count_flops(apply, variables, images)
+    return found
+
+
+def _header(config: RunConfig, layout: Layout, topology: str, chip: Chip) -> dict[str, Any]:
+    return {
+        "config": config.name,
+        "topology": topology,
+        "cores": layout.num_devices,
+        "cores_per_chip": chip.cores,
+        "clock_mhz": round(chip.clock_hz / 1e6),
+        "peak_tflops": round(chip.peak_flops / 1e12, 1),
+        "memory_mb": round(chip.memory / 1e6),
+        "batch_size": config.batch_size,
+        "images_per_core": config.batch_size / layout.num_devices,
+        "path_length_batch": config.path_length_batch if config.path_length.weight > 0 else 0,
+        "dtype": config.dtype,
+        "up_impl": config.up_impl,
+        "jax": jax.__version__,
+        "libtpu": compiler_version(),
+        "programs": {},
+    }
+
+
+# Without it, libtpu 0.0.52 makes programs for v6e that jaxlib 0.10.2 has no form for, where there are scatters.
+_READABLE = "--xla_tpu_enable_offloading_scatter_to_sparsecore=false"
+
+
+def _compile(name: str, program: jax.stages.Lowered, flops: float, cores: int, chip: Chip) -> dict[str, Any]:
+    began = time.perf_counter()
+    try:
+        compiled = program.compile()
+    except jax.errors.JaxRuntimeError as error:
+        print(f"{name} cannot be compiled ({time.perf_counter() - began:.0f} s).", file=sys.stderr, flush=True)
+        reason = first_line(error).rpartition("CompileTimeHbmOom: ")[2].partition(" HLO module")[0]
+        return {"error": reason.rstrip(". ")}
+    seconds = time.perf_counter() - began
+    print(f"{name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        print(f"jaxlib cannot read {name} as libtpu made it: {first_line(error)}", file=sys.stderr, flush=True)
+        return {"error": "jaxlib cannot read the compiled program; LIBTPU_INIT_ARGS=" + _READABLE + " may help"}
+    return _figures(compiled, text, flops, cores, chip) | {"compile_s": round(seconds, 1)}
+
+
+def _figures(compiled: jax.stages.Compiled, text: str, flops: float, cores: int, chip: Chip) -> dict[str, Any]:
+    """Of one core and one run of a program: cycles, arithmetic, memory, communication, and where cycles go."""
+    read = read_program(text, cores)
+    memory = compiled.memory_analysis()
+    parts = {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+    }
+    total = parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporary"]
+    cycles = read.pop("cycles")
+    sent = sum(entry["sent_bytes"] for entry in read["collectives"].values())
+    return {
+        "mcycles": cycles / 1e6,
+        "ms": 1e3 * cycles / chip.clock_hz,
+        "mfu": flops / cores / max(cycles * chip.flops_per_cycle, 1),
+        "compiler_gflop": compiled.cost_analysis().get("flops", 0.0) / 1e9,
+        "model_gflop": flops / cores / 1e9,
+        "memory_mb": {part: round(size / 1e6, 2) for part, size in (parts | {"all": total}).items()},
+        "fits": total <= chip.memory,
+        "sent_mb": sent / 1e6,
+        "communication_ms": 1e3 * communication_seconds(sent, chip),
+        **read,
+    }
+
+
+def _amortised_step(
+    config: RunConfig, lowered: Collection[str], programs: dict[str, dict[str, Any]], chip: Chip
+) -> dict[str, Any] | None:
+    """A step on average, every program as often as its interval says: the compiled ones; ``None`` if there are none.
+
+    ``images_per_s`` are real images that the discriminator is shown, on the whole mesh, if cycles were all that takes
+    time; ``images_per_s_waiting`` if the cores also waited for all communication. Both and ``mfu`` are ``None`` while
+    programs are missing.
+    """
+    rates = {name: rate for name, rate in runs_per_step(config).items() if name in lowered}
+    done = {name: rate for name, rate in rates.items() if "error" not in programs.get(name, {"error": "not compiled"})}
+    if not done:
+        return None
+
+    def total(field: str) -> float:
+        return sum(rate * programs[name][field] for name, rate in done.items())
+
+    ms, communication, missing = total("ms"), total("communication_ms"), sorted(rates.keys() - done.keys())
+    return {
+        "runs": done,
+        "missing": missing,
+        "mcycles": total("mcycles"),
+        "ms": ms,
+        "images_per_s": None if missing else config.images_per_step / (ms / 1e3),
+        "mfu": None if missing else total("model_gflop") * 1e9 / (chip.peak_flops * ms / 1e3),
+        "sent_mb": total("sent_mb"),
+        "communication_ms": communication,
+        "images_per_s_waiting": None if missing else config.images_per_step / ((ms + communication) / 1e3),
+    }

@@ -1,0 +1,1 @@
+"""Augmentation of everything that the discriminator sees."""

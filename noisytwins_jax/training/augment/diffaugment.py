@@ -1,0 +1,119 @@
+"""DiffAugment (Zhao et al., "Differentiable Augmentation for Data-Efficient GAN Training", NeurIPS 2020).
+
+Draws and their application are separate, so that a result is a pure function of its draws. Shapes are static and
+there is no gather: translation is a product with 0/1 matrices, cutout a mask.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from noisytwins_jax.utils.errors import UserError, did_you_mean
+
+Array = jax.Array
+
+POLICIES = ("color", "translation", "cutout")
+
+
+class DiffAugmentDraws(NamedTuple):
+    """One image's worth of draws in every row, ``[N]``."""
+
+    brightness: Array  # U[0, 1)
+    saturation: Array  # U[0, 1)
+    contrast: Array  # U[0, 1)
+    translation_rows: Array  # int in [-s, s], s = ⌊H/8 + ½⌋
+    translation_columns: Array  # int, likewise of W
+    cutout_row: Array  # int, centre of the hole
+    cutout_column: Array
+
+
+def parse_policy(policy: str) -> tuple[str, ...]:
+    """Splits ``"color,translation,cutout"`` (any subset; ``""`` for none), keeping the published order.
+
+    Raises:
+      UserError: for an unknown operation.
+    """
+    names = [name for name in policy.split(",") if name]
+    unknown = sorted(set(names) - set(POLICIES))
+    if unknown:
+        raise UserError(
+            f"DiffAugment has no operation {unknown[0]!r}; {did_you_mean(unknown[0], POLICIES)} "
+            f"(Valid: {', '.join(POLICIES)}.)"
+        )
+    return tuple(name for name in POLICIES if name in names)
+
+
+def draw(key: Array, shape: tuple[int, ...]) -> DiffAugmentDraws:
+    """Draws for images of `shape` ``(N, H, W, C)``."""
+    n, height, width, _ = shape
+    keys = jax.random.split(key, 7)
+
+    def uniform(k: Array) -> Array:
+        return jax.random.uniform(k, (n,))
+
+    def shift(k: Array, size: int) -> Array:
+        return jax.random.randint(k, (n,), -_max_shift(size), _max_shift(size) + 1)
+
+    def centre(k: Array, size: int) -> Array:
+        return jax.random.randint(k, (n,), 0, size + 1 - _hole(size) % 2)
+
+    return DiffAugmentDraws(
+        *(uniform(k) for k in keys[:3]),
+        shift(keys[3], height),
+        shift(keys[4], width),
+        centre(keys[5], height),
+        centre(keys[6], width),
+    )
+
+
+def apply(images: Array, draws: DiffAugmentDraws, policy: tuple[str, ...] = POLICIES) -> Array:
+    """Augments images ``[N, H, W, C]``, nominally in [-1, 1], each by its own draws."""
+    if "color" in policy:
+        images = _color(images, draws)
+    if "translation" in policy:
+        images = _translate(images, draws)
+    if "cutout" in policy:
+        images = _cutout(images, draws)
+    return images
+
+
+def _color(x: Array, draws: DiffAugmentDraws) -> Array:
+    brightness, saturation, contrast = (
+        u.astype(x.dtype)[:, None, None, None] for u in (draws.brightness, draws.saturation, draws.contrast)
+    )
+    x = x + (brightness - 0.5)
+    mean = x.mean(axis=3, keepdims=True)
+    x = (x - mean) * (2.0 * saturation) + mean
+    mean = x.mean(axis=(1, 2, 3), keepdims=True)
+    return (x - mean) * (contrast + 0.5) + mean
+
+
+def _max_shift(size: int) -> int:
+    return int(size * 0.125 + 0.5)
+
+
+def _hole(size: int) -> int:
+    return int(size * 0.5 + 0.5)
+
+
+def _translate(x: Array, draws: DiffAugmentDraws) -> Array:
+    def selection(shift: Array, size: int) -> Array:
+        source = jnp.arange(size)[None, :, None] + shift[:, None, None]
+        return (source == jnp.arange(size)[None, None, :]).astype(x.dtype)
+
+    rows = selection(draws.translation_rows, x.shape[1])
+    columns = selection(draws.translation_columns, x.shape[2])
+    x = jnp.einsum("nyh,nhwc->nywc", rows, x, precision="highest")
+    return jnp.einsum("nxw,nywc->nyxc", columns, x, precision="highest")
+
+
+def _cutout(x: Array, draws: DiffAugmentDraws) -> Array:
+    def inside(centre: Array, size: int) -> Array:
+        hole = _hole(size)
+        offset = jnp.arange(size)[None, :] - (centre[:, None] - hole // 2)
+        return (offset >= 0) & (offset < hole)
+
+    rows = inside(draws.cutout_row, x.shape[1])[:, :, None, None]
+    columns = inside(draws.cutout_column, x.shape[2])[:, None, :, None]
+    return jnp.where(rows & columns, 0.0, x)

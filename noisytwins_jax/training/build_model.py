@@ -1,0 +1,89 @@
+"""From a configuration to its networks."""
+
+import jax.numpy as jnp
+
+from noisytwins_jax.config import RunConfig
+from noisytwins_jax.metrics.extractors.registry import feature_dim
+from noisytwins_jax.models import biggan, stylegan2
+from noisytwins_jax.models.biggan_model import BigGANModel
+from noisytwins_jax.models.model import Model
+from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
+
+
+def build_model(config: RunConfig, channels: int, num_classes: int) -> Model:
+    """The networks of a configuration, for images of `channels` and labels below `num_classes`.
+
+    Raises:
+      UserError: they cannot be of this resolution, or do not fit together.
+    """
+    build = _stylegan2 if config.network == "stylegan2" else _biggan
+    return build(config, channels, num_classes)
+
+
+def _stylegan2(config: RunConfig, channels: int, num_classes: int) -> StyleGAN2Model:
+    g, d = config.generator, config.discriminator
+    transitional = config.transitional.weight > 0
+    embedding = config.d2dce.weight > 0 or config.contrastive.weight > 0
+    shared = {
+        "resolution": config.data.resolution,
+        "channels": channels,
+        "num_classes": num_classes,
+        "up_impl": config.up_impl,
+        "dtype": jnp.dtype(config.dtype),
+        "low_resolution": config.utlo.resolution if config.utlo.weight > 0 else 0,
+    }
+    generator = stylegan2.Generator(
+        **shared,
+        z_dim=g.z_dim,
+        w_dim=g.w_dim,
+        mapping_layers=g.mapping_layers,
+        channel_base=g.channel_base,
+        channel_max=g.channel_max,
+        architecture=g.architecture,
+        conv_clamp=g.conv_clamp,
+        w_avg_decay=g.w_avg_decay,
+        conditioning="additive" if transitional else "concat",
+    )
+    discriminator = stylegan2.Discriminator(
+        **shared,
+        channel_base=d.channel_base,
+        channel_max=d.channel_max,
+        architecture=d.architecture,
+        mbstd_group_size=d.mbstd_group_size,
+        mapping_layers=d.mapping_layers,
+        conv_clamp=d.conv_clamp,
+        heads="transitional" if transitional else "embedding" if embedding else "projection",
+    )
+    return StyleGAN2Model(generator, discriminator, g.noise_mode)
+
+
+def _biggan(config: RunConfig, channels: int, num_classes: int) -> BigGANModel:
+    options, instances = config.biggan, config.instances
+    with_instances = instances.neighbours > 0
+    shared = {
+        "resolution": config.data.resolution,
+        "channels": channels,
+        "num_classes": num_classes,
+        "deep": config.network == "biggan_deep",
+        "attention": options.attention_resolutions,
+        "spectral_norm": options.spectral_norm,
+        "sn_epsilon": options.spectral_norm_epsilon,
+        "dtype": jnp.dtype(config.dtype),
+    }
+    generator = biggan.Generator(
+        **shared,
+        z_dim=config.generator.z_dim,
+        width=options.generator_width,
+        embedding_dim=options.embedding_dim,
+        shared_embedding=options.shared_embedding,
+        instance_dim=instances.embedding_dim if with_instances else 0,
+        skip_z=options.skip_z,
+        wide_rgb=options.wide_rgb,
+        bn_epsilon=options.batch_norm_epsilon,
+        output_bn_epsilon=options.output_batch_norm_epsilon,
+        bn_decay=options.batch_norm_decay,
+    )
+    discriminator = biggan.Discriminator(
+        **shared, width=options.discriminator_width, instances=with_instances, dropout=options.dropout
+    )
+    return BigGANModel(generator, discriminator, feature_dim(instances.extractor) if with_instances else 0)

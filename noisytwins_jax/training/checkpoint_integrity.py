@@ -1,0 +1,82 @@
+"""Whether a checkpoint can be used: its files are as they were written, and its tensors those of this configuration."""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from noisytwins_jax.training.fault_tolerance.nan_guard import leaf_name
+from noisytwins_jax.utils.errors import UserError, first_line
+from noisytwins_jax.utils.retry import retry
+
+PyTree = Any
+FILES = "files.json"  # in every checkpoint: size and CRC-32 of each of its files
+
+
+def write_digests(checkpoint: Path) -> None:
+    """Writes down what the files of a checkpoint are like, for `damage` to compare.
+
+    Raises:
+      OSError: storage failed, also when tried again.
+    """
+    path = checkpoint / FILES
+    retry(lambda: path.write_text(json.dumps(_digests(checkpoint))), f"Writing {path}")
+
+
+def damage(checkpoint: Path) -> str | None:
+    """The first file that is missing, or not as it was when the checkpoint was made; None if that cannot be told."""
+    try:
+        written = json.loads((checkpoint / FILES).read_text())
+    except (OSError, ValueError):
+        return None  # Orbax's checks have to do
+    try:
+        now = retry(lambda: _digests(checkpoint), f"Reading {checkpoint}")
+    except OSError as error:
+        return f"it cannot be read: {first_line(error)}"
+    for name, digest in written.items():
+        if now.get(name) != digest:
+            return f"{name} {'has changed since it was written' if name in now else 'is missing'}"
+    return None
+
+
+def check_architecture(saved: PyTree, wanted: PyTree, path: Path) -> None:
+    """Compares trees by name and shape, so that the message can say where they differ.
+
+    Args:
+      saved: what the checkpoint holds; leaves have a shape.
+      wanted: what this configuration's state looks like.
+      path: the checkpoint.
+
+    Raises:
+      UserError: parameters differ.
+    """
+
+    def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+        leaves = {leaf_name(key): leaf for key, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        return {
+            name: tuple(leaf.shape) for name, leaf in leaves.items() if "params/" in name and hasattr(leaf, "shape")
+        }
+
+    ours, theirs = shapes(wanted), shapes(saved)
+    different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if different:
+        name = different[0]
+        raise UserError(
+            f"The checkpoint {path} is of another architecture: {name} has shape {theirs.get(name, 'absent')} there "
+            f"and {ours.get(name, 'absent')} in this configuration ({len(different)} such tensors); give the "
+            "configuration it was trained with, or another --workdir."
+        )
+
+
+def _digests(checkpoint: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file of a checkpoint's items (state, meta), by relative path."""
+    digests = {}
+    for path in sorted(p for p in checkpoint.glob("*/**/*") if p.is_file()):
+        crc, size = 0, 0
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 24):
+                crc, size = zlib.crc32(chunk, crc), size + len(chunk)
+        digests[path.relative_to(checkpoint).as_posix()] = [size, crc]
+    return digests

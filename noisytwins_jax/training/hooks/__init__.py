@@ -1,0 +1,1 @@
+"""What the training loop does between steps: one concern a file."""

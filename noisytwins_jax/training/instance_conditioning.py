@@ -1,0 +1,127 @@
+"""From a configuration to the training images as conditions (IC-GAN, Casanova et al., NeurIPS 2021): features of an
+extractor, and neighbourhoods of each image among them.
+
+The extractor is one of the evaluation's, always with the preprocessing of the protocol ``clean``, whatever is evaluated
+with. ``classifier`` is trained on the training images alone, long tail and all: neither the balanced images behind the
+evaluation's classifier, nor that classifier itself, have a part in training. Features and neighbours are made once and
+kept beside the runs.
+"""
+
+import dataclasses
+import hashlib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from noisytwins_jax.config import RunConfig
+from noisytwins_jax.data.instance_table import InstanceTable, instance_table, neighbourhoods, unit_features
+from noisytwins_jax.data.source import DataSplits, ImageSource
+from noisytwins_jax.metrics import nearest as nearest_neighbours
+from noisytwins_jax.metrics import pairwise_distances
+from noisytwins_jax.metrics.extractors.base import FeatureExtractor
+from noisytwins_jax.metrics.extractors.classifier import classifier_extractor, load_or_train_classifier
+from noisytwins_jax.metrics.extractors.registry import check_weights, feature_dim, load_extractor
+from noisytwins_jax.metrics.protocols import CLASSIFIER, EXTRACTORS
+from noisytwins_jax.metrics.real_features import real_features
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.files import replacing
+from noisytwins_jax.utils.multihost import failing_together, on_first_process
+
+_PROTOCOL = "clean"  # of the preprocessing
+
+
+def check_instances(config: RunConfig) -> None:
+    """Looks whether there are the weights that instances need, if the configuration has any.
+
+    Raises:
+      UserError: a file is missing; how to make it is said.
+    """
+    if config.instances.neighbours > 0:
+        kind, network = EXTRACTORS[config.instances.extractor]
+        check_weights({kind: network}, config.evaluation.weights)
+
+
+def with_instances(config: RunConfig, splits: DataSplits, cache: Path) -> DataSplits:
+    """The same data, with their instances if the configuration has any. To be called by all processes, which share them.
+
+    Args:
+      config: the run.
+      splits: its data.
+      cache: folder beside the runs, of features and neighbours.
+
+    Raises:
+      UserError: in all processes: more neighbours than images, or no weights.
+    """
+    k, train = config.instances.neighbours, splits.train
+    if not k:
+        return splits
+    if k > len(train):
+        raise UserError(
+            f"config.instances.neighbours={k} is more than the {len(train)} training images; give at most that many."
+        )
+    kind, network = EXTRACTORS[config.instances.extractor]
+    extractor = _classifier(train, cache) if kind == CLASSIFIER else _network(config, kind, network)
+    rows = 8 if jax.default_backend() == "cpu" and kind != CLASSIFIER else 64  # see `evaluation_numbers.settings_of`
+    found = real_features(train, extractor, cache, rows=rows, logits=False)
+
+    def make() -> InstanceTable:
+        features = unit_features(found.features)
+        neighbours = _kept(cache / "neighbours", features, k)
+        # Half of float32's memory: entries of vectors of unit length need no more digits.
+        return instance_table(features.astype(jnp.bfloat16), neighbours, train.labels, train.num_classes)
+
+    return dataclasses.replace(splits, instances=on_first_process(make))
+
+
+def abstract_table(config: RunConfig, num_classes: int, sharding: jax.sharding.Sharding) -> InstanceTable | None:
+    """The shapes of a table of as many images as there are neighbours, for programs whose data are not there."""
+    k = config.instances.neighbours
+    if not k:
+        return None
+
+    def integers(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+
+    features = jax.ShapeDtypeStruct((k, feature_dim(config.instances.extractor)), jnp.bfloat16, sharding=sharding)
+    return InstanceTable(features, integers(k, k), integers(k), integers(k), integers(num_classes + 1))
+
+
+def _classifier(train: ImageSource, cache: Path) -> FeatureExtractor:
+    def make() -> tuple[Any, dict[str, Any]]:
+        found = load_or_train_classifier(train, cache)
+        return found.variables, found.description
+
+    return classifier_extractor(*on_first_process(make))
+
+
+def _network(config: RunConfig, kind: str, network: str) -> FeatureExtractor:
+    with failing_together():
+        return load_extractor(kind, network, _PROTOCOL, config.evaluation.weights)
+
+
+def _kept(folder: Path, features: np.ndarray, k: int) -> np.ndarray:
+    """Neighbourhoods of features, from the folder if they are there and whole; else found and kept there."""
+    digest = hashlib.sha256(f"{features.shape} {k}".encode())
+    for module in (nearest_neighbours, pairwise_distances):
+        digest.update(Path(module.__file__).read_bytes())
+    digest.update(np.ascontiguousarray(features).data)
+    path = folder / f"{digest.hexdigest()[:16]}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["neighbours"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    neighbours = neighbourhoods(features, k, nearest_others)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, neighbours=neighbours)
+    return neighbours
+
+
+def nearest_others(features: np.ndarray, k: int) -> np.ndarray:
+    """Indices int64 ``[n, k]`` of the k nearest other rows of ``[n, d]``, nearest first."""
+    return nearest_neighbours.nearest(queries=features, keys=features, k=k, exclude_self=True)[1]

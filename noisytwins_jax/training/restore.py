@@ -1,0 +1,117 @@
+"""The images of a run, the generator of one of its checkpoints, and a sampler of it: what the verbs begin with.
+
+In a run of several processes all of them call these functions.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from noisytwins_jax.config import RunConfig, flatten
+from noisytwins_jax.data.registry import load_data
+from noisytwins_jax.data.source import DataSplits
+from noisytwins_jax.models.model import Model
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.checkpoint import Checkpoints
+from noisytwins_jax.training.fault_tolerance.consistency import check_agreement, code_fingerprint
+from noisytwins_jax.training.instance_conditioning import with_instances
+from noisytwins_jax.training.state import TrainState
+from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.training.workdir import cache_dir, open_workdir
+from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.multihost import failing_together
+from noisytwins_jax.utils.sharding import Layout
+
+
+def load_together(config: RunConfig, arguments: Mapping[str, Any] | None = None) -> DataSplits:
+    """The images of a run, when all of its processes have them and agree on everything that they must.
+
+    Raises:
+      UserError: in all processes: the images cannot be had, or the processes differ in configuration, `arguments`, code,
+        version of JAX or images.
+    """
+    with failing_together():
+        splits = load_data(config.data)
+    agree(config, arguments, {"the training images": splits.train.fingerprint})
+    return splits
+
+
+def agree(
+    config: RunConfig, arguments: Mapping[str, Any] | None = None, others: Mapping[str, str] | None = None
+) -> None:
+    """Refuses processes that differ in the configuration, `arguments`, the code, the version of JAX, or `others`.
+
+    Raises:
+      UserError: in all processes.
+    """
+    facts = {f"config.{name}": repr(value) for name, value in flatten(config).items()}
+    facts |= {f"--{name}": repr(value) for name, value in (arguments or {}).items()}
+    facts |= {"the code of noisytwins_jax": code_fingerprint(), "the version of JAX": jax.__version__}
+    check_agreement(facts | dict(others or {}))
+
+
+def restore_generator(
+    config: RunConfig, workdir: str | Path, which: str = "latest", **arguments: Any
+) -> tuple[DataSplits, Path, int, dict[str, Any]]:
+    """The data, the opened workdir, and step and variables of a checkpoint's averaged generator.
+
+    Processes that differ in `arguments` are refused, as those that differ in the configuration are.
+
+    Raises:
+      UserError: as `evaluate`.
+    """
+    check_has_checkpoint(workdir, which)
+    splits = load_together(config, arguments)
+    with failing_together():
+        workdir = open_workdir(workdir, config)
+    step, ema = restore_ema(
+        config, workdir, which, build_model(config, splits.train.channels, splits.train.num_classes)
+    )
+    return with_instances(config, splits, cache_dir(workdir)), workdir, step, ema
+
+
+def check_has_checkpoint(workdir: str | Path, which: str | int) -> None:
+    """Refuses a directory without checkpoints, and names of checkpoints that cannot be.
+
+    Raises:
+      UserError: in these cases.
+    """
+    if which not in ("latest", "best") and not str(which).isdigit():
+        raise UserError(f"--checkpoint={which} is no checkpoint; give latest, best or a step, for example 1000.")
+    if not Path(workdir, "checkpoints").is_dir():
+        if any(path.suffix in (".pth", ".pkl", ".bin") for path in Path(workdir).glob("*")):
+            raise UserError(
+                f"{workdir} has files of PyTorch; make a run of them first: python -m noisytwins_jax.convert from-torch "
+                f"{workdir} --workdir=…"
+            )
+        raise UserError(
+            f"{Path(workdir).absolute()} holds no checkpoints; train first (--mode=train), or give --workdir."
+        )
+
+
+def restore_ema(config: RunConfig, workdir: Path, which: str | int, model: Model) -> tuple[int, dict[str, Any]]:
+    """Step and variables of a checkpoint's averaged generator.
+
+    Raises:
+      UserError: there is no such checkpoint, none can be read, or it is of another architecture.
+    """
+    layout = Layout(fsdp=jax.device_count())  # spread as thin as can be, whatever it was trained on
+    abstract = TrainingStep(config, model).abstract_state(layout.state_shardings).ema
+    step, state = _restore(workdir, which, {"ema": abstract})
+    return step, state["ema"]
+
+
+def restore_state(config: RunConfig, workdir: Path, which: str | int, model: Model) -> tuple[int, TrainState]:
+    """Step and whole state of a checkpoint, in this process; as `restore_ema` otherwise."""
+    layout = Layout(jax.local_devices()[:1])
+    return _restore(workdir, which, TrainingStep(config, model).abstract_state(layout.state_shardings))
+
+
+def _restore(workdir: Path, which: str | int, abstract: Any) -> tuple[int, Any]:
+    with Checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore(abstract, str(which))
+    if restored is None:
+        raise UserError(f"There is no whole checkpoint in {workdir}; train first (--mode=train).")
+    return restored.step, restored.state

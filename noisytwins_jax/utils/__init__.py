@@ -1,0 +1,1 @@
+"""What every other folder may use, and nothing of this project is used in."""

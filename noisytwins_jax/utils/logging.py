@@ -1,0 +1,272 @@
+"""What a run says while it trains: ``metrics.jsonl``, TensorBoard, and one progress bar."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from absl import logging as absl_logging
+from PIL import Image
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from noisytwins_jax.utils.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+LINE_INTERVAL = 10.0  # seconds between progress lines when there is no terminal to draw a bar on
+
+
+def quiet_libraries() -> None:
+    """Keeps libraries' chatter off the screen; absl's shows with ``--verbosity``.
+
+    That of asyncio is about checkpoint files that could not be written, of which there is a sentence of our own.
+    """
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Returns the record on a line, or None if the line is torn (a crash in mid-write) or is not a record."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads a ``metrics.jsonl``.
+
+    Args:
+      path: the file, or the run's directory that holds it.
+
+    Returns:
+      The records in the order written: ``{"step": int, name: float | None, ...}``. None stands for a number that was
+      not finite. Torn lines are left out.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    path = Path(path)
+    path = path / METRICS_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"There is no {path}; give the directory of a run that has logged at least one step.")
+    return [record for line in path.read_bytes().splitlines() if (record := _parse(line)) is not None]
+
+
+class MetricsWriter:
+    """Writes a run's numbers and pictures to ``<workdir>/metrics.jsonl`` and ``<workdir>/tensorboard``.
+
+    ``metrics.jsonl`` has one JSON object a line, flushed as it is written, so that it can be followed with ``tail -f``
+    and survives a killed process. Numbers that are not finite are written as null (JSON has no NaN).
+    """
+
+    def __init__(self, workdir: str | os.PathLike, disable: bool = False):
+        """Opens the files of ``workdir`` for appending, creating the directory if needed.
+
+        Args:
+          workdir: a directory of the local file system.
+          disable: True writes nothing at all (every process of a multi-process run but the first).
+
+        Raises:
+          UserError: ``workdir`` is an address such as gs://bucket/run, which cannot be appended to.
+        """
+        if "://" in os.fspath(workdir):
+            raise UserError(f"Metrics are appended to a local file, which {workdir} is not; give a local directory.")
+        self._disable = disable
+        self._directory = Path(workdir)
+        self._purge_step: int | None = None
+        self._board: SummaryWriter | None = None
+        if disable:
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._path = self._directory / METRICS_FILE
+        if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
+            self._rewrite(lambda record: True)  # a torn last line would swallow the first record appended to it
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def _rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Atomically rewrites the file with the readable records for which ``keep`` is true."""
+        lines = self._path.read_bytes().splitlines() if self._path.exists() else []
+        kept = [line for line in lines if (record := _parse(line)) is not None and keep(record)]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_bytes(b"".join(line + b"\n" for line in kept))
+        temporary.replace(self._path)
+
+    def truncate_after(self, step: int) -> None:
+        """Drops what was logged for steps later than ``step``: call it when a run resumes from a checkpoint.
+
+        The steps between the checkpoint and the crash are about to be run again; without this, curves are doubled.
+        TensorBoard's files are append-only; there, the later steps are marked as superseded.
+        """
+        if self._disable:
+            return
+        self._file.close()
+        self._rewrite(lambda record: record["step"] <= step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._purge_step = step + 1
+        self._close_board()
+
+    def write_scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Logs numbers (Python, NumPy or device scalars; these are fetched here) under their names."""
+        if self._disable:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        record = {"step": int(step)} | {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, number in numbers.items():
+            self._open_board().add_scalar(name, number, step)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray | Image.Image]) -> None:
+        """Logs pictures, each a PIL image or uint8 [H, W, C] with C = 1 or 3, to TensorBoard."""
+        if self._disable:
+            return
+        for name, image in images.items():
+            pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+            self._open_board().add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes and closes the files; the writer is not used again."""
+        if not self._disable:
+            self._file.close()
+            self._close_board()
+
+    def _open_board(self) -> SummaryWriter:
+        if self._board is None:  # late, since truncate_after decides the purge step of the new event file
+            self._board = SummaryWriter(
+                str(self._directory / "tensorboard"),
+                purge_step=self._purge_step,
+                flush_secs=30,
+                filename_suffix=f".{time.time_ns()}",  # names are unique to the second only: a restart would overwrite
+            )
+        return self._board
+
+    def _close_board(self) -> None:
+        if self._board is not None:
+            with contextlib.suppress(OSError):  # of a disk that is full, which is said elsewhere
+                self._board.close()
+            self._board = None
+
+
+def format_duration(seconds: float) -> str:
+    """Formats a duration as people say it: ``42 s``, ``3 min 12 s``, ``5 h 04 min``, ``2 d 03 h``."""
+    total = round(max(seconds, 0.0))
+    minutes, s = divmod(total, 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days} d {h:02d} h"
+    if hours:
+        return f"{h} h {m:02d} min"
+    return f"{m} min {s:02d} s" if minutes else f"{s} s"
+
+
+def _draws_bars(stream: TextIO) -> bool:
+    """Whether a bar would be seen: a terminal, and one with a size: without, as in some containers, tqdm is mute."""
+    if not stream.isatty():
+        return False
+    try:
+        return min(os.get_terminal_size(stream.fileno())) > 0
+    except OSError:  # a terminal that is not a device of this machine has no size to ask for
+        return True
+
+
+class Progress:
+    """One progress bar for a training run: kimg, images per second, losses and the time left.
+
+    Where standard error is not a terminal (a batch job's log), a plain line is printed every ten seconds or so instead.
+    """
+
+    def __init__(
+        self,
+        total_kimg: float,
+        start_kimg: float = 0.0,
+        disable: bool | None = None,
+        *,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Starts the bar.
+
+        Args:
+          total_kimg: length of the run, in thousands of real images shown to the discriminator.
+          start_kimg: where a resumed run starts, same unit.
+          disable: True says nothing (every process but the first); None and False report, the form being chosen by
+            whether ``stream`` is a terminal.
+          stream: where to report; standard error by default.
+          clock: seconds, monotonic; replaced in tests.
+        """
+        self._total, self._kimg = float(total_kimg), float(start_kimg)
+        self._disable = bool(disable)
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._mark: tuple[float, float] | None = None  # (kimg, seconds) of the last update
+        self._rate = math.nan  # kimg per second
+        self._line: str | None = None  # the last line not yet printed
+        self._printed_at = -math.inf
+        self._bar: tqdm | None = None
+        if not self._disable and _draws_bars(self._stream):
+            self._bar = tqdm(
+                total=self._total,
+                initial=self._kimg,
+                file=self._stream,
+                dynamic_ncols=True,
+                bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
+            )
+
+    def update(self, kimg: float, **numbers: Any) -> None:
+        """Reports that ``kimg`` thousand images have been shown in all, with numbers (losses, ...) to display."""
+        if self._disable:
+            return
+        self._measure(kimg)
+        parts = [f"{kimg:.1f}/{self._total:.1f} kimg"]
+        if math.isfinite(self._rate):
+            parts.append(f"{1000.0 * self._rate:.0f} img/s")
+        parts += [f"{name} {float(value):.3g}" for name, value in numbers.items()]
+        if math.isfinite(self._rate) and self._rate > 0:
+            parts.append(f"{format_duration((self._total - kimg) / self._rate)} left")
+        text = "  ".join(parts)
+        if self._bar is not None:
+            self._bar.set_description_str(text, refresh=False)
+            self._bar.update(kimg - self._bar.n)  # draws at most ten times a second
+            return
+        self._line = text
+        if self._clock() - self._printed_at >= LINE_INTERVAL:
+            self._print_line()
+
+    def _measure(self, kimg: float) -> None:
+        """Smooths the speed over updates; the time before the first update, which holds compilation, is left out."""
+        now = self._clock()
+        if self._mark is not None and now > self._mark[1]:
+            rate = (kimg - self._mark[0]) / (now - self._mark[1])
+            self._rate = rate if math.isnan(self._rate) else 0.7 * self._rate + 0.3 * rate
+        self._mark, self._kimg = (kimg, now), kimg
+
+    def _print_line(self) -> None:
+        if self._line is not None:
+            print(self._line, file=self._stream, flush=True)
+            self._line, self._printed_at = None, self._clock()
+
+    def write(self, message: str) -> None:
+        """Prints a sentence without breaking the bar."""
+        if self._disable:
+            return
+        if self._bar is not None:
+            self._bar.write(message, file=self._stream)
+        else:
+            print(message, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar, leaving its last state on the screen."""
+        if self._bar is not None:
+            self._bar.close()
+        elif not self._disable:
+            self._print_line()
