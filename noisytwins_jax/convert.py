@@ -62,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _from_torch(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     _prepare()
+    from noisytwins_jax.config.flags import load_config
     from noisytwins_jax.interop.importing import import_run
     from noisytwins_jax.interop.public_checkpoint import read_public_checkpoint
-    from noisytwins_jax.sweep import load_config
 
     config = None if arguments.config is None else load_config([f"--config={arguments.config}", *overrides])
     found = read_public_checkpoint(arguments.files)

@@ -7,7 +7,6 @@ noisytwins_jax/config/run_config.py and config_groups.py (those of an evaluation
 """
 
 import os
-import re
 import sys
 from typing import NoReturn
 
@@ -15,7 +14,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from noisytwins_jax.config import RunConfig, flatten, parse_config
-from noisytwins_jax.utils.errors import TryAgainError, UserError, did_you_mean, first_line
+from noisytwins_jax.config.flags import NO_CONFIG, explain
+from noisytwins_jax.utils.errors import TryAgainError, UserError, first_line
 from noisytwins_jax.utils.logging import quiet_libraries
 from noisytwins_jax.utils.platform import expect_no_tpu, has_tpu
 
@@ -94,8 +94,6 @@ _ONLY |= dict.fromkeys(("topology", "programs", "compare"), ("compile",))
 _ONLY |= dict.fromkeys(("coordinator", "num_processes", "process_id"), ("train", "evaluate", "sample"))
 _ONLY |= {"checkpoint": ("evaluate", "sample"), "images": ("evaluate",), "reference": ("evaluate",)}
 
-_NO_CONFIG = "There is no configuration; give --config=configs/<dataset>.py[:<method>] before its fields."
-
 
 def main(argv: list[str]) -> None:
     """Runs the mode asked for."""
@@ -104,7 +102,7 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise UserError(f"Unexpected argument {argv[1]!r}; options start with --.")
         if _CONFIG.value is None and not (_MODE.value == "sample" and _WORKDIR.value):
-            raise UserError(_NO_CONFIG)
+            raise UserError(NO_CONFIG)
         _check_mode(_MODE.value)
         config = None if _CONFIG.value is None else parse_config(_CONFIG.value)
         workdir = _WORKDIR.value or _default_workdir(config)
@@ -211,31 +209,6 @@ def parse_flags(argv: list[str]) -> list[str]:
         return rest
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         _fail(explain(error, argv))
-
-
-def explain(error: Exception, argv: list[str]) -> str:
-    """What is wrong, in the user's words; raises `error` again if it is a mistake in a config file's code."""
-    origin: BaseException = error
-    while (inner := origin.__cause__ or origin.__context__) is not None:
-        origin = inner
-    if isinstance(origin, UserError):  # raised by the config file: everything around it is wrapping
-        return str(origin)
-    if isinstance(error, OSError):
-        reason = str(error).rpartition("failure to load: ")[2].splitlines()[-1].strip().rstrip(".")
-        return f"The configuration file cannot be read ({reason}); give --config=configs/<dataset>.py[:<method>]."
-    overrides = [match[1] for argument in argv if (match := re.match(r"--?config\.([\w.]+)", argument))]
-    if overrides and not any(re.match(r"--?config(=|$)", argument) for argument in argv):
-        return _NO_CONFIG
-    fields = flatten(RunConfig())
-    for name in overrides:
-        if name not in fields and not name.startswith("data.options."):
-            return f"There is no field config.{name}; {did_you_mean(f'config.{name}', (f'config.{f}' for f in fields))}"
-    if isinstance(error, flags.Error):
-        return str(error)
-    for name in overrides:
-        if name not in fields:  # an option of the data set
-            return f"The configuration file does not set config.{name}; set it there first."
-    raise error
 
 
 def _class_id(text: str) -> int:

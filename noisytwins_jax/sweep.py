@@ -18,14 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import flags
-from ml_collections import config_flags
-
 from noisytwins_jax.compare import compare
-from noisytwins_jax.config import RunConfig, flatten, parse_config
+from noisytwins_jax.config import RunConfig, flatten
+from noisytwins_jax.config.flags import load_config
 from noisytwins_jax.evaluation.report.grid import GridRun, is_number, write_grid
 from noisytwins_jax.evaluation.results import EVALUATION_FILE, REPORT_FILE
-from noisytwins_jax.main import explain
 from noisytwins_jax.metrics.protocols import chosen_extractors
 from noisytwins_jax.training.workdir import CONFIG_FILE, read_config
 from noisytwins_jax.utils.errors import UserError
@@ -124,25 +121,6 @@ def short_names(fields: Sequence[str]) -> list[str]:
         return [".".join(words[-n:]) for n in range(1, len(words) + 1)]
 
     return [next(tail for tail in tails(field) if sum(tail in tails(f) for f in fields) == 1) for field in fields]
-
-
-def load_config(options: Sequence[str]) -> RunConfig:
-    """The configuration that `noisytwins_jax.main` would train with these options.
-
-    Raises:
-      UserError: what `main` would say.
-    """
-    argv = ["sweep", *options]
-    values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        rest = values(argv)
-        config.value.lock()  # a file that could not be loaded is only reported when it is used
-    except (flags.Error, AttributeError, KeyError, OSError) as error:
-        raise UserError(explain(error, argv)) from None
-    if len(rest) > 1:
-        raise UserError(f"Unexpected argument {rest[1]!r}; fields are set with --config.FIELD=VALUE.")
-    return parse_config(config.value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,14 +5,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import tiny_run
+from paths import ROOT
 
 from noisytwins_jax.utils.logging import read_metrics
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_example_of_the_readme(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 import tiny_biggan
+from paths import ROOT
 
 from noisytwins_jax.config import RunConfig, default_config, parse_config
 from noisytwins_jax.config.groups import AugmentConfig, DiscriminatorConfig, GeneratorConfig, PathLengthConfig, R1Config
@@ -23,7 +24,6 @@ from noisytwins_jax.training.workdir import open_workdir, write_config
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.sharding import Layout
 
-ROOT = Path(__file__).parents[1]
 SYNTHETIC = DataConfig("synthetic", 8, False, {"num_classes": 4, "num_images": 16, "channels": 1})
 TINY = dataclasses.replace(
     RunConfig(),

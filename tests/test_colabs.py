@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-COLABS = Path(__file__).parents[1] / "colabs"
+COLABS = ROOT / "colabs"
 NOTEBOOKS = ("sampling.ipynb", "train_digits.ipynb")
 
 

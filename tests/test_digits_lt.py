@@ -2,9 +2,9 @@
 
 import json
 import runpy
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from noisytwins_jax.config import parse_config
 from noisytwins_jax.evaluation.sheets import sample_w
@@ -12,7 +12,7 @@ from noisytwins_jax.metrics.w_space import within_class_variance_ratio
 from noisytwins_jax.train import train, train_to_end
 from noisytwins_jax.training.fault_tolerance.collapse_log import read_collapses
 
-CONFIG = Path(__file__).parent.parent / "configs" / "digits_lt.py"
+CONFIG = ROOT / "configs" / "digits_lt.py"
 
 
 @pytest.mark.slow

@@ -9,17 +9,19 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+from paths import ROOT
 
 from noisytwins_jax import sweep
 from noisytwins_jax.config import flatten
-from noisytwins_jax.sweep import load_config, parse_grids, plan, short_names
+from noisytwins_jax.config.flags import load_config
+from noisytwins_jax.sweep import parse_grids, plan, short_names
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.subprocesses import run_all
 
 # ml_collections' way to load a config file
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
-DIGITS = str(Path(__file__).parents[1] / "configs" / "digits_lt.py")
+DIGITS = str(ROOT / "configs" / "digits_lt.py")
 GRIDS = ["config.noisytwins.sigma=0,0.1", "config.noisytwins.weight=0.1,0.4"]
 NUMBERS = ("fid", "ifid", "tail_ifid", "precision", "recall", "tail_recall", "w_ratio", "class_accuracy")
 

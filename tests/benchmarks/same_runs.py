@@ -48,8 +48,10 @@ def read_checkpoint(directory: Path) -> dict[str, str]:
     import orbax.checkpoint as ocp
 
     handler = ocp.PyTreeCheckpointHandler()
+    metadata = handler.metadata(directory / "state").tree
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
     with ocp.Checkpointer(handler) as checkpointer:
-        tree = checkpointer.restore(directory / "state")
+        tree = checkpointer.restore(directory / "state", restore_args=on_host)
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     digests = {}
     for path, leaf in leaves:

@@ -16,10 +16,10 @@ import jax
 import numpy as np
 import torch
 
+from noisytwins_jax.config.flags import load_config
 from noisytwins_jax.interop.network import ConvertedNetwork
 from noisytwins_jax.interop.pytorch import stylegan2
 from noisytwins_jax.interop.stylegan2.conversion import write_stylegan2
-from noisytwins_jax.sweep import load_config
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.utils.sharding import use_all_cores
 

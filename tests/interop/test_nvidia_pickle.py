@@ -3,12 +3,12 @@
 import gzip
 import pickle
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
 from golden_numbers import weight
 from nvidia_files import SOURCE, EasyDict, module_of, write_snapshot
+from paths import GOLDEN
 from torch_files import call, items, name, pickled, text
 
 from noisytwins_jax.interop.stylegan2.architecture import Architecture
@@ -17,7 +17,7 @@ from noisytwins_jax.interop.stylegan2.nvidia_options import config_fields
 from noisytwins_jax.interop.stylegan2.nvidia_pickle import read_nvidia_pickle
 from noisytwins_jax.utils.errors import UserError
 
-FILE = Path(__file__).parents[1] / "golden" / "torch_files" / "stylegan2ada.pkl"
+FILE = GOLDEN / "torch_files" / "stylegan2ada.pkl"
 
 SIZES = {"resolution": 8, "channels": 1, "num_classes": 3, "channel_base": 32, "channel_max": 4}
 ARCHITECTURES = {

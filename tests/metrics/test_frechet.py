@@ -1,14 +1,13 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.linalg
+from paths import GOLDEN
 
 from noisytwins_jax.metrics import frechet
 from noisytwins_jax.metrics.frechet import frechet_distance, moments, moments_from_covariance
 from noisytwins_jax.utils.errors import UserError
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
+GOLDEN = np.load(GOLDEN / "metrics.npz")
 CASES = ("basic", "equal", "clustered", "rankdef", "both_rankdef")
 
 

@@ -2,10 +2,10 @@ import os
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import GOLDEN
 from scipy.spatial.distance import cdist
 
 from noisytwins_jax.metrics import nearest as nearest_module
@@ -14,7 +14,7 @@ from noisytwins_jax.metrics.nearest import nearest, squared_radii
 from noisytwins_jax.metrics.neighbours import coverage, density, neighbour_metrics, precision, recall
 from noisytwins_jax.utils.errors import UserError
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
+GOLDEN = np.load(GOLDEN / "metrics.npz")
 CASES = ("basic", "equal", "clustered", "rankdef", "both_rankdef")
 
 

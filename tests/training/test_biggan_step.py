@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -14,6 +13,7 @@ import pytest
 import tiny_biggan
 import tiny_run
 from flax.traverse_util import flatten_dict
+from paths import HELPERS
 
 from noisytwins_jax.config.groups import InterventionConfig
 from noisytwins_jax.losses.base import Progress
@@ -100,7 +100,7 @@ def same(one, other):
 
 
 def on_eight_devices(*arguments):
-    program, helpers = Path(__file__).with_name("biggan_devices_program.py"), Path(__file__).parents[1]
+    program, helpers = HELPERS / "biggan_step_program.py", HELPERS
     path = os.pathsep.join(filter(None, [str(helpers), os.environ.get("PYTHONPATH")]))
     environment = {**tiny_run.environment(8), "JAX_ENABLE_X64": "1", "PYTHONPATH": path}
     result = subprocess.run(

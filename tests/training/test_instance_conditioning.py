@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import instances_run
 import jax
@@ -13,6 +12,7 @@ import pytest
 import tiny_biggan
 import tiny_run
 from biggan_networks import quick_jit, shapes
+from paths import HELPERS
 
 from noisytwins_jax.config import parse_config
 from noisytwins_jax.generation.sampler import Sampler, standing_statistics
@@ -152,7 +152,7 @@ def test_without_instances_the_draws_are_as_they_were():
 
 @pytest.mark.slow
 def test_a_step_is_the_same_on_one_device_and_on_eight():
-    program, helpers = Path(__file__).with_name("instances_devices_program.py"), Path(__file__).parents[1]
+    program, helpers = HELPERS / "instances_devices_program.py", HELPERS
     environment = tiny_run.environment(8) | {"JAX_ENABLE_X64": "1", "PYTHONPATH": str(helpers)}
     done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,57 @@
+"""Configurations on the command line: what is wrong with one, in an error message, and one from a list of options."""
+
+import re
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from noisytwins_jax.config.parsing import flatten, parse_config
+from noisytwins_jax.config.run_config import RunConfig
+from noisytwins_jax.utils.errors import UserError, did_you_mean
+
+NO_CONFIG = "There is no configuration; give --config=configs/<dataset>.py[:<method>] before its fields."
+
+
+def explain(error: Exception, argv: list[str]) -> str:
+    """What is wrong, in the user's words; raises `error` again if it is a mistake in a config file's code."""
+    origin: BaseException = error
+    while (inner := origin.__cause__ or origin.__context__) is not None:
+        origin = inner
+    if isinstance(origin, UserError):  # raised by the config file: everything around it is wrapping
+        return str(origin)
+    if isinstance(error, OSError):
+        reason = str(error).rpartition("failure to load: ")[2].splitlines()[-1].strip().rstrip(".")
+        return f"The configuration file cannot be read ({reason}); give --config=configs/<dataset>.py[:<method>]."
+    overrides = [match[1] for argument in argv if (match := re.match(r"--?config\.([\w.]+)", argument))]
+    if overrides and not any(re.match(r"--?config(=|$)", argument) for argument in argv):
+        return NO_CONFIG
+    fields = flatten(RunConfig())
+    for name in overrides:
+        if name not in fields and not name.startswith("data.options."):
+            return f"There is no field config.{name}; {did_you_mean(f'config.{name}', (f'config.{f}' for f in fields))}"
+    if isinstance(error, flags.Error):
+        return str(error)
+    for name in overrides:
+        if name not in fields:  # an option of the data set
+            return f"The configuration file does not set config.{name}; set it there first."
+    raise error
+
+
+def load_config(options: Sequence[str]) -> RunConfig:
+    """The configuration that `noisytwins_jax.main` would train with these options.
+
+    Raises:
+      UserError: what `main` would say.
+    """
+    argv = ["sweep", *options]
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        rest = values(argv)
+        config.value.lock()  # a file that could not be loaded is only reported when it is used
+    except (flags.Error, AttributeError, KeyError, OSError) as error:
+        raise UserError(explain(error, argv)) from None
+    if len(rest) > 1:
+        raise UserError(f"Unexpected argument {rest[1]!r}; fields are set with --config.FIELD=VALUE.")
+    return parse_config(config.value)

@@ -1,0 +1,103 @@
+"""What every objective keeps to: precision, `jit`, finite gradients, and a clear word where a network lacks a part."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from loss_contexts import BARE, discriminator_pass, generator_pass, jit, progress
+
+from noisytwins_jax.config.run_config import Objectives
+from noisytwins_jax.losses.base import Objective
+from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.utils.config_fields import objection
+
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(Objectives)}
+PASSES = {"generator": generator_pass, "discriminator": discriminator_pass}
+TERMS = [
+    (n, side) for n, x in DEFAULTS.items() for side in PASSES if getattr(type(x), side) is not getattr(Objective, side)
+]
+ACTING = {"spectrum": {"sigma": 0.1, "network": "both"}}  # where the default leaves small weights alone
+N, C, D = 8, 3, 12
+
+
+def parts(dtype: Any) -> dict[str, dict]:
+    """Everything a pass can have, but functions."""
+    rng = np.random.default_rng(0)
+
+    def random(*shape: int):
+        return jnp.asarray(rng.standard_normal(shape), dtype)
+
+    def discrimination() -> Discrimination:
+        unit = random(2, N, D)
+        unit = unit / jnp.linalg.norm(unit, axis=-1, keepdims=True)
+        return Discrimination(random(N), random(N), random(N), unit[0], unit[1])
+
+    shared = {
+        "class_counts": jnp.asarray([90, 9, 1], dtype),
+        "progress": progress(10)._replace(kimg=jnp.asarray(5000.0, dtype)),
+    }
+    params = {
+        "mapping": {"embed": {"weight": random(C, D)}},
+        "synthesis": {"b4": {"conv1": {"weight": random(3, 3, 4, 5)}}},
+    }
+    labels = jnp.arange(N, dtype=jnp.int32) % C
+    generator = {"params": params, "w": random(N, D), "fake": discrimination(), "images": random(N, 4, 4, 1)}
+    discriminator = {
+        "params": {"b4": {"conv": {"weight": random(3, 3, 4, 5)}}},
+        "real": discrimination(),
+        "fake": discrimination(),
+    }
+    return {
+        "generator": shared | generator | {"labels": labels},
+        "discriminator": shared | discriminator | {"real_labels": labels, "fake_labels": labels},
+    }
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize(("name", "side"), TERMS)
+def test_terms(name, side, x64):
+    objective, make = dataclasses.replace(DEFAULTS[name], weight=0.5, **ACTING.get(name, {})), PASSES[side]
+    with jax.enable_x64(x64):
+        dtype = jnp.float64 if x64 else jnp.float32
+        state = jit(objective.init)(*(parts(dtype)[network]["params"] for network in ("generator", "discriminator")))
+        given = parts(dtype)[side]
+        inputs = {k: given.pop(k) for k in ("params", "w", "fake", "real") if k in given}
+
+        def term(inputs, given, state):
+            value, after = getattr(objective, side)(make(**inputs, **given), state)
+            return objective.scale(given["progress"]) * value, after
+
+        (value, after), gradients = jit(jax.value_and_grad(term, has_aux=True))(inputs, given, state)
+    assert value.shape == () and value.dtype == dtype and np.isfinite(value)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert all(x.dtype == dtype for x in jax.tree.leaves((state, after)))
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+    assert any(np.any(g) for g in jax.tree.leaves(gradients))
+
+
+def test_every_objective_has_a_term():
+    assert {name for name, _ in TERMS} == set(DEFAULTS)
+
+
+@pytest.mark.parametrize("name", ["d2dce", "contrastive", "transitional", "utlo"])
+def test_a_discriminator_that_lacks_a_head(name):
+    with pytest.raises(ValueError, match="needs a discriminator with"):
+        DEFAULTS[name].generator(generator_pass(fake=BARE, labels=jnp.zeros(4, jnp.int32)), ())
+    with pytest.raises(ValueError, match="needs a discriminator with"):
+        labels = jnp.zeros(4, jnp.int32)
+        DEFAULTS[name].discriminator(discriminator_pass(real=BARE, fake=BARE, real_labels=labels), ())
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_is_off_by_default_and_says_which_values_its_fields_take(name):
+    assert DEFAULTS[name].weight == 0.0
+    for field in dataclasses.fields(DEFAULTS[name]):
+        assert field.metadata and objection(field.metadata, field.default) is None, field.name
+
+
+def test_the_term_counts_from_its_start_step():
+    objective = dataclasses.replace(DEFAULTS["noisytwins"], weight=0.25, start_step=3)
+    assert [float(objective.scale(progress(step))) for step in (0, 2, 3, 9)] == [0.0, 0.0, 0.25, 0.25]
