@@ -29,7 +29,7 @@ and resolution are those of its authors.
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import parse_row, smoke
+from noisytwins_jax.config.presets import parse_preset, smoke
 
 ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}
 NOISE = {"noisytwins.sigma": 0.5, "noisytwins.alpha": 0.0}
@@ -53,7 +53,7 @@ METHODS = tuple(ROWS)
 
 def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     """The configuration of a row: a method of `METHODS`, and ``smoke`` for its smoke form, with commas between."""
-    row = parse_row(__file__, words, METHODS, resolutions=(64,))
+    row = parse_preset(__file__, words, METHODS, resolutions=(64,))
     config = default_config()
     config.name = row.name
     config.batch_size = 128

@@ -30,7 +30,7 @@ numbers and acts on weights as they are after spectral normalisation. UTLO has t
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import biggan, parse_row, smoke
+from noisytwins_jax.config.presets import biggan, parse_preset, smoke
 
 DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}
 ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}
@@ -78,7 +78,7 @@ METHODS = tuple(ROWS)
 
 def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     """The configuration of a row: a method of `METHODS`, and ``smoke`` for its smoke form, with commas between."""
-    row = parse_row(__file__, words, METHODS, resolutions=(32,))
+    row = parse_preset(__file__, words, METHODS, resolutions=(32,))
     config = default_config()
     config.name = row.name
     config.batch_size = 128

@@ -16,7 +16,7 @@ turn a 6 into a 9, and with an adjustment speed that fits the run.
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import BIGGAN, parse_row, smoke
+from noisytwins_jax.config.presets import BIGGAN, parse_preset, smoke
 
 DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}
 ADA = {
@@ -86,7 +86,7 @@ METHODS = tuple(ROWS)
 
 def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     """The configuration of a row: a method of `METHODS`, and ``smoke`` for its smoke form, with commas between."""
-    row = parse_row(__file__, words, METHODS, resolutions=(8,))
+    row = parse_preset(__file__, words, METHODS, resolutions=(8,))
     config = default_config()
     config.name = row.name
     config.batch_size = 32

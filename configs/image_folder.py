@@ -12,7 +12,7 @@ config.noisytwins.weight and sigma, and config.data.mirror=False where a mirrore
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import parse_row, smoke
+from noisytwins_jax.config.presets import parse_preset, smoke
 
 ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}
 NOISE = {"noisytwins.sigma": 0.1, "noisytwins.alpha": 0.0}
@@ -37,7 +37,7 @@ METHODS = tuple(ROWS)
 
 def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     """The configuration of a row: a method of `METHODS`, 32, 64, 128 or 256 (px), ``smoke``; with commas between."""
-    row = parse_row(__file__, words, METHODS, resolutions=(64, 32, 128, 256))
+    row = parse_preset(__file__, words, METHODS, resolutions=(64, 32, 128, 256))
     config = default_config()
     config.name = row.name
     config.batch_size = 128

@@ -29,7 +29,7 @@ Latents: 20 for the first layer and each block of ``biggan``, 128 for ``biggan_d
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import biggan, parse_row, smoke
+from noisytwins_jax.config.presets import biggan, parse_preset, smoke
 
 # What a row is without. Rows of Table 1 from top to bottom add one thing each.
 NO_ORTHOGONAL = {"orthogonal.weight": 0.0}
@@ -67,7 +67,7 @@ METHODS = tuple(ROWS)
 
 def get_config(words: str = "biggan") -> ml_collections.ConfigDict:
     """The configuration of a row: a row of `METHODS`, 128, 256 or 512 (px), ``smoke``; with commas between."""
-    row = parse_row(__file__, words, METHODS, resolutions=(128, 256, 512))
+    row = parse_preset(__file__, words, METHODS, resolutions=(128, 256, 512))
     config = default_config()
     config.name = row.name
     config.dtype = "bfloat16"  # activations

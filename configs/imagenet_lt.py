@@ -32,7 +32,7 @@ compare. ``--config.instances.extractor=dinov2`` takes other features.
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import biggan, parse_row, smoke
+from noisytwins_jax.config.presets import biggan, parse_preset, smoke
 
 ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}
 NOISE = {"noisytwins.sigma": 0.25, "noisytwins.alpha": 0.0}
@@ -66,7 +66,7 @@ METHODS = (*ROWS, *BIGGAN_ROWS)
 
 def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     """The configuration of a row: a method of `METHODS`, 64 or 128 (px), ``smoke``; with commas between."""
-    row = parse_row(__file__, words, METHODS, resolutions=(64, 128))
+    row = parse_preset(__file__, words, METHODS, resolutions=(64, 128))
     config = default_config()
     config.name = row.name
     config.batch_size = 128

@@ -82,11 +82,11 @@ def _to_torch(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     from noisytwins_jax.generation.trained_generator import load
     from noisytwins_jax.interop.exporting import export_run
     from noisytwins_jax.training.restore import restore_state
-    from noisytwins_jax.utils.files import needing_space
+    from noisytwins_jax.utils.files import handle_disk_full
 
     trained = load(arguments.workdir, arguments.checkpoint)
     _, state = restore_state(trained.config, arguments.workdir.absolute(), trained.step, trained.model)
-    with needing_space(arguments.out):
+    with handle_disk_full(arguments.out):
         written = export_run(state, trained, arguments.out, arguments.format, arguments.safetensors)
     for path in written:
         print(f"Written: {path}")
@@ -98,10 +98,10 @@ def _to_jax(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     _prepare()
     from noisytwins_jax.generation.export import save_sampler
     from noisytwins_jax.generation.trained_generator import load
-    from noisytwins_jax.utils.files import needing_space
+    from noisytwins_jax.utils.files import handle_disk_full
 
     trained = load(arguments.workdir, arguments.checkpoint)
-    with needing_space(arguments.out):
+    with handle_disk_full(arguments.out):
         path = save_sampler(trained, arguments.out, arguments.truncation or None, arguments.platforms.split(","))
     print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0

@@ -130,7 +130,7 @@ def main(argv: list[str]) -> None:
 def _run(config: RunConfig | None, workdir: str) -> None:
     import jax
 
-    from noisytwins_jax.utils.multihost import say
+    from noisytwins_jax.utils.multihost import print_on_primary
 
     if not has_tpu():
         expect_no_tpu()
@@ -138,15 +138,15 @@ def _run(config: RunConfig | None, workdir: str) -> None:
         if _MODE.value == "train":
             from noisytwins_jax.train import train
 
-            say(f"Report: {train(config, workdir)}")
+            print_on_primary(f"Report: {train(config, workdir)}")
         elif _IMAGES.value is not None:
             from noisytwins_jax.evaluation.evaluate_images import evaluate_images
 
-            say(f"Report: {evaluate_images(config, _IMAGES.value, _REFERENCE.value, workdir)}")
+            print_on_primary(f"Report: {evaluate_images(config, _IMAGES.value, _REFERENCE.value, workdir)}")
         elif _MODE.value == "evaluate":
             from noisytwins_jax.evaluation.evaluate import evaluate
 
-            say(f"Report: {evaluate(config, workdir, _CHECKPOINT.value)}")
+            print_on_primary(f"Report: {evaluate(config, workdir, _CHECKPOINT.value)}")
         else:
             from noisytwins_jax.generation.sample import sample
 
@@ -165,7 +165,7 @@ def _run(config: RunConfig | None, workdir: str) -> None:
                 _FRAMES.value,
                 _MIX_LAYERS.value,
             )
-            say(f"Samples: {written}")
+            print_on_primary(f"Samples: {written}")
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise UserError(

@@ -11,13 +11,13 @@ import jax
 
 from noisytwins_jax.config import RunConfig, flatten
 from noisytwins_jax.data.source import DataSplits, LabelledImages
-from noisytwins_jax.evaluation.during_training import evaluate_saved, measured, owes_evaluation
+from noisytwins_jax.evaluation.during_training import evaluate_saved, evaluation_pending, to_scalars
 from noisytwins_jax.evaluation.results import write_results
 from noisytwins_jax.evaluation.run_evaluation import check_counts, check_evaluation
 from noisytwins_jax.evaluation.sheets import SHEET_FILE, make_sheet
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.checkpoint import Checkpoints
-from noisytwins_jax.training.compiled_step import Programs, check_batch
+from noisytwins_jax.training.compiled_step import CompiledStep, check_batch
 from noisytwins_jax.training.fault_tolerance.nan_guard import Diverged, check_finite, divergence
 from noisytwins_jax.training.fault_tolerance.preemption import on_google_cloud
 from noisytwins_jax.training.fault_tolerance.signals import StopSignal
@@ -26,18 +26,18 @@ from noisytwins_jax.training.fault_tolerance.workdir_lock import WorkdirLock
 from noisytwins_jax.training.hooks.collapse import Collapsed, CollapseWatch
 from noisytwins_jax.training.instance_conditioning import check_instances, with_instances
 from noisytwins_jax.training.interventions import intervene
-from noisytwins_jax.training.monitors import look, probes_of
+from noisytwins_jax.training.monitors import build_monitors, look
 from noisytwins_jax.training.phases import in_order, mean_metrics
 from noisytwins_jax.training.profiling import Stopwatch, Tracer
 from noisytwins_jax.training.random_inputs import class_table
-from noisytwins_jax.training.restore import load_together
+from noisytwins_jax.training.restore import load_run_data
 from noisytwins_jax.training.run import Run, batches_of_process, describe, interval, restore_or_init
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.training.workdir import cache_dir, open_workdir, write_classes, write_config
-from noisytwins_jax.utils.files import needing_space
+from noisytwins_jax.utils.files import handle_disk_full
 from noisytwins_jax.utils.logging import MetricsWriter, Progress
-from noisytwins_jax.utils.multihost import failing_together, say
+from noisytwins_jax.utils.multihost import print_on_primary, raise_on_all_processes
 from noisytwins_jax.utils.sharding import Layout
 
 
@@ -61,8 +61,8 @@ def train(config: RunConfig, workdir: str | Path) -> Path:
       UserError, SystemExit: as `train_to_end`.
     """
     run = train_to_end(config, workdir)
-    say("Evaluating the averaged generator.")
-    with needing_space(run.workdir):
+    print_on_primary("Evaluating the averaged generator.")
+    with handle_disk_full(run.workdir):
         return write_results(config, run.state.ema, run.step, run.splits, run.workdir, run.evaluation)
 
 
@@ -79,8 +79,8 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     layout = Layout(fsdp=config.mesh.fsdp)
     check_batch(config, layout)
     check_evaluation(config)
-    splits = load_together(config)
-    with failing_together():
+    splits = load_run_data(config)
+    with raise_on_all_processes():
         check_counts(config, splits)
         check_instances(config)
 
@@ -88,14 +88,14 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     model = build_model(config, splits.train.channels, splits.train.num_classes)
     step = TrainingStep(config, model, layout.batch, layout.replicate, layout.gather, layout.scatter)
     abstract = step.abstract_state(layout.state_shardings)  # refuses networks that cannot be
-    with failing_together():
+    with raise_on_all_processes():
         workdir = open_workdir(workdir, config)  # after everything that may refuse the configuration
-    with needing_space(workdir):
+    with handle_disk_full(workdir):
         splits = with_instances(config, splits, cache_dir(workdir))
-    with failing_together():
+    with raise_on_all_processes():
         batches = batches_of_process(config, splits)
     with (
-        needing_space(workdir),
+        handle_disk_full(workdir),
         WorkdirLock(workdir),
         batches,
         contextlib.closing(MetricsWriter(workdir, disable=jax.process_index() > 0)) as writer,
@@ -105,25 +105,25 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
         write_classes(workdir, splits.train.channels, splits.train.class_names)
         # On the devices once: instances may be large.
         table = jax.device_put(class_table(config, splits.train.class_counts, splits.instances), layout.replicated)
-        probes = probes_of(config, model, splits, layout, table.instances)
+        probes = build_monitors(config, model, splits, layout, table.instances)
         run = Run(config, layout, splits, workdir, step, abstract, batches, checkpoints, writer, probes)
         state, start = restore_or_init(run)
-        say(describe(run, start))
+        print_on_primary(describe(run, start))
         programs = evaluation = None
 
         # --- loop ----------------------------------------------------------------------------------------------------
         if start < config.total_steps:
-            say("Compiling the training programs.")
+            print_on_primary("Compiling the training programs.")
             began = time.perf_counter()
-            programs = Programs(step, layout, table)
-            say(f"Compiled in {time.perf_counter() - began:.0f} s.")
-        if programs is not None or owes_evaluation(run, start):
+            programs = CompiledStep(step, layout, table)
+            print_on_primary(f"Compiled in {time.perf_counter() - began:.0f} s.")
+        if programs is not None or evaluation_pending(run, start):
             state, evaluation = run_to_end(run, programs, state, start)
     return TrainedRun(state, max(start, config.total_steps), splits, workdir, evaluation)
 
 
 def run_to_end(
-    run: Run, programs: Programs | None, state: TrainState, start: int
+    run: Run, programs: CompiledStep | None, state: TrainState, start: int
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """As `run_loop`; if training diverges, goes back and skips what it diverged on as often as the configuration says.
 
@@ -149,7 +149,7 @@ def run_to_end(
             # The next images are those after the bad ones, and all draws are new ones.
             run.batches.restore({"next_index": skipped})
             state = state.replace(key=jax.random.fold_in(state.key, skipped))
-            say(
+            print_on_primary(
                 f"Training diverged at step {error.step} ({error.loss} is not finite): going back to step {start}, and on "
                 f"with the images after batch {skipped}.",
                 sys.stderr,
@@ -157,7 +157,7 @@ def run_to_end(
 
 
 def run_loop(
-    run: Run, programs: Programs | None, state: TrainState, start: int
+    run: Run, programs: CompiledStep | None, state: TrainState, start: int
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """Steps from `start` to the end, logging, saving and evaluating on the way.
 
@@ -198,7 +198,9 @@ def run_loop(
 
     def end() -> NoReturn:
         progress.close()
-        say(f"Stopped by {stop.name} at step {done}; saved. Run the same command again to go on.", sys.stderr)
+        print_on_primary(
+            f"Stopped by {stop.name} at step {done}; saved. Run the same command again to go on.", sys.stderr
+        )
         raise SystemExit(stop.exit_status)
 
     def watch(step: int, numbers: Mapping[str, float] | None = None) -> None:
@@ -212,7 +214,7 @@ def run_loop(
                 end()
             raise
 
-    def heed_stop() -> None:
+    def check_stop() -> None:
         """For the pauses of an evaluation, whose state is saved."""
         watchdog.beat(done, "evaluating", patience=6)
         if stop.agreed():
@@ -225,9 +227,9 @@ def run_loop(
         contextlib.closing(progress),
     ):
         watch(start)
-        if owes_evaluation(run, start):
-            evaluation = evaluate_saved(run, state, start, heed_stop, progress)
-            watch(start, measured(evaluation))
+        if evaluation_pending(run, start):
+            evaluation = evaluate_saved(run, state, start, check_stop, progress)
+            watch(start, to_scalars(evaluation))
         stopwatch = Stopwatch()
         batches = watched(run.batches, stopwatch, lambda doing: watchdog.beat(before, doing))
         while done < config.total_steps:
@@ -272,8 +274,8 @@ def run_loop(
                 watchdog.beat(done, "drawing samples", patience=6)
                 writer.write_images(done, {"samples": make_sheet(config, state.ema, splits, workdir / SHEET_FILE)})
             if due["evaluate"]:
-                evaluation = evaluate_saved(run, state, done, heed_stop, progress)
-                watch(done, measured(evaluation))
+                evaluation = evaluate_saved(run, state, done, check_stop, progress)
+                watch(done, to_scalars(evaluation))
             stopwatch.resume()
     return state, evaluation
 

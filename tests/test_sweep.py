@@ -122,12 +122,12 @@ def finish_run(run: sweep.Run, ifid: float, step: int | None = None) -> None:
     run.workdir.mkdir(parents=True, exist_ok=True)
     (run.workdir / "config.json").write_text(json.dumps(flatten(run.config)))
     metrics = dict.fromkeys(NUMBERS, 0.5) | {"ifid": ifid, "tail_recall": None}
-    measured = run.config.evaluation
+    to_scalars = run.config.evaluation
     protocol = {
-        "name": measured.protocol,
-        "n_fake_per_class": measured.samples_per_class,
-        "k": measured.settings.k,
-        "seed": measured.seed,
+        "name": to_scalars.protocol,
+        "n_fake_per_class": to_scalars.samples_per_class,
+        "k": to_scalars.settings.k,
+        "seed": to_scalars.seed,
     }
     protocol["extractors"] = {"classifier": {}}
     protocol["step"] = run.config.total_steps if step is None else step

@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from noisytwins_jax.config.run_config import RunConfig
-from noisytwins_jax.config.validation import check_together
+from noisytwins_jax.config.validation import validate_cross_fields
 from noisytwins_jax.utils.config_fields import objection
 from noisytwins_jax.utils.errors import UserError, did_you_mean
 
@@ -54,7 +54,7 @@ def parse_config(config: ml_collections.ConfigDict) -> RunConfig:
         fit together.
     """
     run = _build(RunConfig, config.to_dict())
-    check_together(run)
+    validate_cross_fields(run)
     return run
 
 
@@ -72,7 +72,7 @@ def parse_flat(fields: Mapping[str, Any]) -> RunConfig:
             node = node.setdefault(parent, {})
         node[name] = value
     run = _build(RunConfig, tree)
-    check_together(run)
+    validate_cross_fields(run)
     return run
 
 

@@ -52,7 +52,7 @@ def biggan(resolution: int, batch_size: int, width: int, ema_decay: float = 0.99
     }
 
 
-class Row(NamedTuple):
+class Preset(NamedTuple):
     """A row of a results table."""
 
     name: str  # of the run: <dataset>[_<resolution>]-<method>[-smoke]
@@ -61,7 +61,7 @@ class Row(NamedTuple):
     smoke: bool  # whether only to see that everything works
 
 
-def parse_row(file: str, words: str, methods: Sequence[str], resolutions: Sequence[int]) -> Row:
+def parse_preset(file: str, words: str, methods: Sequence[str], resolutions: Sequence[int]) -> Preset:
     """Reads the words behind the colon.
 
     Args:
@@ -89,7 +89,7 @@ def parse_row(file: str, words: str, methods: Sequence[str], resolutions: Sequen
     resolution = int(found.get("resolution", resolutions[0]))
     size = "" if resolution == resolutions[0] else f"_{resolution}"
     suffix = "-smoke" if "form" in found else ""
-    return Row(f"{dataset}{size}-{method}{suffix}", method, resolution, "form" in found)
+    return Preset(f"{dataset}{size}-{method}{suffix}", method, resolution, "form" in found)
 
 
 def smoke(

@@ -33,34 +33,34 @@ from noisytwins_jax.config.groups import (
 )
 from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES
-from noisytwins_jax.losses.base import Objective
+from noisytwins_jax.losses.base import Loss
 from noisytwins_jax.models.latents import Latents
 from noisytwins_jax.utils.config_fields import choice, number
 
 
-def listed(path: str) -> Objective:
+def listed(path: str) -> Loss:
     """The objective of this name, with its default hyper-parameters, as the field of a dataclass."""
     return pkgutil.resolve_name(path)()
 
 
 @dataclass(frozen=True)
-class Objectives:
+class Losses:
     """Terms of the loss beside the adversarial one; see `objectives.objective`. To add one, add a line."""
 
-    noisytwins: Objective = listed("noisytwins_jax.losses.noisytwins.NoisyTwins")
-    simclr: Objective = listed("noisytwins_jax.losses.simclr.SimCLR")
-    lecam: Objective = listed("noisytwins_jax.losses.lecam.LeCam")
-    gsr: Objective = listed("noisytwins_jax.losses.gsr.GroupSpectralNorm")
-    orthogonal: Objective = listed("noisytwins_jax.losses.orthogonal.Orthogonal")
-    d2dce: Objective = listed("noisytwins_jax.losses.d2dce.D2DCE")
-    contrastive: Objective = listed("noisytwins_jax.losses.contrastive.Contrastive")
-    transitional: Objective = listed("noisytwins_jax.losses.transitional.Transitional")
-    spectrum: Objective = listed("noisytwins_jax.losses.spectrum.Spectrum")
-    utlo: Objective = listed("noisytwins_jax.losses.utlo.UTLO")
+    noisytwins: Loss = listed("noisytwins_jax.losses.noisytwins.NoisyTwins")
+    simclr: Loss = listed("noisytwins_jax.losses.simclr.SimCLR")
+    lecam: Loss = listed("noisytwins_jax.losses.lecam.LeCam")
+    gsr: Loss = listed("noisytwins_jax.losses.gsr.GroupSpectralNorm")
+    orthogonal: Loss = listed("noisytwins_jax.losses.orthogonal.Orthogonal")
+    d2dce: Loss = listed("noisytwins_jax.losses.d2dce.D2DCE")
+    contrastive: Loss = listed("noisytwins_jax.losses.contrastive.Contrastive")
+    transitional: Loss = listed("noisytwins_jax.losses.transitional.Transitional")
+    spectrum: Loss = listed("noisytwins_jax.losses.spectrum.Spectrum")
+    utlo: Loss = listed("noisytwins_jax.losses.utlo.UTLO")
 
 
 @dataclass(frozen=True)
-class RunConfig(Objectives):
+class RunConfig(Losses):
     """Everything that defines a run."""
 
     name: str = "run"  # <dataset>-<method>; the default workdir is runs/<name>
@@ -101,9 +101,9 @@ class RunConfig(Objectives):
     intervention: InterventionConfig = InterventionConfig()
 
     @property
-    def objectives(self) -> dict[str, Objective]:
+    def objectives(self) -> dict[str, Loss]:
         """The terms that are switched on, by name."""
-        terms = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(Objectives)}
+        terms = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(Losses)}
         return {name: term for name, term in terms.items() if term.weight > 0}
 
     @property

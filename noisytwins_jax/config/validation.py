@@ -7,7 +7,7 @@ from noisytwins_jax.models.latents import check_truncation
 from noisytwins_jax.utils.errors import UserError
 
 
-def check_together(run: RunConfig) -> None:
+def validate_cross_fields(run: RunConfig) -> None:
     """Raises a `UserError` for fields that are fine alone and not together."""
     if run.network != "stylegan2":
         _check_biggan(run)

@@ -13,7 +13,7 @@ from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.utils.logging import Progress
 
 
-def owes_evaluation(run: Run, start: int) -> bool:
+def evaluation_pending(run: Run, start: int) -> bool:
     """Whether the evaluation that was due at the step of the checkpoint that a run goes on from is still to be made."""
     config = run.config
     if config.evaluation.interval_kimg <= 0:
@@ -48,14 +48,14 @@ def evaluate_saved(
         config, state.ema, run.splits, run.workdir, thorough=step >= config.total_steps, between=between
     )
     metrics = evaluation["metrics"]
-    run.writer.write_scalars(step, {**measured(evaluation), "kimg": step * config.images_per_step / 1000})
+    run.writer.write_scalars(step, {**to_scalars(evaluation), "kimg": step * config.images_per_step / 1000})
     distance = metrics[FRECHET[evaluation["protocol"]["headline_extractor"]]]
     run.checkpoints.record(step, distance, protocol_digest(evaluation))
     progress.write(f"step {step}: {headline_line(evaluation)}")
     return evaluation
 
 
-def measured(evaluation: Mapping[str, Any]) -> dict[str, float]:
+def to_scalars(evaluation: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of an evaluation, by the names they are logged by."""
     return {f"evaluation/{name}": value for name, value in evaluation["metrics"].items() if value is not None}
 

@@ -6,8 +6,8 @@ from noisytwins_jax.config import RunConfig
 from noisytwins_jax.evaluation.results import write_results
 from noisytwins_jax.evaluation.run_evaluation import check_counts, check_evaluation
 from noisytwins_jax.training.restore import restore_generator
-from noisytwins_jax.utils.files import needing_space
-from noisytwins_jax.utils.multihost import failing_together, say
+from noisytwins_jax.utils.files import handle_disk_full
+from noisytwins_jax.utils.multihost import print_on_primary, raise_on_all_processes
 
 
 def evaluate(config: RunConfig, workdir: str | Path, which: str = "latest") -> Path:
@@ -27,9 +27,9 @@ def evaluate(config: RunConfig, workdir: str | Path, which: str = "latest") -> P
       UserError: there is no such checkpoint, or it does not fit the configuration.
     """
     check_evaluation(config)
-    with needing_space(Path(workdir)):
+    with handle_disk_full(Path(workdir)):
         splits, workdir, step, variables = restore_generator(config, workdir, which)
-        with failing_together():
+        with raise_on_all_processes():
             check_counts(config, splits)
-        say(f"Evaluating the averaged generator of step {step}.")
+        print_on_primary(f"Evaluating the averaged generator of step {step}.")
         return write_results(config, variables, step, splits, workdir)

@@ -29,13 +29,13 @@ from noisytwins_jax.evaluation.table import format_table
 from noisytwins_jax.generation.sheets import image_grid
 from noisytwins_jax.metrics.extractors.base import FeatureExtractor
 from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
-from noisytwins_jax.metrics.resumable_chunks import Scratch
-from noisytwins_jax.training.fault_tolerance.consistency import check_agreement, code_fingerprint
-from noisytwins_jax.training.restore import load_together
+from noisytwins_jax.metrics.resumable_chunks import ResumableCache
+from noisytwins_jax.training.fault_tolerance.consistency import check_consistency, code_fingerprint
+from noisytwins_jax.training.restore import load_run_data
 from noisytwins_jax.training.workdir import CONFIG_FILE, cache_dir, open_workdir
 from noisytwins_jax.utils.errors import UserError
-from noisytwins_jax.utils.files import needing_space, write_atomically
-from noisytwins_jax.utils.multihost import failing_together, on_first_process, say
+from noisytwins_jax.utils.files import handle_disk_full, write_atomically
+from noisytwins_jax.utils.multihost import broadcast_from_primary, print_on_primary, raise_on_all_processes
 
 SHEET_COLUMNS, SHEET_ROWS = 16, 8
 _OTHERWISE = (
@@ -67,26 +67,26 @@ def evaluate_images(
       UserError: images or weights are missing or unreadable, or do not fit together; the workdir is a run's, or holds the
         evaluation of other images, against another reference or by another protocol.
     """
-    with failing_together():
+    with raise_on_all_processes():
         chosen, notes = _check_arguments(config, reference, Path(workdir)), []
     if reference is not None and CLASSIFIER in chosen:
         config, notes = _without_classifier(config, "is trained on the data set, which --reference replaces")
     check_evaluation(config, on_its_data=reference is None)
-    with failing_together():
+    with raise_on_all_processes():
         fakes = read_image_files(images)
         real = None if reference is None else read_image_files(reference)
-    splits = load_together(config) if real is None else None
+    splits = load_run_data(config) if real is None else None
     if real is None:
         real = splits.reference
-    with failing_together():
+    with raise_on_all_processes():
         matched = match_classes(fakes, real)
         if reference is None and CLASSIFIER in chosen:
             fakes, config, notes = _as_the_classifier_takes_them(fakes, real, config, chosen, matched)
     _check_alike(config, fakes, real)
-    with failing_together():
+    with raise_on_all_processes():
         _check_earlier(Path(workdir) / EVALUATION_FILE, config, fakes, real)
-    with needing_space(Path(workdir)):
-        with failing_together():
+    with handle_disk_full(Path(workdir)):
+        with raise_on_all_processes():
             workdir = open_workdir(workdir, config)
         sides = _sides(config, fakes, real, splits, matched)
         sides.notes.extend(notes)
@@ -95,9 +95,9 @@ def evaluate_images(
                 "Files have the truncation that they were made with: config.evaluation.truncations is left out."
             )
         against = config.data.name if reference is None else real.name
-        say(f"Evaluating {len(fakes)} images of {fakes.name} against {len(real)} of {against}.")
+        print_on_primary(f"Evaluating {len(fakes)} images of {fakes.name} against {len(real)} of {against}.")
         for note in sides.notes:
-            say(note)
+            print_on_primary(note)
         result = _measure(config, sides, load_extractors(config, splits, cache_dir(workdir)), workdir)
         result["protocol"] |= {
             "images": fakes.name,
@@ -109,9 +109,9 @@ def evaluate_images(
             "classes": sides.classes,
             "warnings": [*sides.notes, *result["protocol"]["warnings"]],
         }
-        say(format_table({fakes.name: result}))
-        report = on_first_process(lambda: _write(config, result, sides, against, workdir))
-        Scratch(workdir / SCRATCH).remove_finished()
+        print_on_primary(format_table({fakes.name: result}))
+        report = broadcast_from_primary(lambda: _write(config, result, sides, against, workdir))
+        ResumableCache(workdir / SCRATCH).remove_finished()
         return report
 
 
@@ -182,9 +182,9 @@ def _check_alike(config: RunConfig, fakes: ImageFiles, real: ImageSource) -> Non
         return
     facts = {f"config.{name}": repr(value) for name, value in flatten(config).items()}
     facts |= {"the code of noisytwins_jax": code_fingerprint(), "the version of JAX": jax.__version__}
-    with failing_together():
+    with raise_on_all_processes():
         facts |= {"the images": fakes.fingerprint, "the reference images": real.fingerprint}
-    check_agreement(facts)
+    check_consistency(facts)
 
 
 @dataclasses.dataclass
@@ -232,7 +232,7 @@ def _measure(
         train_counts=None if sides.train is None else sides.train.class_counts,
         available=np.bincount(sides.labels, minlength=sides.reference.num_classes),
         cache=cache_dir(workdir),
-        scratch=Scratch(workdir / SCRATCH),
+        scratch=ResumableCache(workdir / SCRATCH),
         identity=f"{fakes.fingerprint} {hashlib.sha256(sides.labels.tobytes()).hexdigest()}",
     )
     if not sides.classes:

@@ -14,9 +14,9 @@ from noisytwins_jax.evaluation.scores import class_scores
 from noisytwins_jax.metrics.factors.reader import FactorReader
 from noisytwins_jax.metrics.features import Embedder, Fakes
 from noisytwins_jax.metrics.protocols import CLASSIFIER
-from noisytwins_jax.metrics.resumable_chunks import in_parts
+from noisytwins_jax.metrics.resumable_chunks import resumable_chunks
 from noisytwins_jax.metrics.settings import Counts, Settings
-from noisytwins_jax.utils.multihost import failing_together, shared_rows
+from noisytwins_jax.utils.multihost import distributed_map, raise_on_all_processes
 from noisytwins_jax.utils.progress_bar import images_bar
 
 _PART = 4096  # generated images between two savings
@@ -51,7 +51,7 @@ def generate(
     real: Mapping[str, np.ndarray],
     counts: Counts,
     settings: Settings,
-    measured: Sequence[str],
+    kinds: Sequence[str],
     reader: FactorReader | None = None,
     folder: Path | None = None,
     classwise: bool = True,
@@ -66,7 +66,7 @@ def generate(
       real: features of the real images by kind, on the first process.
       counts: how many of each class.
       settings: the protocol.
-      measured: kinds of extractors whose features are compared.
+      kinds: kinds of extractors whose features are compared.
       reader: looks at the pooled images too.
       folder: for finished parts.
       classwise: whether every class is compared by itself, which takes all images; otherwise only the pooled are made.
@@ -80,13 +80,13 @@ def generate(
 
     def scores(label: int, seen: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Of a class, from all of its images."""
-        fake = {kind: seen[f"features/{kind}"] for kind in measured}
+        fake = {kind: seen[f"features/{kind}"] for kind in kinds}
         mine = {kind: x[of_class[label]] for kind, x in real.items()}
-        found = class_scores(mine, fake, measured[0], settings.k, settings.protocol.inclusive)
+        found = class_scores(mine, fake, kinds[0], settings.k, settings.protocol.inclusive)
         guesses = seen.get("guesses")
         known = guesses is not None and len(guesses)
         return found | {
-            "n_fake": len(fake[measured[0]]),
+            "n_fake": len(fake[kinds[0]]),
             "class_accuracy": float((guesses == label).mean()) if known else None,
         }
 
@@ -96,8 +96,8 @@ def generate(
 
         def see(rows: np.ndarray) -> tuple[np.ndarray, ...]:
             seen, w, images = embedder.of_fakes(fakes, labels[rows], indices[rows], size, keep=reader is not None)
-            arrays = {f"features/{kind}": seen[kind].features for kind in measured}
-            arrays |= {"logits": seen[measured[0]].logits, "w": w}
+            arrays = {f"features/{kind}": seen[kind].features for kind in kinds}
+            arrays |= {"logits": seen[kinds[0]].logits, "w": w}
             if CLASSIFIER in seen:
                 arrays["guesses"] = seen[CLASSIFIER].logits.argmax(axis=1)
             if reader is not None:
@@ -105,7 +105,7 @@ def generate(
             names[:] = arrays
             return tuple(arrays.values())
 
-        arrays = shared_rows(see, len(labels))
+        arrays = distributed_map(see, len(labels))
         return dict(zip(names, arrays, strict=True)) | {"labels": labels}
 
     def compute(number: int) -> dict[str, np.ndarray]:
@@ -126,17 +126,17 @@ def generate(
         return {name: x[kept] for name, x in seen.items()} | {"rows": np.array(json.dumps(rows))}
 
     def compute_together(number: int) -> dict[str, np.ndarray]:
-        with failing_together():
+        with raise_on_all_processes():
             return compute(number)
 
     with images_bar("Generated images", int(each.sum())) as bar:
         found = []
-        for number, part in enumerate(in_parts(folder, len(parts), compute_together, between)):
+        for number, part in enumerate(resumable_chunks(folder, len(parts), compute_together, between)):
             done = sum(piece.stop - piece.start for pieces in parts[: number + 1] for piece in pieces)
             bar.update(max(0, done - bar.n))  # parts that were read
             found.append(part)
-    with failing_together():
-        return _join(found, parts, each, measured, scores if classwise else None) if first else _nothing(measured)
+    with raise_on_all_processes():
+        return _join(found, parts, each, kinds, scores if classwise else None) if first else _nothing(kinds)
 
 
 def divide(each: np.ndarray) -> list[list[Piece]]:
@@ -162,7 +162,7 @@ def _join(
     found: list[dict[str, np.ndarray]],
     parts: list[list[Piece]],
     each: np.ndarray,
-    measured: Sequence[str],
+    kinds: Sequence[str],
     scores: Callable[[int, Mapping[str, np.ndarray]], dict[str, Any]] | None,
 ) -> Generated:
     rows: dict[int, dict[str, Any]] = {}
@@ -190,13 +190,13 @@ def _join(
     return Generated(
         rows=[rows[label] for label in sorted(rows)],
         labels=joined["labels"],
-        features={kind: joined[f"features/{kind}"] for kind in measured},
+        features={kind: joined[f"features/{kind}"] for kind in kinds},
         logits=joined["logits"],
         w=joined["w"],
         read=[joined[f"read/{number}"] for number in range(sum(name.startswith("read/") for name in joined))],
     )
 
 
-def _nothing(measured: Sequence[str]) -> Generated:
+def _nothing(kinds: Sequence[str]) -> Generated:
     empty = np.zeros((0, 0), np.float32)
-    return Generated([], np.zeros(0, np.int32), dict.fromkeys(measured, empty), empty, empty, [])
+    return Generated([], np.zeros(0, np.int32), dict.fromkeys(kinds, empty), empty, empty, [])

@@ -153,10 +153,10 @@ class FileFakes(HostFakes):
             image_size=(images.resolution, images.resolution, images.channels),
         )
 
-    def looked_at(self, look: Look, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    def extract_features(self, look: Look, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         """See `Fakes`. A class may be larger than the memory: some images are read at a time."""
         seen = []
         for start in range(0, len(labels), _AT_ONCE):
             rows = slice(start, start + _AT_ONCE)
-            seen.append(super().looked_at(look, labels[rows], indices[rows]))
+            seen.append(super().extract_features(look, labels[rows], indices[rows]))
         return tuple(np.concatenate(parts) for parts in zip(*seen, strict=True))

@@ -70,8 +70,8 @@ from noisytwins_jax.evaluation.scores import (
     classwise_summary,
     mean_of,
     pooled_scores,
-    real_floor,
     real_score,
+    real_vs_real_metrics,
 )
 from noisytwins_jax.evaluation.truncation_sweep import truncation_sweep
 from noisytwins_jax.metrics.extractors.base import FeatureExtractor
@@ -82,11 +82,11 @@ from noisytwins_jax.metrics.memorisation import memorisation
 from noisytwins_jax.metrics.pixel_neighbours import nearest_in_pixels
 from noisytwins_jax.metrics.protocols import CLASSIFIER
 from noisytwins_jax.metrics.real_features import RealFeatures, real_features
-from noisytwins_jax.metrics.resumable_chunks import Scratch, in_parts
+from noisytwins_jax.metrics.resumable_chunks import ResumableCache, resumable_chunks
 from noisytwins_jax.metrics.settings import Counts, Settings
 from noisytwins_jax.metrics.w_space import within_class_variance_ratio
 from noisytwins_jax.training.fault_tolerance.consistency import code_fingerprint
-from noisytwins_jax.utils.multihost import on_first_process
+from noisytwins_jax.utils.multihost import broadcast_from_primary
 
 _NEAREST, _EXAMPLES = 6, 20  # training images shown beside a generated one, and classes of which one is shown
 
@@ -105,7 +105,7 @@ def evaluate_generator(
     available: np.ndarray | None = None,
     reader: FactorReader | None = None,
     cache: Path | None = None,
-    scratch: Scratch | None = None,
+    scratch: ResumableCache | None = None,
     identity: str = "",
     between: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
@@ -146,15 +146,15 @@ def evaluate_generator(
     counts = settings.counts(reference.num_classes, available)
     check_request(reference, groups, settings, counts, train_counts, sweep=bool(truncated))
     headline = next(iter(extractors))
-    measured = [kind for kind in extractors if kind == headline or kind != CLASSIFIER]
-    scratch = scratch or Scratch()
+    kinds = [kind for kind in extractors if kind == headline or kind != CLASSIFIER]
+    scratch = scratch or ResumableCache()
     optional = [reader is not None, train is not None and train.fingerprint, truncation_kind, sorted(truncated or ())]
     recorded = [groups, None if train_counts is None else [int(n) for n in train_counts]]
     finished = scratch.open(_digest(identity, reference, extractors, settings, counts, optional, recorded))
     if finished is not None:
         return finished
     look = functools.partial(real_features, cache=cache, rows=settings.rows, ahead=settings.ahead)
-    seen = {kind: look(reference, extractors[kind], logits=kind == headline) for kind in measured}
+    seen = {kind: look(reference, extractors[kind], logits=kind == headline) for kind in kinds}
     real = {kind: x.features for kind, x in seen.items()}
     labels = np.asarray(reference.labels)
 
@@ -165,7 +165,7 @@ def evaluate_generator(
         real=real,
         counts=counts,
         settings=settings,
-        measured=measured,
+        kinds=kinds,
         between=between,
     )
     generated = see(fakes, reader=reader, folder=scratch.folder("images"))
@@ -173,7 +173,7 @@ def evaluate_generator(
         pooled_scores, real, headline=headline, k=settings.k, protocol=settings.protocol
     )  # features and logits of generated images -> numbers
     alone = reference.num_classes == 1 and counts.pooled.sum() == counts.each.sum()
-    pooled = on_first_process(
+    pooled = broadcast_from_primary(
         lambda: score(generated.features, generated.logits, alone=generated.rows[0] if alone else None)
     )
 
@@ -181,7 +181,7 @@ def evaluate_generator(
     if train is not None:
         same = train.fingerprint == reference.fingerprint
         trained = seen[headline] if same else look(train, extractors[headline], logits=False)
-        copies = on_first_process(
+        copies = broadcast_from_primary(
             lambda: _memorisation(trained, train, generated, seen[headline], labels, headline, counts, fakes)
         )
     points = []
@@ -189,7 +189,7 @@ def evaluate_generator(
         scores = pooled
         if (truncation_kind, strength) != ("psi", settings.truncation_psi):
             cut = see(some(), folder=scratch.folder(f"{truncation_kind}{strength!r}"), classwise=False)
-            scores = on_first_process(lambda cut=cut: score(cut.features, cut.logits))
+            scores = broadcast_from_primary(lambda cut=cut: score(cut.features, cut.logits))
         points.append({"strength": float(strength), "n_fake": int(counts.pooled.sum()), **scores})
     floor = _floor(seen, labels, groups, headline, settings, reference, extractors, cache)
 
@@ -210,7 +210,7 @@ def evaluate_generator(
             result["factors"] = reader.report(generated.labels, generated.read, groups)
         return _plain(result)
 
-    result = on_first_process(measure)
+    result = broadcast_from_primary(measure)
     scratch.finish(result)
     return result
 
@@ -235,14 +235,14 @@ def _floor(
     def compute(_: int) -> dict[str, np.ndarray]:
         def measure() -> str:
             real = {kind: x.features for kind, x in seen.items()}
-            floor = real_floor(real, labels, groups, headline, settings.k, protocol.inclusive, settings.seed)
+            floor = real_vs_real_metrics(real, labels, groups, headline, settings.k, protocol.inclusive, settings.seed)
             return json.dumps(_plain(floor | real_score(seen[headline].logits, protocol)))
 
-        return {"floor": np.array(on_first_process(measure))}
+        return {"floor": np.array(broadcast_from_primary(measure))}
 
     folder = None if cache is None else cache / "features" / f"floor-{digest[:16]}"
-    parts = list(in_parts(folder, 1, compute))
-    return on_first_process(lambda: json.loads(str(parts[0]["floor"])))
+    parts = list(resumable_chunks(folder, 1, compute))
+    return broadcast_from_primary(lambda: json.loads(str(parts[0]["floor"])))
 
 
 def _digest(
@@ -299,7 +299,7 @@ def _memorisation(
     ]
     if examples and fakes.image_size in (None, (train.resolution, train.resolution, train.channels)):
         asked = np.array([[example["class"], example["index"]] for example in examples])
-        images, _ = fakes.looked_at(lambda images: (images,), asked[:, 0].astype(np.int32), asked[:, 1])
+        images, _ = fakes.extract_features(lambda images: (images,), asked[:, 0].astype(np.int32), asked[:, 1])
         for example, *near in zip(examples, *nearest_in_pixels(images, train, _NEAREST), strict=True):
             example["pixel_distances"], example["pixel_nearest"] = near
     return found.summary() | {"examples": examples}

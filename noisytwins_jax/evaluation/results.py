@@ -27,11 +27,11 @@ from noisytwins_jax.evaluation.sheets import (
     sample_w,
 )
 from noisytwins_jax.evaluation.table import format_table
-from noisytwins_jax.metrics.resumable_chunks import Scratch
+from noisytwins_jax.metrics.resumable_chunks import ResumableCache
 from noisytwins_jax.training.fault_tolerance.collapse_log import read_collapses
 from noisytwins_jax.utils.files import write_atomically
 from noisytwins_jax.utils.logging import read_metrics
-from noisytwins_jax.utils.multihost import local_copy, on_first_process, say
+from noisytwins_jax.utils.multihost import broadcast_from_primary, local_copy, print_on_primary
 
 EVALUATION_FILE, REPORT_FILE, W_FILE = "evaluation.json", "report.html", "w.npz"
 NEAREST_CAPTION = (
@@ -67,14 +67,14 @@ def write_results(
     result = result or evaluate_variables(config, variables, splits, workdir)
     result["protocol"]["step"] = step
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    on_first_process(lambda: write_atomically(workdir / EVALUATION_FILE, text))
-    Scratch(workdir / SCRATCH).remove_finished()
-    say(format_table({config.name: result}))
+    broadcast_from_primary(lambda: write_atomically(workdir / EVALUATION_FILE, text))
+    ResumableCache(workdir / SCRATCH).remove_finished()
+    print_on_primary(format_table({config.name: result}))
     sheet = make_sheet(config, variables, splits, workdir / SHEET_FILE)
     nearest = make_nearest_sheet(config, variables, splits, result, workdir / NEAREST_FILE)
     latent = make_latent_sheets(config, variables, splits, workdir)
     w, labels = sample_w(config, variables, splits)
-    return on_first_process(
+    return broadcast_from_primary(
         lambda: _write_report(config, step, splits, workdir, result, sheet, nearest, latent, w, labels)
     )
 

@@ -23,12 +23,12 @@ from noisytwins_jax.metrics.extractors.classifier import classifier_extractor, l
 from noisytwins_jax.metrics.extractors.registry import check_weights, load_extractor
 from noisytwins_jax.metrics.factors.reader import FactorReader, load_or_train_weights
 from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
-from noisytwins_jax.metrics.resumable_chunks import Scratch
+from noisytwins_jax.metrics.resumable_chunks import ResumableCache
 from noisytwins_jax.metrics.settings import Settings
 from noisytwins_jax.models.latents import Truncation
 from noisytwins_jax.training.workdir import cache_dir
 from noisytwins_jax.utils.errors import UserError
-from noisytwins_jax.utils.multihost import failing_together, local_copy, on_first_process
+from noisytwins_jax.utils.multihost import broadcast_from_primary, local_copy, raise_on_all_processes
 
 SCRATCH = ".evaluation"  # in the workdir, while an evaluation is under way
 
@@ -43,7 +43,7 @@ def check_evaluation(config: RunConfig, on_its_data: bool = True) -> None:
     Raises:
       UserError: weights are missing; how to make them is said.
     """
-    with failing_together():
+    with raise_on_all_processes():
         try:
             check_weights(_chosen(config), config.evaluation.weights)
         except UserError as error:
@@ -89,7 +89,7 @@ def evaluate_variables(
     )
     reader = None
     if splits.classifier.factor_names:
-        weights = on_first_process(lambda: load_or_train_weights(splits.classifier, cache, options.seed))
+        weights = broadcast_from_primary(lambda: load_or_train_weights(splits.classifier, cache, options.seed))
         reader = FactorReader(*weights, splits.reference)
     result = evaluate_generator(
         sampler(),
@@ -107,7 +107,7 @@ def evaluate_variables(
         truncation_kind=config.truncation_kind,
         reader=reader,
         cache=cache,
-        scratch=Scratch(workdir / SCRATCH),
+        scratch=ResumableCache(workdir / SCRATCH),
         identity=f"{variables_sha256(variables)} {config.network} {config.generator} {config.biggan} {config.latents} "
         f"{options.standing_passes} {options.standing_batch} {config.up_impl} {config.dtype}"
         + (f" {config.instances} {variables_sha256(splits.instances)}" if splits.instances else ""),
@@ -154,9 +154,9 @@ def load_extractors(config: RunConfig, splits: DataSplits, cache: Path) -> dict[
                 classifier = load_or_train_classifier(splits.classifier, cache)
                 return classifier.variables, classifier.description
 
-            extractors[kind] = classifier_extractor(*on_first_process(train))
+            extractors[kind] = classifier_extractor(*broadcast_from_primary(train))
         else:
-            with failing_together():
+            with raise_on_all_processes():
                 extractors[kind] = load_extractor(kind, network, options.protocol, options.weights)
     return extractors
 

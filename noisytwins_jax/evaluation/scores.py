@@ -94,7 +94,7 @@ def neighbour_scores(real: np.ndarray, fake: np.ndarray, k: int, inclusive: bool
         return neighbour_metrics(real=real, fake=fake, k=k, inclusive=inclusive)._asdict()
 
 
-def real_floor(
+def real_vs_real_metrics(
     real: Arrays,
     labels: np.ndarray,
     groups: Mapping[str, Sequence[int]],

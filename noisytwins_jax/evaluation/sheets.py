@@ -17,7 +17,7 @@ from noisytwins_jax.generation.sampler import build_sampler
 from noisytwins_jax.generation.sheets import head_to_tail, sample_sheet
 from noisytwins_jax.models.latents import SYMBOLS, Truncation, check_truncation
 from noisytwins_jax.utils.errors import UserError
-from noisytwins_jax.utils.multihost import on_first_process, shared_rows
+from noisytwins_jax.utils.multihost import broadcast_from_primary, distributed_map
 
 SHEET_FILE, NEAREST_FILE = "samples.png", "nearest.png"
 INTERPOLATIONS_FILE, TRUNCATION_FILE = "interpolations.png", "truncation.png"
@@ -37,14 +37,14 @@ def make_sheet(config: RunConfig, variables: dict, splits: DataSplits, path: Pat
     classes = np.sort(_spread(splits.train.class_counts, min(splits.train.num_classes, SHEET_CLASSES)))
     sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
     labels = np.repeat(classes, SHEET_FAKE)
-    images, _ = shared_rows(lambda rows: sampler(labels[rows], rows), len(labels))
+    images, _ = distributed_map(lambda rows: sampler(labels[rows], rows), len(labels))
 
     def draw() -> Image.Image:
         fake = {c: images[labels == c] for c in classes}
         real = {c: _first_of_class(splits.train, c, SHEET_REAL) for c in classes}
         return sample_sheet(real, fake, splits.train.class_names, splits.train.class_counts, path)
 
-    return on_first_process(draw)
+    return broadcast_from_primary(draw)
 
 
 def make_nearest_sheet(
@@ -56,8 +56,8 @@ def make_nearest_sheet(
         return None
     sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
     labels, indices = (np.array([example[key] for example in examples]) for key in ("class", "index"))
-    images, _ = shared_rows(lambda rows: sampler(labels[rows], indices[rows]), len(labels))
-    return on_first_process(lambda: draw_nearest(examples, images, splits.train, path))
+    images, _ = distributed_map(lambda rows: sampler(labels[rows], indices[rows]), len(labels))
+    return broadcast_from_primary(lambda: draw_nearest(examples, images, splits.train, path))
 
 
 def draw_nearest(
@@ -112,10 +112,10 @@ def _interpolations(config: RunConfig, variables: dict, splits: DataSplits, path
     flat_labels, flat_indices = (np.repeat(x.reshape(-1, 2), STEPS, axis=0) for x in (labels, indices))
     t = np.tile(np.linspace(0.0, 1.0, STEPS), shape[0] * shape[1])
     sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
-    (images,) = shared_rows(lambda some: (sampler.between(flat_labels[some], flat_indices[some], t[some]),), len(t))
+    (images,) = distributed_map(lambda some: (sampler.between(flat_labels[some], flat_indices[some], t[some]),), len(t))
     images = images.reshape(*shape, *images.shape[1:])
     bands = [Band(heading, *band) for heading, *band in zip(kinds, images, labels, strict=True)]
-    return on_first_process(lambda: interpolation_sheet(bands, train.class_names, path))
+    return broadcast_from_primary(lambda: interpolation_sheet(bands, train.class_names, path))
 
 
 def _truncations(config: RunConfig, variables: dict, splits: DataSplits, path: Path) -> Image.Image:
@@ -125,10 +125,10 @@ def _truncations(config: RunConfig, variables: dict, splits: DataSplits, path: P
     rows = []
     for cut in cuts:
         sampler = build_sampler(config, variables, splits, truncation=cut, seed=config.evaluation.seed)
-        rows.append(shared_rows(lambda some, sampler=sampler: sampler(labels[some], indices[some]), len(labels))[0])
+        rows.append(distributed_map(lambda some, sampler=sampler: sampler(labels[some], indices[some]), len(labels))[0])
     names = ["no truncation" if cut is None else f"{SYMBOLS[cut.kind]} {cut.strength:g}" for cut in cuts]
     images = {c: np.stack([row[labels == c] for row in rows]) for c in classes}
-    return on_first_process(lambda: truncation_sheet(images, names, train.class_names, train.class_counts, path))
+    return broadcast_from_primary(lambda: truncation_sheet(images, names, train.class_names, train.class_counts, path))
 
 
 def sheet_truncations(config: RunConfig) -> list[Truncation | None]:
@@ -148,7 +148,7 @@ def sample_w(
     """W vectors ``[num_classes · per_class, w_dim]`` of the first latents of each class, and their labels."""
     labels = np.repeat(np.arange(splits.train.num_classes), per_class)
     sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
-    return shared_rows(lambda rows: sampler(labels[rows], rows)[1:], len(labels))[0], labels
+    return distributed_map(lambda rows: sampler(labels[rows], rows)[1:], len(labels))[0], labels
 
 
 def _spread(class_counts: np.ndarray, count: int) -> np.ndarray:

@@ -54,7 +54,7 @@ def export_sampler(
     cut = trained.truncation(None, truncation)
     kind = "psi" if in_w else cut and cut.kind
     program = sample_program(trained.model, trained.config.z, kind)
-    variables = trained.standing_variables(cut)
+    variables = trained.variables_with_statistics(cut)
     fixed = None if cut is None else jnp.float32(cut.strength)
 
     def with_psi(labels: Array, indices: Array, seed: Array, psi: Array) -> Array:

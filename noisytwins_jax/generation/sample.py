@@ -16,8 +16,8 @@ from noisytwins_jax.models.latents import Truncation
 from noisytwins_jax.training.restore import agree, check_has_checkpoint
 from noisytwins_jax.training.workdir import open_workdir
 from noisytwins_jax.utils.errors import UserError
-from noisytwins_jax.utils.files import needing_space
-from noisytwins_jax.utils.multihost import failing_together, on_first_process, shared_rows
+from noisytwins_jax.utils.files import handle_disk_full
+from noisytwins_jax.utils.multihost import broadcast_from_primary, distributed_map, raise_on_all_processes
 from noisytwins_jax.utils.progress_bar import images_bar
 
 FORMATS = ("grid", "npz", "files")
@@ -78,7 +78,7 @@ def sample(
         "mix_layers": mix_layers,
     }
     check_has_checkpoint(workdir, which)
-    with failing_together():
+    with raise_on_all_processes():
         workdir = Path(workdir).absolute() if config is None else open_workdir(workdir, config)
     trained = load(workdir, which, config)
     agree(trained.config, arguments)
@@ -87,15 +87,15 @@ def sample(
     how = f"{cut.kind}{cut.strength:g}" if cut else "untruncated"
     stem = f"step{trained.step}-{how}-seed{seed}" + (f"-noise_{noise_mode}" if noise_mode else "")
     target = workdir / "samples" / stem
-    with needing_space(workdir):
-        on_first_process(lambda: target.parent.mkdir(exist_ok=True))
+    with handle_disk_full(workdir):
+        broadcast_from_primary(lambda: target.parent.mkdir(exist_ok=True))
         if mix_layers:
             return _write_mix(trained, labels, indices, seed, cut, mix_layers, target, noise_mode)
         sampler = trained.sampler(cut, seed, noise_mode, len(labels))
         if frames:
             return _write_animation(sampler, labels, indices, frames, target)
         images = draw(sampler, labels, indices)
-        return on_first_process(lambda: _write(images, labels, trained.class_names, per_class, formats, target))
+        return broadcast_from_primary(lambda: _write(images, labels, trained.class_names, per_class, formats, target))
 
 
 def draw(sampler: Sampler, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ def draw(sampler: Sampler, labels: np.ndarray, indices: np.ndarray) -> np.ndarra
                 bar.update(len(some) * jax.process_count())
         return (np.concatenate(parts),)
 
-    return shared_rows(compute, len(labels))[0]
+    return distributed_map(compute, len(labels))[0]
 
 
 def _check(formats: Sequence[str], frames: int, mix_layers: str) -> None:
@@ -165,9 +165,9 @@ def _write_animation(sampler: Sampler, labels: np.ndarray, indices: np.ndarray, 
         raise UserError("An animation goes from image to image; give more --classes or --samples_per_class than one.")
     ends = [np.repeat(np.stack([x, np.roll(x, -1)], axis=1), frames, axis=0) for x in (labels, indices)]
     t = np.tile(np.arange(frames) / frames, len(labels))
-    (images,) = shared_rows(lambda rows: (sampler.between(ends[0][rows], ends[1][rows], t[rows]),), len(t))
+    (images,) = distributed_map(lambda rows: (sampler.between(ends[0][rows], ends[1][rows], t[rows]),), len(t))
     path = target.with_name(f"{target.name}-{frames}frames.gif")
-    return on_first_process(lambda: save_animation(images, path))
+    return broadcast_from_primary(lambda: save_animation(images, path))
 
 
 def _write_mix(
@@ -202,7 +202,7 @@ def _write_mix(
         image_grid(np.concatenate(rows), columns=n + 1).save(path)
         return path
 
-    return on_first_process(write)
+    return broadcast_from_primary(write)
 
 
 def _layers(text: str, num_ws: int) -> list[int]:

@@ -16,7 +16,7 @@ from noisytwins_jax.models.instance_sampling import draw_features_of_classes
 from noisytwins_jax.models.latents import Latents, Truncation
 from noisytwins_jax.models.model import Model, between
 from noisytwins_jax.training.build_model import build_model
-from noisytwins_jax.utils.multihost import local_copy, shared_rows
+from noisytwins_jax.utils.multihost import distributed_map, local_copy
 from noisytwins_jax.utils.randomness import sample_keys
 from noisytwins_jax.utils.sharding import Layout
 
@@ -72,10 +72,10 @@ class Sampler:
 
     def __call__(self, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels ``[n]`` int and global sample indices ``[n]`` → images uint8 ``[n, H, W, C]`` and w ``[n, D]``."""
-        images, w = self.looked_at(lambda images: (images,), labels, indices)
+        images, w = self.extract_features(lambda images: (images,), labels, indices)
         return images, w
 
-    def looked_at(
+    def extract_features(
         self, look: Callable[[Array], tuple[Array, ...]], labels: np.ndarray, indices: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         """What ``look(images)`` gives, called with images that are still on the devices; and w ``[n, D]``."""
@@ -256,7 +256,7 @@ def _standing_moments(
             lambda given, numbers: program(*given, strength, numbers), put, rows.astype(np.int32), size=1, ahead=2
         )
 
-    moments = shared_rows(compute, passes)
+    moments = distributed_map(compute, passes)
     means = [x.astype(np.float64).mean(axis=0).astype(np.float32) for x in moments]
     return jax.tree.unflatten(structure, means)
 
@@ -276,7 +276,7 @@ def _moments_program(
         z = latents.draw(z_key, batch, truncation_kind=truncation, strength=strength)
         labels = jax.random.randint(label_key, (batch,), 0, num_classes)
         features = _features(jax.random.split(label_key, batch), instances, labels)
-        return tuple(jax.tree.leaves(model.batch_moments(variables, z, labels, features)))
+        return tuple(jax.tree.leaves(model.batch_statistics(variables, z, labels, features)))
 
     return jax.jit(jax.vmap(one, in_axes=(None, None, None, 0)))
 

@@ -17,7 +17,7 @@ MOMENTS_FILE = "stored_moments.npz"
 _NEAR = 1e-6
 
 
-class StoredMoments(NamedTuple):
+class StoredStatistics(NamedTuple):
     """Moments for some strengths of a truncation.
 
     Attributes:
@@ -53,14 +53,14 @@ class StoredMoments(NamedTuple):
         return unflatten_dict({path: one(np.asarray(x)) for path, x in flat.items()})
 
 
-def write_stored_moments(workdir: Path, step: int, moments: StoredMoments) -> None:
+def write_stored_moments(workdir: Path, step: int, moments: StoredStatistics) -> None:
     """Writes the moments of the generator of a step into its workdir."""
     about = json.dumps({"step": step, "kind": moments.kind})
     flat = flatten_dict(moments.collections, sep="/")
     np.savez(workdir / MOMENTS_FILE, about=np.array(about), strengths=moments.strengths, **flat)
 
 
-def read_stored_moments(workdir: Path, step: int) -> StoredMoments | None:
+def read_stored_statistics(workdir: Path, step: int) -> StoredStatistics | None:
     """What `write_stored_moments` wrote for the generator of this step, or None.
 
     Raises:
@@ -78,4 +78,4 @@ def read_stored_moments(workdir: Path, step: int) -> StoredMoments | None:
         raise UserError(f"{path} is damaged; convert the checkpoint again into another --workdir.") from None
     if about["step"] != step:
         return None
-    return StoredMoments(about["kind"], strengths, unflatten_dict(content, sep="/"))
+    return StoredStatistics(about["kind"], strengths, unflatten_dict(content, sep="/"))

@@ -20,7 +20,7 @@ from noisytwins_jax.config import RunConfig, parse_flat
 from noisytwins_jax.data.instance_table import InstanceTable
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.generation.sampler import Sampler, quantize, standing_statistics
-from noisytwins_jax.generation.stored_statistics import StoredMoments, read_stored_moments
+from noisytwins_jax.generation.stored_statistics import StoredStatistics, read_stored_statistics
 from noisytwins_jax.models.latents import Truncation, check_truncation, parse_truncation
 from noisytwins_jax.models.model import Model
 from noisytwins_jax.models.stylegan2 import truncate
@@ -61,7 +61,7 @@ class TrainedGenerator:
     class_names: tuple[str, ...]
     step: int = 0
     instances: InstanceTable | None = None
-    moments: StoredMoments | None = None
+    moments: StoredStatistics | None = None
 
     @functools.cached_property
     def model(self) -> Model:
@@ -182,13 +182,13 @@ class TrainedGenerator:
         """
         if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
             raise UserError(f"The seed {seed!r} must be an integer from 0 to {2**32 - 1}.")
-        model, variables = self._model_with(noise_mode), self.standing_variables(truncation)
+        model, variables = self._model_with(noise_mode), self.variables_with_statistics(truncation)
         rows = next((size for size in _BATCHES if images <= size), _BATCHES[-1])
         return Sampler(
             model, self.config.z, variables, seed=seed, truncation=truncation, rows=rows, instances=self.instances
         )
 
-    def standing_variables(self, truncation: Truncation | None) -> dict[str, Any]:
+    def variables_with_statistics(self, truncation: Truncation | None) -> dict[str, Any]:
         """The variables, with BigGAN's moments of activations for this truncation."""
         if self.moments is not None and (stored := self.moments.at(truncation)) is not None:
             return {**self.variables, **stored}
@@ -258,5 +258,5 @@ def load(path: str | Path, checkpoint: str | int = "latest", config: RunConfig |
     instances = None
     if config.instances.neighbours > 0:
         instances = with_instances(config, load_data(config.data), cache_dir(workdir)).instances
-    moments = read_stored_moments(workdir, step)
+    moments = read_stored_statistics(workdir, step)
     return TrainedGenerator(config, local_copy(ema), channels, class_names, step, instances, moments)

@@ -25,7 +25,7 @@ from noisytwins_jax.models.latents import Truncation
 from noisytwins_jax.training.optimizer import lazy_rates
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.utils.errors import UserError, did_you_mean
-from noisytwins_jax.utils.multihost import say
+from noisytwins_jax.utils.multihost import print_on_primary
 from noisytwins_jax.utils.progress_bar import images_bar
 
 FORMATS = {
@@ -99,7 +99,9 @@ def _say_epsilons(config: RunConfig, naming: str) -> None:
         return
     for field, theirs in biggan.published_epsilons(naming).items():
         if theirs is not None and (ours := epsilon_of(config, field)) != theirs:
-            say(f"{naming} has {field} = {theirs:g} where nothing else is said, and this run {ours:g}: say it there.")
+            print_on_primary(
+                f"{naming} has {field} = {theirs:g} where nothing else is said, and this run {ours:g}: say it there."
+            )
 
 
 def _networks(state: TrainState, trained: TrainedGenerator) -> dict[str, ConvertedNetwork]:
@@ -112,7 +114,7 @@ def _networks(state: TrainState, trained: TrainedGenerator) -> dict[str, Convert
     return {
         "G": network("generator", state.generator.variables),
         "D": network("discriminator", state.discriminator.variables),
-        "G_ema": network("generator", trained.standing_variables(None)),
+        "G_ema": network("generator", trained.variables_with_statistics(None)),
     }
 
 
@@ -194,7 +196,7 @@ def _grid(trained: TrainedGenerator) -> StatisticsGrid:
     truncations, rows = np.linspace(0, 1, ROWS), []
     with images_bar("Moments for 51 truncations", ROWS) as bar:
         for strength in truncations:
-            rows.append(trained.standing_variables(Truncation("scaled", float(strength)))["batch_stats"])
+            rows.append(trained.variables_with_statistics(Truncation("scaled", float(strength)))["batch_stats"])
             bar.update()
     one = [StatisticsGrid.repeated(row, rows=1) for row in rows]
 

@@ -10,7 +10,7 @@ import numpy as np
 from noisytwins_jax.config import RunConfig, flatten, parse_flat
 from noisytwins_jax.config.presets import BIGGAN
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.generation.stored_statistics import StoredMoments, write_stored_moments
+from noisytwins_jax.generation.stored_statistics import StoredStatistics, write_stored_moments
 from noisytwins_jax.interop.adam import Family, adam_to_jax, with_moments
 from noisytwins_jax.interop.biggan import conversion as biggan
 from noisytwins_jax.interop.network import ConvertedNetwork
@@ -23,7 +23,7 @@ from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.training.workdir import open_workdir, write_classes, write_config
 from noisytwins_jax.utils.errors import UserError
-from noisytwins_jax.utils.multihost import say
+from noisytwins_jax.utils.multihost import print_on_primary
 from noisytwins_jax.utils.sharding import Layout
 
 NO_DATA = "none"  # the data set of a run that was converted without a configuration
@@ -98,7 +98,7 @@ def _class_names(config: RunConfig, source: ConvertedNetwork, given: bool) -> tu
     try:
         train = load_data(config.data).train
     except UserError as error:
-        say(f"The classes have no names, as the images are not there: {error}")
+        print_on_primary(f"The classes have no names, as the images are not there: {error}")
         return plain
     if (train.num_classes, train.channels) != (source.num_classes, source.channels):
         raise UserError(
@@ -146,9 +146,9 @@ def _with_networks(state: TrainState, found: PublicCheckpoint) -> TrainState:
     average = (networks.get(EMA) or networks[GENERATOR]).variables
     current = (networks.get(GENERATOR) or networks[EMA]).variables
     if EMA not in networks:
-        say("There is no moving average among the files: the generator itself is taken for it.")
+        print_on_primary("There is no moving average among the files: the generator itself is taken for it.")
     elif GENERATOR not in networks:
-        say("There is only the moving average of the generator: training would go on from it.")
+        print_on_primary("There is only the moving average of the generator: training would go on from it.")
     updates = np.int32(found.step or 0)
     params, stats = _split(current)
     state = state.replace(
@@ -156,7 +156,9 @@ def _with_networks(state: TrainState, found: PublicCheckpoint) -> TrainState:
         generator=state.generator.replace(params=params, stats=stats, updates=updates),
     )
     if DISCRIMINATOR not in networks:
-        say("There is no discriminator among the files: a fresh one is written, which samples do not need.")
+        print_on_primary(
+            "There is no discriminator among the files: a fresh one is written, which samples do not need."
+        )
         return state
     params, stats = _split(networks[DISCRIMINATOR].variables)
     return state.replace(discriminator=state.discriminator.replace(params=params, stats=stats))
@@ -182,7 +184,9 @@ def _with_optimizers(state: TrainState, found: PublicCheckpoint) -> TrainState:
             replaced = replaced.replace(updates=np.int32(found.step or counts))
         state = state.replace(**{part: replaced})
     if missing:
-        say(f"There is no state of Adam for the {' and the '.join(missing)}: training would go on with fresh moments.")
+        print_on_primary(
+            f"There is no state of Adam for the {' and the '.join(missing)}: training would go on with fresh moments."
+        )
     return state
 
 
@@ -195,12 +199,12 @@ def _with_averages(state: TrainState, found: PublicCheckpoint) -> TrainState:
     return state
 
 
-def _moments(found: PublicCheckpoint, source: ConvertedNetwork) -> StoredMoments:
+def _moments(found: PublicCheckpoint, source: ConvertedNetwork) -> StoredStatistics:
     if found.statistics is None:
-        return StoredMoments(
+        return StoredStatistics(
             None, np.ones(1), {"batch_stats": jax.tree.map(lambda x: x[None], source.variables["batch_stats"])}
         )
     rows = [found.statistics.at(t) for t in found.statistics.truncations]
-    return StoredMoments(
+    return StoredStatistics(
         "scaled", found.statistics.truncations, {"batch_stats": jax.tree.map(lambda *x: np.stack(x), *rows)}
     )

@@ -1,7 +1,7 @@
 """The interface of a term of the training loss, beyond the adversarial one.
 
 An objective is a frozen dataclass in a file of its own. Its fields are its hyper-parameters, and its place in the
-configuration is the name it is listed by in `config.Objectives`: ``--config.<name>.weight=0.1`` switches it on.
+configuration is the name it is listed by in `config.Losses`: ``--config.<name>.weight=0.1`` switches it on.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.losses.adversarial import AdversarialLoss
-from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.utils.config_fields import number
 
 Array = jax.Array
@@ -26,27 +26,27 @@ class Progress(NamedTuple):
     kimg: Array  # thousands of real images shown to the discriminator before the present step
 
 
-class GeneratorPass(NamedTuple):
+class GeneratorContext(NamedTuple):
     """What the generator's update has at hand; everything that depends on `params` carries their gradient."""
 
     params: PyTree  # of the generator
     w: Array  # [N, D] mapping outputs; rows i and i + N/2 are twins in a run that makes twins
     labels: Array  # [N] int32
     images: Array  # [N, H, W, C]
-    fake: Discrimination  # of the augmented images
+    fake: DiscriminatorOutput  # of the augmented images
     class_counts: Array  # [C] float32, training images of each class
     progress: Progress
     loss: AdversarialLoss
     replicate: Callable[[Array], Array]  # gathers an array that is split over devices; for use across the whole batch
 
 
-class DiscriminatorPass(NamedTuple):
+class DiscriminatorContext(NamedTuple):
     """What the discriminator's update has at hand; both discriminations carry the gradient of `params`."""
 
     params: PyTree  # of the discriminator
-    real: Discrimination
+    real: DiscriminatorOutput
     real_labels: Array  # [N] int32
-    fake: Discrimination
+    fake: DiscriminatorOutput
     fake_labels: Array  # [N] int32
     class_counts: Array  # [C] float32, training images of each class
     progress: Progress
@@ -55,7 +55,7 @@ class DiscriminatorPass(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Objective:
+class Loss:
     """A term that adds ``scale(progress) · value`` to a network's loss; it is left out of the program when weight is 0.
 
     A subclass defines `generator`, `discriminator` or both. Each returns the term's unweighted value, a scalar that is
@@ -77,22 +77,22 @@ class Objective:
         del generator_params, discriminator_params
         return ()
 
-    def generator(self, seen: GeneratorPass, state: PyTree) -> tuple[Array, PyTree] | None:
+    def generator(self, seen: GeneratorContext, state: PyTree) -> tuple[Array, PyTree] | None:
         """The term in the generator's loss and the state after it, or ``None`` for no such term."""
         del seen, state
         return None
 
-    def discriminator(self, seen: DiscriminatorPass, state: PyTree) -> tuple[Array, PyTree] | None:
+    def discriminator(self, seen: DiscriminatorContext, state: PyTree) -> tuple[Array, PyTree] | None:
         """The term in the discriminator's loss and the state after it, or ``None`` for no such term."""
         del seen, state
         return None
 
 
-def add_terms(
-    objectives: Mapping[str, Objective],
+def add_losses(
+    objectives: Mapping[str, Loss],
     network: Literal["generator", "discriminator"],
     loss: Array,
-    seen: GeneratorPass | DiscriminatorPass,
+    seen: GeneratorContext | DiscriminatorContext,
     states: Mapping[str, PyTree],
 ) -> tuple[Array, dict[str, Array], dict[str, PyTree]]:
     """Adds every objective's term in the loss of `network`; their values and their states after it.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp
 
-from noisytwins_jax.losses.embedded import EmbeddedObjective
+from noisytwins_jax.losses.embedded import EmbeddedLoss
 from noisytwins_jax.utils.config_fields import number
 
 Array = jax.Array
@@ -58,7 +58,7 @@ def contrastive_loss(
 
 
 @dataclass(frozen=True)
-class Contrastive(EmbeddedObjective):
+class Contrastive(EmbeddedLoss):
     """`contrastive_loss` of real images in the discriminator's loss and of generated ones in the generator's.
 
     Published with weight 0.25.
@@ -69,5 +69,5 @@ class Contrastive(EmbeddedObjective):
     title: ClassVar[str] = "2C"
 
     def loss(self, embedding: Array, proxy: Array, labels: Array, replicate: Callable[[Array], Array]) -> Array:
-        """See `EmbeddedObjective`."""
+        """See `EmbeddedLoss`."""
         return contrastive_loss(embedding, proxy, labels, self.temperature, replicate)

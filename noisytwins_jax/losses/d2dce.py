@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import relu
 
-from noisytwins_jax.losses.embedded import EmbeddedObjective
+from noisytwins_jax.losses.embedded import EmbeddedLoss
 from noisytwins_jax.utils.config_fields import number
 
 Array = jax.Array
@@ -58,7 +58,7 @@ def d2dce_loss(
 
 
 @dataclass(frozen=True)
-class D2DCE(EmbeddedObjective):
+class D2DCE(EmbeddedLoss):
     """`d2dce_loss` of real images in the discriminator's loss and of generated ones in the generator's.
 
     Published with weight 0.25.
@@ -70,5 +70,5 @@ class D2DCE(EmbeddedObjective):
     title: ClassVar[str] = "D2D-CE"
 
     def loss(self, embedding: Array, proxy: Array, labels: Array, replicate: Callable[[Array], Array]) -> Array:
-        """See `EmbeddedObjective`."""
+        """See `EmbeddedLoss`."""
         return d2dce_loss(embedding, proxy, labels, self.temperature, self.margin, replicate)

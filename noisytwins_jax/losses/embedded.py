@@ -6,14 +6,14 @@ from typing import ClassVar
 
 import jax
 
-from noisytwins_jax.losses.base import DiscriminatorPass, GeneratorPass, Objective
-from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Loss
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 
 Array = jax.Array
 
 
 @dataclass(frozen=True)
-class EmbeddedObjective(Objective):
+class EmbeddedLoss(Loss):
     """`loss` of real images in the discriminator's loss and of generated ones in the generator's."""
 
     title: ClassVar[str]  # for messages
@@ -22,15 +22,15 @@ class EmbeddedObjective(Objective):
         """The loss, a scalar, of unit vectors ``[N, E]`` of images and of their classes, and labels ``[N]``."""
         raise NotImplementedError
 
-    def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
-        """See `Objective`."""
+    def generator(self, seen: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
+        """See `Loss`."""
         return self._loss(seen.fake, seen.labels, seen.replicate), state
 
-    def discriminator(self, seen: DiscriminatorPass, state: tuple) -> tuple[Array, tuple]:
-        """See `Objective`."""
+    def discriminator(self, seen: DiscriminatorContext, state: tuple) -> tuple[Array, tuple]:
+        """See `Loss`."""
         return self._loss(seen.real, seen.real_labels, seen.replicate), state
 
-    def _loss(self, images: Discrimination, labels: Array, replicate: Callable[[Array], Array]) -> Array:
+    def _loss(self, images: DiscriminatorOutput, labels: Array, replicate: Callable[[Array], Array]) -> Array:
         if images.embedding is None or images.proxy is None:
             raise ValueError(
                 f"{self.title} needs a discriminator with an embedding and a proxy, but this one has none."

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from noisytwins_jax.losses.base import GeneratorPass, Objective, PyTree
+from noisytwins_jax.losses.base import GeneratorContext, Loss, PyTree
 from noisytwins_jax.utils.config_fields import choice, number
 
 Array = jax.Array
@@ -79,7 +79,7 @@ def group_spectral_penalty(sigma: Array, weights: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class GroupSpectralNorm(Objective):
+class GroupSpectralNorm(Loss):
     """`group_spectral_penalty` of the generator's class vectors, in the generator's loss.
 
     Of a StyleGAN2 generator: its class embeddings. Of a BigGAN generator: those of gains and of biases added, and
@@ -105,8 +105,8 @@ class GroupSpectralNorm(Objective):
         del discriminator_params
         return self._norms(generator_params, None)[1]
 
-    def generator(self, seen: GeneratorPass, state: PyTree) -> tuple[Array, PyTree]:
-        """See `Objective`."""
+    def generator(self, seen: GeneratorContext, state: PyTree) -> tuple[Array, PyTree]:
+        """See `Loss`."""
         sigmas, state = self._norms(seen.params, state)
         weights = class_weights(seen.class_counts, self.alpha)
         terms = [group_spectral_penalty(one, weights) for sigma in sigmas for one in sigma.reshape(-1, weights.size)]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import relu
 
-from noisytwins_jax.losses.base import DiscriminatorPass, Objective, Progress, PyTree
+from noisytwins_jax.losses.base import DiscriminatorContext, Loss, Progress, PyTree
 from noisytwins_jax.utils.config_fields import number
 
 Array = jax.Array
@@ -39,7 +39,7 @@ def lecam_penalty(real: Array, fake: Array, averages: LogitAverages) -> Array:
 
 
 @dataclass(frozen=True)
-class LeCam(Objective):
+class LeCam(Loss):
     """`lecam_penalty` in the discriminator's loss.
 
     Averages move before they are used. Until `start_step` they are just the present batch's means; the term counts after
@@ -49,7 +49,7 @@ class LeCam(Objective):
     decay: float = number(0.99, at_least=0, at_most=1)
 
     def scale(self, progress: Progress) -> Array:
-        """See `Objective`."""
+        """See `Loss`."""
         return jnp.where(progress.step > self.start_step, self.weight, 0.0)
 
     def init(self, generator_params: PyTree, discriminator_params: PyTree) -> LogitAverages:
@@ -57,8 +57,8 @@ class LeCam(Objective):
         del generator_params, discriminator_params
         return LogitAverages(jnp.zeros(()), jnp.zeros(()))
 
-    def discriminator(self, seen: DiscriminatorPass, state: LogitAverages) -> tuple[Array, LogitAverages]:
-        """See `Objective`."""
+    def discriminator(self, seen: DiscriminatorContext, state: LogitAverages) -> tuple[Array, LogitAverages]:
+        """See `Loss`."""
         real, fake = seen.real.logits, seen.fake.logits
         decay = jnp.where(seen.progress.step < self.start_step, 0.0, self.decay)
         state = update_averages(state, real, fake, decay)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from noisytwins_jax.losses.base import GeneratorPass, Objective
+from noisytwins_jax.losses.base import GeneratorContext, Loss
 from noisytwins_jax.utils.config_fields import choice, number
 
 Array = jax.Array
@@ -109,7 +109,7 @@ def noisytwins_loss(
 
 
 @dataclass(frozen=True)
-class NoisyTwins(Objective):
+class NoisyTwins(Loss):
     """`noisytwins_loss` in the generator's loss, and the noise of `class_noise_std` on both networks' class embeddings.
 
     Noise needs no twins: weight 0 with sigma above 0 is noise augmentation alone (eq. 3). Twins are made from the first
@@ -126,6 +126,6 @@ class NoisyTwins(Objective):
 
     twins: ClassVar[bool] = True
 
-    def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
-        """See `Objective`."""
+    def generator(self, seen: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
+        """See `Loss`."""
         return noisytwins_loss(seen.w, self.gamma, self.correlation, self.diagonal, seen.replicate), state

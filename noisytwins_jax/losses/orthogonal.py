@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from noisytwins_jax.losses.base import GeneratorPass, Objective, PyTree
+from noisytwins_jax.losses.base import GeneratorContext, Loss, PyTree
 from noisytwins_jax.utils.config_fields import choice
 
 Array = jax.Array
@@ -72,7 +72,7 @@ def filters(generator_params: PyTree) -> list[Array]:
 
 
 @dataclass(frozen=True)
-class Orthogonal(Objective):
+class Orthogonal(Loss):
     """The sum of `orthogonal_penalty` over the generator's filters, in the generator's loss.
 
     Published with weight 1e-4 (β).
@@ -82,8 +82,8 @@ class Orthogonal(Objective):
     # stays, the gradient is that of half the weight.
     gradient: str = choice("true", "published")
 
-    def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
-        """See `Objective`."""
+    def generator(self, seen: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
+        """See `Loss`."""
         value = sum(orthogonal_penalty(weight) for weight in filters(seen.params))
         if self.gradient == "published":
             value = 0.5 * (value + jax.lax.stop_gradient(value))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp
 
-from noisytwins_jax.losses.base import GeneratorPass, Objective
+from noisytwins_jax.losses.base import GeneratorContext, Loss
 from noisytwins_jax.utils.config_fields import number
 
 Array = jax.Array
@@ -42,13 +42,13 @@ def nt_xent_loss(w: Array, temperature: float, replicate: Callable[[Array], Arra
 
 
 @dataclass(frozen=True)
-class SimCLR(Objective):
+class SimCLR(Loss):
     """`nt_xent_loss` of the twins' w, in the generator's loss."""
 
     temperature: float = number(0.5, above=0)  # τ
 
     twins: ClassVar[bool] = True
 
-    def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
-        """See `Objective`."""
+    def generator(self, seen: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
+        """See `Loss`."""
         return nt_xent_loss(seen.w, self.temperature, seen.replicate), state

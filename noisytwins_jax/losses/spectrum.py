@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from noisytwins_jax.losses.base import DiscriminatorPass, GeneratorPass, Objective, PyTree
+from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Loss, PyTree
 from noisytwins_jax.models import singular_values as spectra
 from noisytwins_jax.utils.config_fields import choice, number
 
@@ -34,7 +34,7 @@ def spectrum_penalty(firsts: Mapping[str, Array], limits: Mapping[str, Array | f
 
 
 @dataclass(frozen=True)
-class Spectrum(Objective):
+class Spectrum(Loss):
     """`spectrum_penalty` of a network's weights as they are stored (`spectra.matrices`), in that network's loss.
 
     With the target "ratio" a weight with a single row or column, which has no second singular value, is left alone.
@@ -56,12 +56,12 @@ class Spectrum(Objective):
         params = {"generator": generator_params, "discriminator": discriminator_params}
         return {name: spectra.init_bases(tree) for name, tree in params.items() if self._acts_on(name)}
 
-    def generator(self, seen: GeneratorPass, state: State) -> tuple[Array, State] | None:
-        """See `Objective`."""
+    def generator(self, seen: GeneratorContext, state: State) -> tuple[Array, State] | None:
+        """See `Loss`."""
         return self._term("generator", seen.params, state)
 
-    def discriminator(self, seen: DiscriminatorPass, state: State) -> tuple[Array, State] | None:
-        """See `Objective`."""
+    def discriminator(self, seen: DiscriminatorContext, state: State) -> tuple[Array, State] | None:
+        """See `Loss`."""
         return self._term("discriminator", seen.params, state)
 
     def _acts_on(self, network: str) -> bool:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from noisytwins_jax.losses.base import DiscriminatorPass, GeneratorPass, Objective, Progress
-from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Loss, Progress
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.utils.config_fields import number
 
 Array = jax.Array
@@ -23,7 +23,7 @@ def transition(kimg: Array, start: float, end: float) -> Array:
 
 
 @dataclass(frozen=True)
-class Transitional(Objective):
+class Transitional(Loss):
     """The adversarial loss on conditional logits, in both networks' losses.
 
     Published with weight 1: any weight above 0 also gives the generator its transition and the discriminator its second
@@ -34,19 +34,19 @@ class Transitional(Objective):
     end_kimg: float = number(4000.0, at_least=0)  # T_e, not before T_s
 
     def scale(self, progress: Progress) -> Array:
-        """See `Objective`."""
+        """See `Loss`."""
         return super().scale(progress) * transition(progress.kimg, self.start_kimg, self.end_kimg)
 
-    def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
-        """See `Objective`."""
+    def generator(self, seen: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
+        """See `Loss`."""
         return seen.loss.generator(_logits(seen.fake)).mean(), state
 
-    def discriminator(self, seen: DiscriminatorPass, state: tuple) -> tuple[Array, tuple]:
-        """See `Objective`."""
+    def discriminator(self, seen: DiscriminatorContext, state: tuple) -> tuple[Array, tuple]:
+        """See `Loss`."""
         return seen.loss.discriminator(_logits(seen.real), _logits(seen.fake)).mean(), state
 
 
-def _logits(images: Discrimination) -> Array:
+def _logits(images: DiscriminatorOutput) -> Array:
     if images.conditional_logits is None:
         raise ValueError("Transitional training needs a discriminator with conditional logits, but this one has none.")
     return images.conditional_logits

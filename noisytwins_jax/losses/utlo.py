@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import jax
 
-from noisytwins_jax.losses.base import DiscriminatorPass, GeneratorPass, Objective, Progress
-from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Loss, Progress
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.utils.config_fields import number
 
 Array = jax.Array
 
 
 @dataclass(frozen=True)
-class UTLO(Objective):
+class UTLO(Loss):
     """Mixes the adversarial loss on low-resolution images, unconditional, into both networks' losses.
 
     As in the published code, the adversarial loss becomes ``(L + λ·L_low)/(1 + λ)`` with λ the weight, published as 1; as a
@@ -28,22 +28,22 @@ class UTLO(Objective):
     resolution: int = number(8, at_least=4)  # pixels, a power of two below the images' own
 
     def scale(self, progress: Progress) -> Array:
-        """See `Objective`."""
+        """See `Loss`."""
         weight = super().scale(progress)
         return weight / (1.0 + weight)
 
-    def generator(self, seen: GeneratorPass, state: tuple) -> tuple[Array, tuple]:
-        """See `Objective`."""
+    def generator(self, seen: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
+        """See `Loss`."""
         low = seen.loss.generator(_logits(seen.fake))
         return (low - seen.loss.generator(seen.fake.logits)).mean(), state
 
-    def discriminator(self, seen: DiscriminatorPass, state: tuple) -> tuple[Array, tuple]:
-        """See `Objective`."""
+    def discriminator(self, seen: DiscriminatorContext, state: tuple) -> tuple[Array, tuple]:
+        """See `Loss`."""
         low = seen.loss.discriminator(_logits(seen.real), _logits(seen.fake))
         return (low - seen.loss.discriminator(seen.real.logits, seen.fake.logits)).mean(), state
 
 
-def _logits(images: Discrimination) -> Array:
+def _logits(images: DiscriminatorOutput) -> Array:
     if images.low_logits is None:
         raise ValueError("UTLO needs a discriminator with logits at low resolution, but this one has none.")
     return images.low_logits

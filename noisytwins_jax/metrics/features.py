@@ -30,7 +30,7 @@ class Fakes(Protocol):
 
     image_size: tuple[int, int, int] | None
 
-    def looked_at(self, look: Look, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    def extract_features(self, look: Look, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         """Generates an image for each row and looks at it before it leaves the device.
 
         Args:
@@ -65,7 +65,7 @@ class HostFakes:
         self._generate, self._size, self._ahead, self._layout = generate, size, ahead, Layout(jax.local_devices())
         self.image_size = image_size
 
-    def looked_at(self, look: Look, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    def extract_features(self, look: Look, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         """See `Fakes`."""
         images, w = self._generate(labels, indices)
         seen = self._layout.map_rows(lambda _, x: look(x), None, images, size=self._size, ahead=self._ahead)
@@ -108,7 +108,7 @@ class Embedder:
                 )
             return (*self._look(images), *((images,) if keep else ()))
 
-        *seen, w = fakes.looked_at(look, labels, indices)
+        *seen, w = fakes.extract_features(look, labels, indices)
         images = seen.pop() if keep else None
         return self._named(seen), w, images
 

@@ -13,8 +13,8 @@ import numpy as np
 from noisytwins_jax.data.source import ImageSource, read_images
 from noisytwins_jax.metrics.extractors.base import FeatureExtractor
 from noisytwins_jax.metrics.features import Embedder
-from noisytwins_jax.metrics.resumable_chunks import in_parts
-from noisytwins_jax.utils.multihost import shared_rows
+from noisytwins_jax.metrics.resumable_chunks import resumable_chunks
+from noisytwins_jax.utils.multihost import distributed_map
 from noisytwins_jax.utils.progress_bar import images_bar
 
 _PART = 4096  # images between two savings
@@ -71,10 +71,10 @@ def real_features(
             if not embedders:
                 embedders.append(Embedder({"": extractor}, rows, ahead))
             part = parts[number]
-            arrays = shared_rows(lambda chosen: embed(part[chosen]), len(part))
+            arrays = distributed_map(lambda chosen: embed(part[chosen]), len(part))
             return dict(zip(RealFeatures._fields, arrays, strict=True)) if first else {}
 
-        found = list(in_parts(folder, len(parts), compute))
+        found = list(resumable_chunks(folder, len(parts), compute))
     if not first:
         return RealFeatures(np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32), np.zeros((0, 16), np.uint8))
     return RealFeatures(*(np.concatenate([part[name] for part in found]) for name in RealFeatures._fields))

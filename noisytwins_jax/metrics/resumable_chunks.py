@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from noisytwins_jax.utils.files import replacing
-from noisytwins_jax.utils.multihost import on_first_process
+from noisytwins_jax.utils.multihost import broadcast_from_primary
 
 _ABANDONED_SECONDS = 24 * 3600.0
 _RESULT = "result.npz"
 
 
-class Scratch:
+class ResumableCache:
     """Where one evaluation is kept while it is under way: its parts, and then its result until that is somewhere else.
 
     To be used by all processes of a run; the first one reads and writes.
@@ -40,10 +40,10 @@ class Scratch:
             found = _read(self._folder / _RESULT)
             return None if found is None else json.loads(str(found["result"]))
 
-        return on_first_process(load)
+        return broadcast_from_primary(load)
 
     def folder(self, name: str) -> Path | None:
-        """Where `in_parts` keeps one piece of the work."""
+        """Where `resumable_chunks` keeps one piece of the work."""
         return None if self._folder is None else self._folder / name
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ class Scratch:
                 shutil.rmtree(part, ignore_errors=True)
 
         if self._folder is not None:
-            on_first_process(finish)
+            broadcast_from_primary(finish)
 
     def remove_finished(self) -> None:
         """When results are safe elsewhere: removes them, and what was left unfinished a day ago or earlier."""
@@ -69,10 +69,10 @@ class Scratch:
                 self._directory.rmdir()
 
         if self._directory is not None:
-            on_first_process(remove)
+            broadcast_from_primary(remove)
 
 
-def in_parts(
+def resumable_chunks(
     folder: Path | None,
     count: int,
     compute: Callable[[int], Mapping[str, np.ndarray]],
@@ -97,12 +97,12 @@ def in_parts(
             found[0] = None if path is None else _read(path)
             return found[0] is not None
 
-        if on_first_process(read):
+        if broadcast_from_primary(read):
             yield found[0] or {}
             continue
         arrays = dict(compute(number))
         if path is not None:
-            on_first_process(lambda path=path, arrays=arrays: _write(path, arrays))
+            broadcast_from_primary(lambda path=path, arrays=arrays: _write(path, arrays))
         yield arrays
         if between is not None:
             between()

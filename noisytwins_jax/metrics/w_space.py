@@ -81,7 +81,7 @@ def class_embedding_norms(generator_params: PyTree) -> dict[str, Array]:
     return {f"embedding_norm/{name}": f(norms) for name, f in (("mean", jnp.mean), ("min", jnp.min), ("max", jnp.max))}
 
 
-def w_ratio_probe(
+def w_ratio_monitor(
     map_latents: Callable[[PyTree, Array, Array], Array], z_dim: int, class_groups: Mapping[str, np.ndarray]
 ) -> Callable[[PyTree], dict[str, Array]]:
     """The W ratio as a quick look while training: a pure function of the generator's variables, to be compiled.

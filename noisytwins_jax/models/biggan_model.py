@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.models.biggan import Discriminator, Generator
-from noisytwins_jax.models.discriminator_output import Discrimination
-from noisytwins_jax.models.model import DiscriminatorInputs, FakeDraws, OfItsGenerator, between
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
+from noisytwins_jax.models.model import DiscriminatorInputs, GeneratorInputs, OfItsGenerator, between
 
 Array = jax.Array
 PyTree = Any
@@ -51,7 +51,7 @@ class BigGANModel(OfItsGenerator):
         )
 
     def map(
-        self, variables: dict, draws: FakeDraws, update_stats: bool = False
+        self, variables: dict, draws: GeneratorInputs, update_stats: bool = False
     ) -> tuple[Array, tuple[Array, Array], PyTree]:
         """See `Model`. The conditioning is z and what `Generator.embed` makes; no statistics change."""
         del update_stats
@@ -79,7 +79,7 @@ class BigGANModel(OfItsGenerator):
 
     def discriminate(
         self, variables: dict, inputs: DiscriminatorInputs, update_stats: bool = False
-    ) -> tuple[Discrimination, PyTree]:
+    ) -> tuple[DiscriminatorOutput, PyTree]:
         """See `Model`. The class embedding takes no noise."""
         dropout = inputs.dropout
         said, stats = self.discriminator.apply(
@@ -96,7 +96,7 @@ class BigGANModel(OfItsGenerator):
 
     def discriminate_both(
         self, variables: dict, real: DiscriminatorInputs, fake: DiscriminatorInputs
-    ) -> tuple[Discrimination, Discrimination, PyTree]:
+    ) -> tuple[DiscriminatorOutput, DiscriminatorOutput, PyTree]:
         """See `Model`. One pass over both, in which nothing looks across images."""
         n = real.labels.shape[0]
 
@@ -144,7 +144,7 @@ class BigGANModel(OfItsGenerator):
         )
         return self.generator.apply(variables, z, between(first, second, t), method="synthesize")
 
-    def batch_moments(self, variables: dict, z: Array, labels: Array, instances: Array | None = None) -> PyTree:
+    def batch_statistics(self, variables: dict, z: Array, labels: Array, instances: Array | None = None) -> PyTree:
         """See `Model`: ``{"batch_stats": …}`` of every BatchNorm, float32. Weights are as in `sample`."""
         embedding = self._embed(variables, labels, instances)
         # With this decay, running moments are the last batch's.

@@ -7,7 +7,7 @@ import jax
 Array = jax.Array
 
 
-class Discrimination(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
     """Outputs of a discriminator for N images. Heads that a network does not have are ``None``."""
 
     logits: Array  # [N], positive for real: the adversarial loss, R1 and ADA look at these

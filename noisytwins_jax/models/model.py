@@ -4,13 +4,13 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 
 Array = jax.Array
 PyTree = Any
 
 
-class FakeDraws(NamedTuple):
+class GeneratorInputs(NamedTuple):
     """What a batch of generated images is made from."""
 
     z: Array  # [N, z_dim]
@@ -72,13 +72,15 @@ class Model(Protocol):
     parameters_without_r1: tuple[tuple[str, ...], ...]
     w_is_truncated: bool  # whether truncation can act in W (ψ)
     instance_features: int  # d, width of the features of instances; 0 for none: then all `instances` are None
-    standing_statistics: bool  # whether images need moments of activations that are taken beforehand, `batch_moments`
+    standing_statistics: (
+        bool  # whether images need moments of activations that are taken beforehand, `batch_statistics`
+    )
 
     def init(self, key: Array) -> tuple[dict, dict]:
         """Fresh variables of generator and discriminator."""
         ...
 
-    def map(self, variables: dict, draws: FakeDraws, update_stats: bool = False) -> tuple[Array, Array, PyTree]:
+    def map(self, variables: dict, draws: GeneratorInputs, update_stats: bool = False) -> tuple[Array, Array, PyTree]:
         """Conditioning of a batch: w ``[N, D]``, what `synthesize` takes, and the statistics after it."""
         ...
 
@@ -94,13 +96,13 @@ class Model(Protocol):
 
     def discriminate(
         self, variables: dict, inputs: DiscriminatorInputs, update_stats: bool = False
-    ) -> tuple[Discrimination, PyTree]:
+    ) -> tuple[DiscriminatorOutput, PyTree]:
         """What the discriminator says of N images, and its statistics after it; low logits where there are low images."""
         ...
 
     def discriminate_both(
         self, variables: dict, real: DiscriminatorInputs, fake: DiscriminatorInputs
-    ) -> tuple[Discrimination, Discrimination, PyTree]:
+    ) -> tuple[DiscriminatorOutput, DiscriminatorOutput, PyTree]:
         """What the discriminator says of N real and of N generated images, and its statistics after it.
 
         As if passed one after the other, each kind on its own: whatever is a matter of the batch must not mix them.
@@ -152,7 +154,7 @@ class Model(Protocol):
         """
         ...
 
-    def batch_moments(self, variables: dict, z: Array, labels: Array, instances: Array | None = None) -> PyTree:
+    def batch_statistics(self, variables: dict, z: Array, labels: Array, instances: Array | None = None) -> PyTree:
         """The collections of statistics as one batch has them, where there are `standing_statistics`."""
         ...
 

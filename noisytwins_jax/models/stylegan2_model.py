@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from noisytwins_jax.models.discriminator_output import Discrimination
-from noisytwins_jax.models.model import DiscriminatorInputs, FakeDraws, OfItsGenerator, between
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
+from noisytwins_jax.models.model import DiscriminatorInputs, GeneratorInputs, OfItsGenerator, between
 from noisytwins_jax.models.stylegan2 import Discriminator, Generator, shrink, truncate
 
 Array = jax.Array
@@ -58,7 +58,7 @@ class StyleGAN2Model(OfItsGenerator):
             d.init(d_key, image, labels, low_images=self.low_images(image)),
         )
 
-    def map(self, variables: dict, draws: FakeDraws, update_stats: bool = False) -> tuple[Array, Array, PyTree]:
+    def map(self, variables: dict, draws: GeneratorInputs, update_stats: bool = False) -> tuple[Array, Array, PyTree]:
         """See `Model`. Style mixing leaves w itself, the first layers' input, alone."""
 
         def styles(z: Array, noise: Array, update: bool) -> tuple[tuple[Array, Array], PyTree]:
@@ -88,7 +88,7 @@ class StyleGAN2Model(OfItsGenerator):
 
     def discriminate(
         self, variables: dict, inputs: DiscriminatorInputs, update_stats: bool = False
-    ) -> tuple[Discrimination, PyTree]:
+    ) -> tuple[DiscriminatorOutput, PyTree]:
         """See `Model`. The discriminator keeps no statistics, and drops nothing."""
         del update_stats
         return self.discriminator.apply(
@@ -97,7 +97,7 @@ class StyleGAN2Model(OfItsGenerator):
 
     def discriminate_both(
         self, variables: dict, real: DiscriminatorInputs, fake: DiscriminatorInputs
-    ) -> tuple[Discrimination, Discrimination, PyTree]:
+    ) -> tuple[DiscriminatorOutput, DiscriminatorOutput, PyTree]:
         """See `Model`. One pass over both: only minibatch-std groups look across images, and they stay as they are."""
         group = self.discriminator.mbstd_group_size
         if group > real.labels.shape[0]:  # each kind is a group, and smaller than a group of both

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.models.model import DiscriminatorInputs, FakeDraws
+from noisytwins_jax.models.model import DiscriminatorInputs, GeneratorInputs
 from noisytwins_jax.training.build_model import build_model
 
 
@@ -34,10 +34,10 @@ def network_flops(config: RunConfig, channels: int, num_classes: int) -> dict[st
     key = jax.eval_shape(lambda: jax.random.key(0))
     noise = [array(dim) for dim in model.class_noise_dims]
     instances = array(model.instance_features) if model.instance_features else None
-    draws = FakeDraws(array(model.z_dim), labels, noise[0], None, None, None, key, instances)
+    draws = GeneratorInputs(array(model.z_dim), labels, noise[0], None, None, None, key, instances)
     low_images = None if model.low_shape is None else array(*model.low_shape)
 
-    def generate(variables: dict, draws: FakeDraws) -> Any:
+    def generate(variables: dict, draws: GeneratorInputs) -> Any:
         _, conditioning, _ = model.map(variables, draws)
         return model.synthesize(variables, conditioning, draws.key)
 

@@ -11,11 +11,11 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from noisytwins_jax.training.checkpoint_integrity import FILES, check_architecture, damage, write_digests
+from noisytwins_jax.training.checkpoint_integrity import FILES, check_architecture, find_corruption, write_digests
 from noisytwins_jax.training.checkpoint_records import CheckpointRecords
-from noisytwins_jax.training.fault_tolerance.checkpoint_retry import Saving
+from noisytwins_jax.training.fault_tolerance.checkpoint_retry import CheckpointRetry
 from noisytwins_jax.utils.errors import TryAgainError, UserError, first_line
-from noisytwins_jax.utils.multihost import on_first_process
+from noisytwins_jax.utils.multihost import broadcast_from_primary
 from noisytwins_jax.utils.retry import is_transient
 
 PyTree = Any
@@ -54,7 +54,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, writable: bool = False, keep: int = 2):
         self._directory = Path(workdir).absolute() / "checkpoints"
         self._writable = writable
-        self._saving = Saving(self._directory, "*.orbax-checkpoint-tmp*")
+        self._saving = CheckpointRetry(self._directory, "*.orbax-checkpoint-tmp*")
         self._pending = False  # whether a checkpoint is being written
         self._records = CheckpointRecords(self._directory)
         self._manager = ocp.CheckpointManager(
@@ -124,7 +124,7 @@ class Checkpoints:
             raise ValueError(f"step {step} has no checkpoint to pin in {self._directory}")
         self._records.pin(step)
 
-    def forget_after(self, step: int) -> list[Path]:
+    def discard_after(self, step: int) -> list[Path]:
         """Moves the checkpoints of later steps to the workdir's ``collapsed_checkpoints``: training went back.
 
         Nothing is deleted: where such a checkpoint was evaluated, that goes along as its ``evaluations.json``. To be
@@ -144,7 +144,7 @@ class Checkpoints:
         # The newest first: if this is cut short, the latest that is left is as near to `step` as can be.
         later = [saved for saved in reversed(self.steps()) if saved > step]
         targets = self._move(later, "collapsed_checkpoints", with_evaluations=True)
-        self._records.forget_after(step)
+        self._records.discard_after(step)
         return targets[::-1]
 
     def save(
@@ -181,7 +181,7 @@ class Checkpoints:
 
         self._finish_writing()  # the one before
         if step not in self._manager.all_steps():
-            self._records.forget_evaluation(step)  # it was of another state, before training went back
+            self._records.discard_evaluation(step)  # it was of another state, before training went back
         while True:
             self._pending = self._attempt(start)
             if not wait or (self._pending and self._finish_writing()):
@@ -244,7 +244,7 @@ class Checkpoints:
             self._manager.close()
 
     def _finish_writing(self, patient: bool = True) -> bool:
-        """Waits for the checkpoint that is being written; whether it, if any, got on disk. See `Saving.attempt`."""
+        """Waits for the checkpoint that is being written; whether it, if any, got on disk. See `CheckpointRetry.attempt`."""
         done = self._attempt(self._manager.wait_until_finished, patient)
         if done and self._pending:
             self._saving.succeeded()
@@ -252,7 +252,7 @@ class Checkpoints:
         return done
 
     def _attempt(self, action: Callable[[], Any], patient: bool = True) -> bool:
-        """See `Saving.attempt`."""
+        """See `CheckpointRetry.attempt`."""
         done = self._saving.attempt(action, patient)
         if not done:
             self._manager.reload()  # it has forgotten the checkpoints that it was about to delete
@@ -288,7 +288,7 @@ class Checkpoints:
           Exception: what is no fault of the checkpoint: too little memory, storage that fails for a moment.
         """
         path = self._directory / str(step)
-        found = on_first_process(lambda: damage(path))  # all have to come to the same conclusion
+        found = broadcast_from_primary(lambda: find_corruption(path))  # all have to come to the same conclusion
         if found is not None:
             raise _DamagedError(found)
         try:
@@ -333,7 +333,7 @@ class Checkpoints:
                 self._records.copy_evaluation(step, target)
             return target
 
-        targets = on_first_process(lambda: [move(step) for step in steps])
+        targets = broadcast_from_primary(lambda: [move(step) for step in steps])
         self._manager.reload()
         return targets
 

@@ -16,7 +16,7 @@ FILES = "files.json"  # in every checkpoint: size and CRC-32 of each of its file
 
 
 def write_digests(checkpoint: Path) -> None:
-    """Writes down what the files of a checkpoint are like, for `damage` to compare.
+    """Writes down what the files of a checkpoint are like, for `find_corruption` to compare.
 
     Raises:
       OSError: storage failed, also when tried again.
@@ -25,7 +25,7 @@ def write_digests(checkpoint: Path) -> None:
     retry(lambda: path.write_text(json.dumps(_digests(checkpoint))), f"Writing {path}")
 
 
-def damage(checkpoint: Path) -> str | None:
+def find_corruption(checkpoint: Path) -> str | None:
     """The first file that is missing, or not as it was when the checkpoint was made; None if that cannot be told."""
     try:
         written = json.loads((checkpoint / FILES).read_text())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from noisytwins_jax.utils.files import write_atomically
-from noisytwins_jax.utils.multihost import on_first_process
+from noisytwins_jax.utils.multihost import broadcast_from_primary
 from noisytwins_jax.utils.retry import retry
 
 EVALUATIONS = "evaluations.json"  # beside the checkpoints: what they were found to be worth
@@ -40,8 +40,8 @@ class CheckpointRecords:
 
     def __init__(self, directory: Path):
         self._directory = directory
-        self.evaluations = on_first_process(lambda: _read_evaluations(directory / EVALUATIONS))
-        self.pinned = on_first_process(lambda: _read_pinned(directory / PINNED))
+        self.evaluations = broadcast_from_primary(lambda: _read_evaluations(directory / EVALUATIONS))
+        self.pinned = broadcast_from_primary(lambda: _read_pinned(directory / PINNED))
 
     def best_of(self, steps: Sequence[int]) -> int | None:
         """Of these steps, the one with the lowest distance under the protocol used last; None if none has a distance."""
@@ -78,12 +78,12 @@ class CheckpointRecords:
             self.pinned.add(step)
             self._write_pinned()
 
-    def forget_evaluation(self, step: int) -> None:
+    def discard_evaluation(self, step: int) -> None:
         """Strikes out a step's evaluation, if there is one: it was of another state."""
         if self.evaluations.pop(step, None):
             self._write_evaluations()
 
-    def forget_after(self, step: int) -> None:
+    def discard_after(self, step: int) -> None:
         """Strikes out the evaluations and pins of later steps."""
         if any(at > step for at in self.evaluations):
             self.evaluations = {at: evaluated for at, evaluated in self.evaluations.items() if at <= step}
@@ -99,11 +99,11 @@ class CheckpointRecords:
 
     def _write_evaluations(self) -> None:
         text = _evaluations_text(self.evaluations)
-        on_first_process(lambda: write_atomically(self._directory / EVALUATIONS, text))
+        broadcast_from_primary(lambda: write_atomically(self._directory / EVALUATIONS, text))
 
     def _write_pinned(self) -> None:
         text = json.dumps(sorted(self.pinned)) + "\n"
-        on_first_process(lambda: write_atomically(self._directory / PINNED, text))
+        broadcast_from_primary(lambda: write_atomically(self._directory / PINNED, text))
 
 
 def _read_evaluations(path: Path) -> dict[int, Evaluated]:

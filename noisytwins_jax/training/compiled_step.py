@@ -24,7 +24,7 @@ from noisytwins_jax.utils.sharding import Layout
 SEVERAL = "several_steps"
 
 
-class Programs:
+class CompiledStep:
     """A training step, compiled for a mesh; the state is donated to every program.
 
     Args:

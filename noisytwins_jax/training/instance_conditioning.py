@@ -29,7 +29,7 @@ from noisytwins_jax.metrics.protocols import CLASSIFIER, EXTRACTORS
 from noisytwins_jax.metrics.real_features import real_features
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.files import replacing
-from noisytwins_jax.utils.multihost import failing_together, on_first_process
+from noisytwins_jax.utils.multihost import broadcast_from_primary, raise_on_all_processes
 
 _PROTOCOL = "clean"  # of the preprocessing
 
@@ -74,7 +74,7 @@ def with_instances(config: RunConfig, splits: DataSplits, cache: Path) -> DataSp
         # Half of float32's memory: entries of vectors of unit length need no more digits.
         return instance_table(features.astype(jnp.bfloat16), neighbours, train.labels, train.num_classes)
 
-    return dataclasses.replace(splits, instances=on_first_process(make))
+    return dataclasses.replace(splits, instances=broadcast_from_primary(make))
 
 
 def abstract_table(config: RunConfig, num_classes: int, sharding: jax.sharding.Sharding) -> InstanceTable | None:
@@ -95,11 +95,11 @@ def _classifier(train: ImageSource, cache: Path) -> FeatureExtractor:
         found = load_or_train_classifier(train, cache)
         return found.variables, found.description
 
-    return classifier_extractor(*on_first_process(make))
+    return classifier_extractor(*broadcast_from_primary(make))
 
 
 def _network(config: RunConfig, kind: str, network: str) -> FeatureExtractor:
-    with failing_together():
+    with raise_on_all_processes():
         return load_extractor(kind, network, _PROTOCOL, config.evaluation.weights)
 
 

@@ -12,29 +12,29 @@ from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.instance_table import InstanceTable
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.source import DataSplits, ImageSource, LabelledImages, read_images
-from noisytwins_jax.metrics.w_space import w_ratio_probe
+from noisytwins_jax.metrics.w_space import w_ratio_monitor
 from noisytwins_jax.models.instance_sampling import draw_features_of_classes
 from noisytwins_jax.models.model import DiscriminatorInputs, Model
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.utils.sharding import Layout
 
 Array = jax.Array
-Probe = Callable[[TrainState], dict[str, Array]]
+Monitor = Callable[[TrainState], dict[str, Array]]
 _GROUPS = 32  # a multiple of all published sizes of minibatch-std groups
 PROBE_IMAGES = 512  # of either kind, at most
 COMPARED_IMAGES = 100_000  # larger data sets are not searched for images in both splits: it would take minutes
 _BLOCK = 1024
 
 
-def probes_of(
+def build_monitors(
     config: RunConfig, model: Model, splits: DataSplits, layout: Layout, instances: InstanceTable | None = None
-) -> dict[str, Probe]:
+) -> dict[str, Monitor]:
     """The looks that the configuration wants, compiled; each has the field ``<name>_interval_kimg``.
 
     `instances` are on the devices already.
     """
     groups = class_groups(splits.train.class_counts, config.data.group_thresholds)
-    found: dict[str, Probe] = {}
+    found: dict[str, Monitor] = {}
     if config.w_ratio_interval_kimg > 0:
 
         def latent_w(given: tuple, z: Array, labels: Array) -> Array:
@@ -42,16 +42,16 @@ def probes_of(
             keys = jax.random.split(jax.random.key(0), len(labels))
             return model.latent_w(variables, z, labels, draw_features_of_classes(keys, table, labels))
 
-        w_ratio = jax.jit(w_ratio_probe(latent_w, model.z_dim, groups), out_shardings=layout.replicated)
+        w_ratio = jax.jit(w_ratio_monitor(latent_w, model.z_dim, groups), out_shardings=layout.replicated)
         found["w_ratio"] = lambda state: w_ratio((state.ema, instances))
-    memorisation = memorisation_probe(model, splits) if config.memorisation_interval_kimg > 0 else None
+    memorisation = memorisation_monitor(model, splits) if config.memorisation_interval_kimg > 0 else None
     if memorisation is not None:
         accuracies = jax.jit(memorisation, out_shardings=layout.replicated)
         found["memorisation"] = lambda state: accuracies(state.discriminator.variables)
     return found
 
 
-def look(probes: dict[str, Probe], state: TrainState, names: Collection[str]) -> dict[str, float]:
+def look(probes: dict[str, Monitor], state: TrainState, names: Collection[str]) -> dict[str, float]:
     """The numbers of some of the probes, on the host."""
     numbers: dict[str, float] = {}
     for name in names:
@@ -59,7 +59,7 @@ def look(probes: dict[str, Probe], state: TrainState, names: Collection[str]) ->
     return numbers
 
 
-def memorisation_probe(model: Model, splits: DataSplits) -> Callable[[Any], dict[str, Array]] | None:
+def memorisation_monitor(model: Model, splits: DataSplits) -> Callable[[Any], dict[str, Array]] | None:
     """Whether the discriminator has learnt the training images by heart (BigGAN, Brock et al. 2019, Sec. 4.2).
 
     Its accuracy, the share of real images with a positive logit, on images that it was trained with and on images that

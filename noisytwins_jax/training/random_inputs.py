@@ -16,7 +16,7 @@ from noisytwins_jax.losses import noisytwins
 from noisytwins_jax.losses.base import Progress
 from noisytwins_jax.models.instance_sampling import draw_pairs, instance_features
 from noisytwins_jax.models.latents import annealed_std
-from noisytwins_jax.models.model import FakeDraws, Model
+from noisytwins_jax.models.model import GeneratorInputs, Model
 from noisytwins_jax.training.augment.augmentation import Augmentation
 
 Array = jax.Array
@@ -82,7 +82,9 @@ class Draws:
             return 1.0
         return annealed_std(progress.kimg, config.start_std, 1.0, config.anneal_kimg)
 
-    def fakes(self, key: Array, table: ClassTable, n: int, twins: bool = False, std: Array | float = 1.0) -> FakeDraws:
+    def fakes(
+        self, key: Array, table: ClassTable, n: int, twins: bool = False, std: Array | float = 1.0
+    ) -> GeneratorInputs:
         """Draws for n generated images; with `twins`, n/2 pairs of the same z and label in the layout [a; b].
 
         `std` is that of z (`latent_std`). With instances, an instance is drawn with the label, of one of its neighbours;
@@ -114,7 +116,7 @@ class Draws:
                 jnp.where(jax.random.uniform(use) < self.config.style_mixing, cutoff, self.model.mixing_layers),
             )
         noise = noisytwins.class_noise(keys["noise"], labels, table.noise_std, dim)
-        return FakeDraws(z, labels, noise, *mixing, keys["pixel"], self.features(table, instances))
+        return GeneratorInputs(z, labels, noise, *mixing, keys["pixel"], self.features(table, instances))
 
     def of_pass(self, key: Array, table: ClassTable, labels: Array) -> PassDraws:
         """Draws for a discriminator pass over images of classes `labels`."""

@@ -15,24 +15,24 @@ from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.models.model import Model
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.checkpoint import Checkpoints
-from noisytwins_jax.training.fault_tolerance.consistency import check_agreement, code_fingerprint
+from noisytwins_jax.training.fault_tolerance.consistency import check_consistency, code_fingerprint
 from noisytwins_jax.training.instance_conditioning import with_instances
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.training.workdir import cache_dir, open_workdir
 from noisytwins_jax.utils.errors import UserError
-from noisytwins_jax.utils.multihost import failing_together
+from noisytwins_jax.utils.multihost import raise_on_all_processes
 from noisytwins_jax.utils.sharding import Layout
 
 
-def load_together(config: RunConfig, arguments: Mapping[str, Any] | None = None) -> DataSplits:
+def load_run_data(config: RunConfig, arguments: Mapping[str, Any] | None = None) -> DataSplits:
     """The images of a run, when all of its processes have them and agree on everything that they must.
 
     Raises:
       UserError: in all processes: the images cannot be had, or the processes differ in configuration, `arguments`, code,
         version of JAX or images.
     """
-    with failing_together():
+    with raise_on_all_processes():
         splits = load_data(config.data)
     agree(config, arguments, {"the training images": splits.train.fingerprint})
     return splits
@@ -49,7 +49,7 @@ def agree(
     facts = {f"config.{name}": repr(value) for name, value in flatten(config).items()}
     facts |= {f"--{name}": repr(value) for name, value in (arguments or {}).items()}
     facts |= {"the code of noisytwins_jax": code_fingerprint(), "the version of JAX": jax.__version__}
-    check_agreement(facts | dict(others or {}))
+    check_consistency(facts | dict(others or {}))
 
 
 def restore_generator(
@@ -63,8 +63,8 @@ def restore_generator(
       UserError: as `evaluate`.
     """
     check_has_checkpoint(workdir, which)
-    splits = load_together(config, arguments)
-    with failing_together():
+    splits = load_run_data(config, arguments)
+    with raise_on_all_processes():
         workdir = open_workdir(workdir, config)
     step, ema = restore_ema(
         config, workdir, which, build_model(config, splits.train.channels, splits.train.num_classes)

@@ -9,14 +9,14 @@ from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.pipeline import TrainingBatches, training_batches
 from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.training.checkpoint import Checkpoints
-from noisytwins_jax.training.fault_tolerance.collapse_log import forget_alarms_after, returns_made
-from noisytwins_jax.training.fault_tolerance.consistency import check_agreement, check_same_data
+from noisytwins_jax.training.fault_tolerance.collapse_log import discard_alarms_after, returns_made
+from noisytwins_jax.training.fault_tolerance.consistency import check_consistency, check_same_data
 from noisytwins_jax.training.interventions import change_after_collapses
-from noisytwins_jax.training.monitors import Probe
+from noisytwins_jax.training.monitors import Monitor
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.utils.logging import MetricsWriter
-from noisytwins_jax.utils.multihost import on_first_process, say
+from noisytwins_jax.utils.multihost import broadcast_from_primary, print_on_primary
 from noisytwins_jax.utils.sharding import Layout
 
 
@@ -32,7 +32,7 @@ class Run(NamedTuple):
     batches: TrainingBatches
     checkpoints: Checkpoints
     writer: MetricsWriter
-    probes: dict[str, Probe]  # looks at a state now and then, to be logged
+    probes: dict[str, Monitor]  # looks at a state now and then, to be logged
 
 
 def batches_of_process(config: RunConfig, splits: DataSplits) -> TrainingBatches:
@@ -54,7 +54,7 @@ def restore_or_init(run: Run) -> tuple[TrainState, int]:
     Raises:
       UserError: the processes do not see the same checkpoints, none can be read, or they are of other images.
     """
-    check_agreement({"the checkpoints that they see in the workdir": str(run.checkpoints.steps())})
+    check_consistency({"the checkpoints that they see in the workdir": str(run.checkpoints.steps())})
     step, layout, abstract = run.step, run.layout, run.abstract_state
     restored = run.checkpoints.restore(abstract)
     if restored is None:
@@ -66,11 +66,11 @@ def restore_or_init(run: Run) -> tuple[TrainState, int]:
         state, start, known = restored.state, restored.step, restored.data.get("returns", 0)
         run.batches.restore(restored.data)
     run.writer.truncate_after(start or -1)  # a run that starts anew logs its step 0 again
-    returns = returns_made(on_first_process(lambda: forget_alarms_after(run.workdir, start)))
+    returns = returns_made(broadcast_from_primary(lambda: discard_alarms_after(run.workdir, start)))
     if returns > known:  # the checkpoint is of before these
         state = change_after_collapses(state, run.config.collapse, returns - known)
         rates = " and ".join(f"{float(rate):g} ({name})" for name, rate in state.rates._asdict().items())
-        say(f"Going on after a collapse from step {start}, with learning rates times {rates}.")
+        print_on_primary(f"Going on after a collapse from step {start}, with learning rates times {rates}.")
     return state, start
 
 

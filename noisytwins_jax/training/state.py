@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from noisytwins_jax.losses.base import Objective
+from noisytwins_jax.losses.base import Loss
 from noisytwins_jax.models.model import Model
 from noisytwins_jax.models.singular_values import init_bases
 
@@ -70,7 +70,7 @@ def create_state(
     model: Model,
     generator_optimizer: optax.GradientTransformation,
     discriminator_optimizer: optax.GradientTransformation,
-    objectives: dict[str, Objective],
+    objectives: dict[str, Loss],
     ada_p: float,
     watch_spectra: bool = False,
 ) -> TrainState:

@@ -15,14 +15,14 @@ import optax
 
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.losses.adversarial import adversarial_loss
-from noisytwins_jax.losses.base import DiscriminatorPass, GeneratorPass, Progress, add_terms
+from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Progress, add_losses
 from noisytwins_jax.losses.path_length import path_length_penalty, path_lengths
 from noisytwins_jax.losses.r1 import r1_penalty
 from noisytwins_jax.losses.transitional import transition
 from noisytwins_jax.metrics.w_space import class_embedding_norms
 from noisytwins_jax.models import singular_values as spectra
-from noisytwins_jax.models.discriminator_output import Discrimination
-from noisytwins_jax.models.model import DiscriminatorInputs, FakeDraws, Model
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
+from noisytwins_jax.models.model import DiscriminatorInputs, GeneratorInputs, Model
 from noisytwins_jax.training.augment import ada
 from noisytwins_jax.training.augment.augmentation import Augmentation
 from noisytwins_jax.training.ema import ema_decay, update_ema
@@ -110,7 +110,7 @@ class TrainingStep:
 
     def discriminate(
         self, variables: dict, shown: Shown, draws: PassDraws, p: Array, update_stats: bool = False
-    ) -> tuple[Discrimination, PyTree]:
+    ) -> tuple[DiscriminatorOutput, PyTree]:
         """Augments and discriminates: the discriminator's outputs, and its statistics after it."""
         return self.model.discriminate(variables, self.augmented(shown, draws, p), update_stats)
 
@@ -122,7 +122,7 @@ class TrainingStep:
         return DiscriminatorInputs(images, shown.labels, draws.class_noise, low, draws.dropout, shown.instances)
 
     def generator_loss(
-        self, params: PyTree, state: TrainState, table: ClassTable, fakes: FakeDraws, draws: PassDraws
+        self, params: PyTree, state: TrainState, table: ClassTable, fakes: GeneratorInputs, draws: PassDraws
     ) -> tuple[Array, tuple[Metrics, PyTree, dict[str, PyTree]]]:
         """Adversarial loss and the objectives' terms."""
         variables = {**state.generator.variables, "params": params}
@@ -133,12 +133,14 @@ class TrainingStep:
         loss = self.loss.generator(fake.logits).mean()
         metrics = {"loss/generator": loss, "logits/generator": fake.logits.mean()}
         progress = self.progress(state.generator)
-        seen = GeneratorPass(params, w, fakes.labels, images, fake, table.counts, progress, self.loss, self.replicate)
-        loss, terms, objectives = add_terms(self.config.objectives, "generator", loss, seen, state.objectives)
+        seen = GeneratorContext(
+            params, w, fakes.labels, images, fake, table.counts, progress, self.loss, self.replicate
+        )
+        loss, terms, objectives = add_losses(self.config.objectives, "generator", loss, seen, state.objectives)
         return loss, (metrics | terms, stats, objectives)
 
     def path_length_loss(
-        self, params: PyTree, state: TrainState, fakes: FakeDraws, noise: Array
+        self, params: PyTree, state: TrainState, fakes: GeneratorInputs, noise: Array
     ) -> tuple[Array, Array]:
         """Weighted path-length penalty and the new running mean of lengths; `noise` is shaped like the images."""
         config, variables = self.config.path_length, {**state.generator.variables, "params": params}
@@ -175,11 +177,11 @@ class TrainingStep:
             "logits/real_sign": jnp.sign(real.logits).mean(),
         }
         progress = self.progress(state.discriminator, self.config.optimizer.discriminator_updates)
-        seen = DiscriminatorPass(
+        seen = DiscriminatorContext(
             *(params, real, real_shown.labels, fake, fake_shown.labels),
             *(table.counts, progress, self.loss, self.replicate),
         )
-        loss, terms, objectives = add_terms(self.config.objectives, "discriminator", loss, seen, state.objectives)
+        loss, terms, objectives = add_losses(self.config.objectives, "discriminator", loss, seen, state.objectives)
         return loss, (metrics | terms, stats, objectives, real.logits)
 
     def r1_loss(self, params: PyTree, state: TrainState, shown: Shown, draws: PassDraws) -> tuple[Array, Array]:

@@ -36,7 +36,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def needing_space(workdir: Path) -> Iterator[None]:
+def handle_disk_full(workdir: Path) -> Iterator[None]:
     """Says it in a sentence if the disk is full.
 
     Raises:

@@ -21,13 +21,13 @@ PyTree = Any
 T = TypeVar("T")
 
 
-def say(text: str, file: TextIO | None = None) -> None:
+def print_on_primary(text: str, file: TextIO | None = None) -> None:
     """Prints on the first process only; the others need not call it."""
     if jax.process_index() == 0:
         print(text, file=file or sys.stdout, flush=True)
 
 
-def on_first_process(function: Callable[[], T]) -> T:
+def broadcast_from_primary(function: Callable[[], T]) -> T:
     """Calls ``function()`` on the first process while the others wait; all return its result, which can be pickled.
 
     Raises:
@@ -36,14 +36,14 @@ def on_first_process(function: Callable[[], T]) -> T:
     if jax.process_count() == 1:
         return function()
     first = jax.process_index() == 0
-    with failing_together():
+    with raise_on_all_processes():
         data = pickle.dumps(function()) if first else b""
     size = int(broadcast_one_to_all(np.int32(len(data))))
     content = np.frombuffer(data, np.uint8) if first else np.zeros(size, np.uint8)
     return pickle.loads(np.asarray(broadcast_one_to_all(content)).tobytes())
 
 
-def shared_rows(compute: Callable[[np.ndarray], tuple[np.ndarray, ...]], n: int) -> tuple[np.ndarray, ...]:
+def distributed_map(compute: Callable[[np.ndarray], tuple[np.ndarray, ...]], n: int) -> tuple[np.ndarray, ...]:
     """What `compute` gives for rows 0 to n - 1: each process computes an equal part of them, and all get everything.
 
     Args:
@@ -62,7 +62,7 @@ def shared_rows(compute: Callable[[np.ndarray], tuple[np.ndarray, ...]], n: int)
         return compute(np.arange(n))
     part = -(-n // processes)
     rows = np.minimum(jax.process_index() * part + np.arange(part), n - 1)
-    with failing_together():
+    with raise_on_all_processes():
         arrays = compute(rows)
     return tuple(_gather_rows(x)[:n] for x in arrays)
 
@@ -88,7 +88,7 @@ def _gather_rows(x: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def failing_together() -> Iterator[None]:
+def raise_on_all_processes() -> Iterator[None]:
     """If the body raises in some processes, the others raise a `UserError` instead of waiting for them for ever.
 
     To be entered by all processes, with a body that may fail in one of them (reading files, for example) and in which

@@ -98,11 +98,11 @@ def compare(before: Path, after: Path) -> bool:
         renamed = len(a["state"].keys() - b["state"].keys())
         logged = sum(x != y for x, y in zip(a["metrics"], b["metrics"], strict=False))
         logged += abs(len(a["metrics"]) - len(b["metrics"]))
-        measured = [key for key in a["evaluation"] if a["evaluation"][key] != b["evaluation"].get(key)]
-        same &= not changed and not logged and not measured and arrays[0] == arrays[1]
+        to_scalars = [key for key in a["evaluation"] if a["evaluation"][key] != b["evaluation"].get(key)]
+        same &= not changed and not logged and not to_scalars and arrays[0] == arrays[1]
         print(
             f"{name}: of {len(a['state'])} arrays {changed} differ ({renamed} renamed); of {len(a['metrics'])} lines of "
-            f"metrics.jsonl {logged} differ; of {len(a['evaluation'])} numbers of the evaluation {len(measured)} differ"
+            f"metrics.jsonl {logged} differ; of {len(a['evaluation'])} numbers of the evaluation {len(to_scalars)} differ"
         )
     return same
 

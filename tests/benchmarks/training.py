@@ -28,7 +28,7 @@ from workloads import add_workload_arguments, workload
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.training.build_model import build_model
-from noisytwins_jax.training.compiled_step import SEVERAL, Programs
+from noisytwins_jax.training.compiled_step import SEVERAL, CompiledStep
 from noisytwins_jax.training.phases import inputs, runs_per_step
 from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.run import batches_of_process
@@ -84,7 +84,7 @@ def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
     shardings = layout.state_shardings(step.abstract_state(layout.state_shardings))
     state = jax.jit(step.init, static_argnums=0, out_shardings=shardings)(config.seed)
     began = time.perf_counter()
-    programs = Programs(step, layout, class_table(config, splits.train.class_counts))
+    programs = CompiledStep(step, layout, class_table(config, splits.train.class_counts))
     compile_seconds = time.perf_counter() - began
 
     rates = runs_per_step(config)
@@ -128,7 +128,7 @@ def window(config: RunConfig) -> int:
 
 
 def time_programs(
-    state: TrainState, programs: Programs, batches: Batches, repeats: int
+    state: TrainState, programs: CompiledStep, batches: Batches, repeats: int
 ) -> tuple[TrainState, dict[str, float]]:
     """Calls each program on its own and waits for it: the state after, and the median seconds of each."""
     batch = programs.layout.put_batch(next(batches))
@@ -136,16 +136,16 @@ def time_programs(
     for name, program in programs.programs.items():
         if name == SEVERAL:
             continue
-        measured = []
+        to_scalars = []
         for _ in range(1 + repeats):
             began = time.perf_counter()
             state = jax.block_until_ready(program(state, *inputs(name, batch, programs.table))[0])
-            measured.append(time.perf_counter() - began)
-        times[name] = statistics.median(measured[1:])
+            to_scalars.append(time.perf_counter() - began)
+        times[name] = statistics.median(to_scalars[1:])
     return state, times
 
 
-def time_steps(state: TrainState, programs: Programs, batches: Batches, steps: int) -> float:
+def time_steps(state: TrainState, programs: CompiledStep, batches: Batches, steps: int) -> float:
     """Seconds of whole steps as training runs them, without waiting in between; `time_programs` has warmed up."""
     at_once = programs.config.steps_per_dispatch
     advance = programs.advance_several if at_once > 1 else programs.advance

@@ -217,19 +217,19 @@ def test_neighbours_of_files_are_shown_in_features_and_in_pixels(tiny, monkeypat
 def test_killed_evaluation_goes_on(tiny, monkeypatch, tmp_path, some):
     monkeypatch.setattr(generated, "_PART", 3 * N)
     folder = write_folder(tmp_path / "samples", *some)
-    seen, looked_at = [], FileFakes.looked_at
+    seen, extract_features = [], FileFakes.extract_features
 
     def killed(self, look, labels, indices):
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(indices.tolist())
-        return looked_at(self, look, labels, indices)
+        return extract_features(self, look, labels, indices)
 
     monkeypatch.setattr(FileFakes, "looked_at", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate_images(CLEAN, folder, None, tmp_path / "out")
     monkeypatch.setattr(
-        FileFakes, "looked_at", lambda self, *rest: seen.append(rest[2].tolist()) or looked_at(self, *rest)
+        FileFakes, "looked_at", lambda self, *rest: seen.append(rest[2].tolist()) or extract_features(self, *rest)
     )
     result = read(evaluate_images(CLEAN, folder, None, tmp_path / "out"))
     examples = [example["index"] for example in result["memorisation"]["examples"]]  # again, for their pixels

@@ -233,6 +233,6 @@ def test_fakes_are_sorted_by_class_and_read_some_at_a_time(tmp_path, monkeypatch
     fakes = FileFakes(images, images.labels, size=2)
     assert fakes.image_size == (8, 8, 3)
     labels = np.repeat([0, 1, 2], 4)
-    seen, w = fakes.looked_at(lambda x: (x[:, :, :, 0],), labels, np.arange(12))
+    seen, w = fakes.extract_features(lambda x: (x[:, :, :, 0],), labels, np.arange(12))
     order = [1, 4, 7, 10, 2, 5, 8, 11, 0, 3, 6, 9]
     assert np.array_equal(seen, COLOUR[order, ..., 0]) and w.shape == (12, 0) and sizes == [5, 5, 2]

@@ -10,7 +10,7 @@ from noisytwins_jax.evaluation.measure import evaluate_generator
 from noisytwins_jax.metrics.features import HostFakes
 from noisytwins_jax.metrics.frechet import frechet_distance
 from noisytwins_jax.metrics.neighbours import neighbour_metrics
-from noisytwins_jax.metrics.resumable_chunks import Scratch
+from noisytwins_jax.metrics.resumable_chunks import ResumableCache
 from noisytwins_jax.metrics.settings import Settings
 from noisytwins_jax.utils.errors import UserError
 
@@ -155,7 +155,9 @@ def test_pooled_numbers_of_one_class_are_those_of_the_class(
 def test_classes_that_are_divided_among_parts_come_out_the_same(results, evaluate, digits, monkeypatch, tmp_path):
     monkeypatch.setattr(generated, "_PART", 25)
     monkeypatch.setattr(generated, "_WHOLE", 30)
-    again = evaluate(real_images, train_counts=digits.train.class_counts, scratch=Scratch(tmp_path), identity="it")
+    again = evaluate(
+        real_images, train_counts=digits.train.class_counts, scratch=ResumableCache(tmp_path), identity="it"
+    )
     assert again == results["real_images"]
     pooled = {"settings": {"pooled_images": 95}, "train_counts": digits.train.class_counts}
     fewer = evaluate(real_images, **pooled)

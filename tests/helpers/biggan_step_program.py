@@ -17,7 +17,7 @@ import tiny_run
 
 from noisytwins_jax.models.biggan import Discriminator, Generator
 from noisytwins_jax.models.biggan_model import BigGANModel
-from noisytwins_jax.training.compiled_step import Programs
+from noisytwins_jax.training.compiled_step import CompiledStep
 from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
@@ -72,7 +72,7 @@ def run(layout: Layout) -> dict:
     images = rng.integers(0, 256, (CONFIG.batch_size, 8, 8, 1), dtype=np.uint8)
     batch = {"image": images, "label": rng.integers(0, len(COUNTS), CONFIG.batch_size, dtype=np.int32)}
     step = make_step(layout)
-    programs = Programs(step, layout, class_table(CONFIG, COUNTS))
+    programs = CompiledStep(step, layout, class_table(CONFIG, COUNTS))
     shardings = layout.state_shardings(step.abstract_state(layout.replicated))
     place = jax.jit(lambda x: x.replace(key=jax.random.wrap_key_data(x.key)), out_shardings=shardings)
     state, reported = programs.advance(place(initial_state()), 0, iter([batch]))

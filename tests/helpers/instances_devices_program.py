@@ -11,7 +11,7 @@ import tiny_run
 
 from noisytwins_jax.models.biggan_model import BigGANModel
 from noisytwins_jax.training.build_model import build_model
-from noisytwins_jax.training.compiled_step import Programs
+from noisytwins_jax.training.compiled_step import CompiledStep
 from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.utils.sharding import Layout
@@ -34,7 +34,7 @@ def run(layout: Layout) -> tuple[dict, dict]:
     networks = (network.clone(dtype=jnp.float64) for network in (built.generator, built.discriminator))
     model = BigGANModel(*networks, built.instance_features)
     step = TrainingStep(CONFIG, model, layout.batch, layout.replicate, layout.gather, layout.scatter)
-    programs = Programs(step, layout, class_table(CONFIG, counts, instances_run.table()))
+    programs = CompiledStep(step, layout, class_table(CONFIG, counts, instances_run.table()))
 
     def start():
         state = step.init(0)

@@ -7,25 +7,25 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES
-from noisytwins_jax.losses.base import DiscriminatorPass, GeneratorPass, Progress
-from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Progress
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 
 # Small programs that run once or twice: compiling them is the cost.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-BARE = Discrimination(logits=jnp.zeros(4))  # of a discriminator with nothing but logits
+BARE = DiscriminatorOutput(logits=jnp.zeros(4))  # of a discriminator with nothing but logits
 
 
 def progress(step: int = 0, kimg: float = 0.0) -> Progress:
     return Progress(jnp.int32(step), jnp.float32(kimg))
 
 
-def generator_pass(**given: Any) -> GeneratorPass:
-    return GeneratorPass(**(dict.fromkeys(GeneratorPass._fields) | _shared() | given))
+def generator_pass(**given: Any) -> GeneratorContext:
+    return GeneratorContext(**(dict.fromkeys(GeneratorContext._fields) | _shared() | given))
 
 
-def discriminator_pass(**given: Any) -> DiscriminatorPass:
-    return DiscriminatorPass(**(dict.fromkeys(DiscriminatorPass._fields) | _shared() | given))
+def discriminator_pass(**given: Any) -> DiscriminatorContext:
+    return DiscriminatorContext(**(dict.fromkeys(DiscriminatorContext._fields) | _shared() | given))
 
 
 def _shared() -> dict[str, Any]:

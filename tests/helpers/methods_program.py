@@ -21,7 +21,7 @@ from paths import ROOT
 from noisytwins_jax.config import RunConfig, parse_config
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.training.build_model import build_model
-from noisytwins_jax.training.compiled_step import Programs, check_batch
+from noisytwins_jax.training.compiled_step import CompiledStep, check_batch
 from noisytwins_jax.training.instance_conditioning import with_instances
 from noisytwins_jax.training.phases import in_order, mean_metrics
 from noisytwins_jax.training.random_inputs import class_table
@@ -56,7 +56,7 @@ def take_steps(config: RunConfig) -> dict[str, Any]:
     model = build_model(config, splits.train.channels, splits.train.num_classes)
     step = TrainingStep(config, model, layout.batch, layout.replicate)
     state = jax.jit(step.init, static_argnums=0, out_shardings=layout.replicated)(config.seed)
-    programs = Programs(step, layout, class_table(config, splits.train.class_counts, splits.instances))
+    programs = CompiledStep(step, layout, class_table(config, splits.train.class_counts, splits.instances))
 
     before, metrics = parameters(state), []
     with batches_of_process(config, splits) as batches:

@@ -16,7 +16,7 @@ import numpy as np
 import tiny_run
 
 from noisytwins_jax.utils.errors import UserError
-from noisytwins_jax.utils.multihost import local_copy, on_first_process, shared_rows
+from noisytwins_jax.utils.multihost import broadcast_from_primary, distributed_map, local_copy
 from noisytwins_jax.utils.sharding import Layout, join_processes
 
 
@@ -66,18 +66,18 @@ def together() -> None:
     def write() -> str:
         raise UserError("The disk is gone.")
 
-    for call in (lambda: shared_rows(compute, 5), lambda: on_first_process(write)):
+    for call in (lambda: distributed_map(compute, 5), lambda: broadcast_from_primary(write)):
         try:
             call()
         except UserError as error:
             print(f"{index}: {error}")
     # Types that devices do not have, rows that do not divide among the processes, and fewer rows than processes.
-    whole = shared_rows(lambda rows: (rows * 0.1, np.full((len(rows), 3), index)), 5)
+    whole = distributed_map(lambda rows: (rows * 0.1, np.full((len(rows), 3), index)), 5)
     assert whole[0].dtype == np.float64 and np.array_equal(whole[0], np.arange(5) * 0.1)
     assert whole[1].dtype == np.int64 and whole[1].shape == (5, 3)
     assert np.array_equal(whole[1][:, 0], np.arange(5) // -(-5 // count))
-    assert shared_rows(lambda rows: (rows,), 1)[0].tolist() == [0]
-    assert on_first_process(lambda: {"from": index, "many": "x" * 1000}) == {"from": 0, "many": "x" * 1000}
+    assert distributed_map(lambda rows: (rows,), 1)[0].tolist() == [0]
+    assert broadcast_from_primary(lambda: {"from": index, "many": "x" * 1000}) == {"from": 0, "many": "x" * 1000}
     layout = Layout(fsdp=jax.device_count(), split_from=1)
     state = {
         "params": {"w": jax.ShapeDtypeStruct((jax.device_count(), 3), np.float32)},

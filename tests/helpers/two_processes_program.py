@@ -15,13 +15,13 @@ from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
 from noisytwins_jax.training import checkpoint
-from noisytwins_jax.training.fault_tolerance.consistency import check_agreement, code_fingerprint
+from noisytwins_jax.training.fault_tolerance.consistency import check_consistency, code_fingerprint
 from noisytwins_jax.training.fault_tolerance.nan_guard import bad_tensors
 from noisytwins_jax.training.fault_tolerance.signals import StopSignal
 from noisytwins_jax.training.fault_tolerance.watchdog import Watchdog
 from noisytwins_jax.training.fault_tolerance.workdir_lock import WorkdirLock
 from noisytwins_jax.utils.errors import UserError
-from noisytwins_jax.utils.multihost import failing_together, gather_strings
+from noisytwins_jax.utils.multihost import gather_strings, raise_on_all_processes
 
 SEEN = {}
 
@@ -37,12 +37,12 @@ def message_of(action):
 def agreement(process):
     SEEN["strings"] = gather_strings("ä" * (1 + 40 * process))
     facts = {"code": code_fingerprint(), "config.seed": "3", "data": "abc"}
-    SEEN["same"] = message_of(lambda: check_agreement(facts))
-    SEEN["seed"] = message_of(lambda: check_agreement(facts | {"config.seed": str(process), "data": str(process)}))
-    SEEN["absent"] = message_of(lambda: check_agreement(facts | ({"config.new": "1"} if process else {})))
+    SEEN["same"] = message_of(lambda: check_consistency(facts))
+    SEEN["seed"] = message_of(lambda: check_consistency(facts | {"config.seed": str(process), "data": str(process)}))
+    SEEN["absent"] = message_of(lambda: check_consistency(facts | ({"config.new": "1"} if process else {})))
 
     def body(fail):
-        with failing_together():
+        with raise_on_all_processes():
             if fail:
                 raise UserError("no such file")
 

@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 from loss_contexts import BARE, discriminator_pass, generator_pass, jit, progress
 
-from noisytwins_jax.config.run_config import Objectives
-from noisytwins_jax.losses.base import Objective
-from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.config.run_config import Losses
+from noisytwins_jax.losses.base import Loss
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.utils.config_fields import objection
 
-DEFAULTS = {f.name: f.default for f in dataclasses.fields(Objectives)}
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(Losses)}
 PASSES = {"generator": generator_pass, "discriminator": discriminator_pass}
-TERMS = [
-    (n, side) for n, x in DEFAULTS.items() for side in PASSES if getattr(type(x), side) is not getattr(Objective, side)
-]
+TERMS = [(n, side) for n, x in DEFAULTS.items() for side in PASSES if getattr(type(x), side) is not getattr(Loss, side)]
 ACTING = {"spectrum": {"sigma": 0.1, "network": "both"}}  # where the default leaves small weights alone
 N, C, D = 8, 3, 12
 
@@ -30,10 +28,10 @@ def parts(dtype: Any) -> dict[str, dict]:
     def random(*shape: int):
         return jnp.asarray(rng.standard_normal(shape), dtype)
 
-    def discrimination() -> Discrimination:
+    def discrimination() -> DiscriminatorOutput:
         unit = random(2, N, D)
         unit = unit / jnp.linalg.norm(unit, axis=-1, keepdims=True)
-        return Discrimination(random(N), random(N), random(N), unit[0], unit[1])
+        return DiscriminatorOutput(random(N), random(N), random(N), unit[0], unit[1])
 
     shared = {
         "class_counts": jnp.asarray([90, 9, 1], dtype),

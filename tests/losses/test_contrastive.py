@@ -8,7 +8,7 @@ from golden_numbers import Golden, assert_close
 from loss_contexts import discriminator_pass, generator_pass, jit
 
 from noisytwins_jax.losses.contrastive import Contrastive, contrastive_loss
-from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 
 LOSS = jit(contrastive_loss, static_argnums=3)
 
@@ -63,8 +63,8 @@ def test_small_temperatures_stay_finite():
 
 def test_acts_on_real_images_in_the_discriminator_and_on_generated_ones_in_the_generator():
     embedding, proxy, labels = random_batch([0, 1, 1, 2])
-    other = Discrimination(np.zeros(4), embedding=-embedding[::-1], proxy=embedding)
-    mine = Discrimination(np.zeros(4), embedding=embedding, proxy=proxy)
+    other = DiscriminatorOutput(np.zeros(4), embedding=-embedding[::-1], proxy=embedding)
+    mine = DiscriminatorOutput(np.zeros(4), embedding=embedding, proxy=proxy)
     objective, gathered = Contrastive(temperature=0.5), []
 
     def replicate(x):

@@ -8,12 +8,14 @@ from golden_numbers import Golden, assert_close
 from loss_contexts import discriminator_pass, progress
 
 from noisytwins_jax.losses.lecam import LeCam
-from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 
 
 def see(real, fake, step: int = 0):
     return discriminator_pass(
-        real=Discrimination(jnp.asarray(real)), fake=Discrimination(jnp.asarray(fake)), progress=progress(step)
+        real=DiscriminatorOutput(jnp.asarray(real)),
+        fake=DiscriminatorOutput(jnp.asarray(fake)),
+        progress=progress(step),
     )
 
 

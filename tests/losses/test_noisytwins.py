@@ -14,8 +14,8 @@ from noisytwins_jax.config import RunConfig
 from noisytwins_jax.config.groups import PathLengthConfig
 from noisytwins_jax.losses import noisytwins
 from noisytwins_jax.losses.noisytwins import NoisyTwins
-from noisytwins_jax.models.discriminator_output import Discrimination
-from noisytwins_jax.models.model import FakeDraws
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
+from noisytwins_jax.models.model import GeneratorInputs
 from noisytwins_jax.models.stylegan2 import Discriminator, Generator
 from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
 from noisytwins_jax.training.random_inputs import class_table
@@ -220,7 +220,7 @@ class LinearModel:
         jax.debug.callback(lambda *arrays: self.passes.append(tuple(map(np.asarray, arrays))), labels, class_noise)
         p = variables["params"]
         features = jnp.tanh(images.reshape(len(images), -1) @ p["image"])
-        return Discrimination((features * (p["embed"][labels] + class_noise)).sum(axis=1)), {}
+        return DiscriminatorOutput((features * (p["embed"][labels] + class_noise)).sum(axis=1)), {}
 
     def discriminate_both(self, variables, real, fake):
         return *(self.discriminate(variables, inputs)[0] for inputs in (real, fake)), {}
@@ -237,7 +237,7 @@ def training_step(**changes) -> TrainingStep:
 COUNTS = np.array([90, 9, 1])
 
 
-def draw_fakes(step: TrainingStep, n: int, twins: bool = False) -> FakeDraws:
+def draw_fakes(step: TrainingStep, n: int, twins: bool = False) -> GeneratorInputs:
     draw = jit(step.draws.fakes, static_argnums=(2, 3))
     return draw(jax.random.key(0), class_table(step.config, COUNTS), n, twins)
 
@@ -361,8 +361,8 @@ def test_style_mixing_leaves_w_and_the_first_layer_alone():
     z, labels = jax.random.normal(jax.random.key(0), (2, 4, 6)), jnp.array([0, 1, 2, 0])
     noise = jax.random.normal(jax.random.key(1), (2, 4, 6))
     variables = jit(lambda key: generator.init(key, z[0], labels, method="map"))(jax.random.key(2))
-    plain = FakeDraws(z[0], labels, noise[0], None, None, None, jax.random.key(0))
-    other = FakeDraws(z[1], labels, noise[1], None, None, None, jax.random.key(0))
+    plain = GeneratorInputs(z[0], labels, noise[0], None, None, None, jax.random.key(0))
+    other = GeneratorInputs(z[1], labels, noise[1], None, None, None, jax.random.key(0))
     mapped = jit(model.map)
     w, ws, _ = mapped(variables, plain)
     other_w = mapped(variables, other)[0]

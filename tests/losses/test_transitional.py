@@ -7,7 +7,7 @@ from loss_contexts import discriminator_pass, generator_pass, jit, progress
 
 from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES
 from noisytwins_jax.losses.transitional import Transitional, transition
-from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 
 
 @pytest.mark.parametrize(("kimg", "t"), [(0, 0), (2000, 0), (2500, 0.25), (3000, 0.5), (4000, 1), (1e5, 1)])
@@ -29,10 +29,10 @@ def test_scale_is_the_weight_times_t():
 def test_judges_conditional_logits(loss):
     rng = np.random.default_rng(0)
     real, fake = rng.standard_normal((2, 5)).astype(np.float32)
-    seen = {"loss": ADVERSARIAL_LOSSES[loss], "fake": Discrimination(7 * real, conditional_logits=fake)}
+    seen = {"loss": ADVERSARIAL_LOSSES[loss], "fake": DiscriminatorOutput(7 * real, conditional_logits=fake)}
     value, state = Transitional().generator(generator_pass(**seen), ())
     assert float(value) == pytest.approx(float(ADVERSARIAL_LOSSES[loss].generator(fake).mean())) and state == ()
-    seen["real"] = Discrimination(-fake, conditional_logits=real)
+    seen["real"] = DiscriminatorOutput(-fake, conditional_logits=real)
     value, state = Transitional().discriminator(discriminator_pass(**seen), ())
     expected = ADVERSARIAL_LOSSES[loss].discriminator(real, fake).mean()
     assert float(value) == pytest.approx(float(expected)) and state == ()

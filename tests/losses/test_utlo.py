@@ -6,7 +6,7 @@ from loss_contexts import discriminator_pass, generator_pass, progress
 
 from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES
 from noisytwins_jax.losses.utlo import UTLO
-from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 
 
 @pytest.mark.parametrize("loss", ["logistic", "hinge"])
@@ -18,8 +18,8 @@ def test_mixes_the_losses_of_both_resolutions(loss, weight):
     adversarial, utlo = ADVERSARIAL_LOSSES[loss], UTLO(weight=weight)
     seen = {
         "loss": adversarial,
-        "real": Discrimination(real, low_logits=low_real),
-        "fake": Discrimination(fake, low_logits=low_fake),
+        "real": DiscriminatorOutput(real, low_logits=low_real),
+        "fake": DiscriminatorOutput(fake, low_logits=low_fake),
     }
     terms = [
         (

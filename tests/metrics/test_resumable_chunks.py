@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from noisytwins_jax.metrics.resumable_chunks import Scratch, in_parts
+from noisytwins_jax.metrics.resumable_chunks import ResumableCache, resumable_chunks
 
 
 def squares(made):
@@ -19,7 +19,7 @@ def squares(made):
 
 def test_goes_on_after_an_interruption_and_gives_the_same(tmp_path):
     folder, made = tmp_path / "work", []
-    whole = list(in_parts(None, 4, squares([])))
+    whole = list(resumable_chunks(None, 4, squares([])))
 
     def stops(number):
         if number == 2:
@@ -27,9 +27,9 @@ def test_goes_on_after_an_interruption_and_gives_the_same(tmp_path):
         return squares(made)(number)
 
     with pytest.raises(KeyboardInterrupt):
-        list(in_parts(folder, 4, stops))
+        list(resumable_chunks(folder, 4, stops))
     assert made == [0, 1]
-    again = list(in_parts(folder, 4, squares(made)))
+    again = list(resumable_chunks(folder, 4, squares(made)))
     assert made == [0, 1, 2, 3]
     for one, other in zip(again, whole, strict=True):
         np.testing.assert_array_equal(one["x"], other["x"])
@@ -38,31 +38,31 @@ def test_goes_on_after_an_interruption_and_gives_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a zip file", None])
-def test_a_damaged_part_is_made_again(tmp_path, damage):
-    list(in_parts(tmp_path, 2, squares([])))
+def test_a_damaged_part_is_made_again(tmp_path, find_corruption):
+    list(resumable_chunks(tmp_path, 2, squares([])))
     path = tmp_path / "part_00001.npz"
-    path.write_bytes(path.read_bytes()[:-30] if damage is None else damage)
+    path.write_bytes(path.read_bytes()[:-30] if find_corruption is None else find_corruption)
     made = []
-    assert list(in_parts(tmp_path, 2, squares(made)))[1]["x"].tolist() == [0, 1]
+    assert list(resumable_chunks(tmp_path, 2, squares(made)))[1]["x"].tolist() == [0, 1]
     assert made == [1]
-    list(in_parts(tmp_path, 2, squares(made)))
+    list(resumable_chunks(tmp_path, 2, squares(made)))
     assert made == [1]
 
 
 def test_something_is_called_between_parts_that_are_computed(tmp_path):
     kept = []
-    list(in_parts(tmp_path, 2, squares([]), lambda: kept.append(len(list(tmp_path.iterdir())))))
+    list(resumable_chunks(tmp_path, 2, squares([]), lambda: kept.append(len(list(tmp_path.iterdir())))))
     assert kept == [1, 2]
-    list(in_parts(tmp_path, 2, squares([]), lambda: pytest.fail("nothing was computed")))
+    list(resumable_chunks(tmp_path, 2, squares([]), lambda: pytest.fail("nothing was computed")))
 
 
 def test_a_result_takes_the_place_of_its_parts(tmp_path):
-    scratch = Scratch(tmp_path / "scratch")
+    scratch = ResumableCache(tmp_path / "scratch")
     assert scratch.open("it") is None
-    list(in_parts(scratch.folder("images"), 2, squares([])))
+    list(resumable_chunks(scratch.folder("images"), 2, squares([])))
     scratch.finish({"fid": 1.5, "name": "π"})
     assert [path.name for path in (tmp_path / "scratch" / "it").iterdir()] == ["result.npz"]
-    again = Scratch(tmp_path / "scratch")
+    again = ResumableCache(tmp_path / "scratch")
     assert again.open("it") == {"fid": 1.5, "name": "π"} and again.open("another") is None
     again.remove_finished()
     assert not (tmp_path / "scratch").exists()
@@ -71,15 +71,15 @@ def test_a_result_takes_the_place_of_its_parts(tmp_path):
 
 def test_what_is_under_way_stays_and_what_was_abandoned_goes(tmp_path):
     for name in ("abandoned", "other"):
-        list(in_parts(tmp_path / name / "images", 1, squares([])))
+        list(resumable_chunks(tmp_path / name / "images", 1, squares([])))
     long_ago = time.time() - 2 * 24 * 3600
     os.utime(tmp_path / "abandoned" / "images" / "part_00000.npz", (long_ago, long_ago))
-    Scratch(tmp_path).remove_finished()
+    ResumableCache(tmp_path).remove_finished()
     assert [path.name for path in tmp_path.iterdir()] == ["other"]  # somebody may be at work on it
 
 
 def test_without_a_directory_nothing_is_kept():
-    scratch = Scratch()
+    scratch = ResumableCache()
     assert scratch.open("it") is None and scratch.folder("images") is None
     scratch.finish({})
     scratch.remove_finished()

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from noisytwins_jax.metrics.w_space import class_variance_ratios, w_ratio_probe, within_class_variance_ratio
+from noisytwins_jax.metrics.w_space import class_variance_ratios, w_ratio_monitor, within_class_variance_ratio
 from noisytwins_jax.utils.errors import UserError
 
 
@@ -74,7 +74,7 @@ def linear(variables, z, labels):
 def test_probe_tells_head_from_tail():
     groups = {"head": np.array([2, 0]), "medium": np.array([3]), "tail": np.array([1, 4])}
     spread = np.array([1.0, 0.0, 1.0, 1.0, 0.0], np.float32)
-    probe = jax.jit(w_ratio_probe(linear, 8, groups))
+    probe = jax.jit(w_ratio_monitor(linear, 8, groups))
     far = probe({"centre": jnp.arange(5.0)[:, None] * jnp.ones(8), "spread": spread})
     assert set(far) == {"w_ratio", "w_ratio/head", "w_ratio/tail"}
     assert far["w_ratio/tail"] == 0 < far["w_ratio"] < far["w_ratio/head"]
@@ -90,13 +90,13 @@ def test_probe_shares_latents_among_at_most_fifty_classes():
         seen.append((np.asarray(z), np.asarray(labels)))
         return z
 
-    values = w_ratio_probe(record, 4, groups)({})
+    values = w_ratio_monitor(record, 4, groups)({})
     (z, labels), classes = seen[0], seen[0][1][::32]
     assert z.shape == (1600, 4) and (labels == np.repeat(classes, 32)).all()
     assert len(set(classes)) == 50 and {0, 1009} <= set(classes)
     assert [int(np.isin(classes, ids).sum()) for ids in groups.values()] == [20, 19, 11]
     np.testing.assert_array_equal(z[:32], z[-32:])
     assert all(value == pytest.approx(1, abs=1e-6) for value in values.values())  # z alone: nothing between classes
-    assert set(w_ratio_probe(record, 4, {"head": np.array([]), "medium": np.array([0]), "tail": np.array([])})({})) == {
-        "w_ratio"
-    }
+    assert set(
+        w_ratio_monitor(record, 4, {"head": np.array([]), "medium": np.array([0]), "tail": np.array([])})({})
+    ) == {"w_ratio"}

@@ -16,7 +16,7 @@ from noisytwins_jax.generation.sampler import Sampler
 from noisytwins_jax.losses.path_length import path_lengths
 from noisytwins_jax.models import fir
 from noisytwins_jax.models.latents import Latents, Truncation
-from noisytwins_jax.models.model import DiscriminatorInputs, FakeDraws
+from noisytwins_jax.models.model import DiscriminatorInputs, GeneratorInputs
 from noisytwins_jax.models.stylegan2 import Discriminator, Generator, shrink
 from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
 from noisytwins_jax.training.build_model import build_model
@@ -434,7 +434,7 @@ def test_networks_of_a_configuration(objectives, conditioning, heads, low):
 
     def forward(key):
         g, d = model.init(key)
-        draws = FakeDraws(jnp.zeros((N, W)), LABELS, jnp.zeros((N, W)), None, None, None, key)
+        draws = GeneratorInputs(jnp.zeros((N, W)), LABELS, jnp.zeros((N, W)), None, None, None, key)
         w, conditioning, stats = model.map(g, draws, update_stats=True)
         assert jax.tree.structure({"params": g["params"], **stats}) == jax.tree.structure(g)
         images, low_images, _ = model.synthesize({**g, **stats}, conditioning, key, update_stats=True)
@@ -465,7 +465,7 @@ def test_style_mixing_with_low_layers():
 
     @jit
     def run(cutoff):
-        draws = FakeDraws(normal(N, W), LABELS, noise, other_z, noise, cutoff, jax.random.key(0))
+        draws = GeneratorInputs(normal(N, W), LABELS, noise, other_z, noise, cutoff, jax.random.key(0))
         first, second = (generator.apply(variables, z, LABELS, method="styles") for z in (normal(N, W), other_z))
         return model.map(variables, draws)[:2], first, second
 

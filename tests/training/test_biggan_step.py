@@ -20,7 +20,7 @@ from noisytwins_jax.losses.base import Progress
 from noisytwins_jax.models import singular_values as spectra
 from noisytwins_jax.models.model import DiscriminatorInputs
 from noisytwins_jax.training.build_model import build_model
-from noisytwins_jax.training.compiled_step import Programs
+from noisytwins_jax.training.compiled_step import CompiledStep
 from noisytwins_jax.training.interventions import intervene, with_rates
 from noisytwins_jax.training.phases import in_order
 from noisytwins_jax.training.random_inputs import Draws, class_table
@@ -50,7 +50,7 @@ class Run:
     def __init__(self):
         self.step, self.layout = make_step(**RUN, steps_per_dispatch=2), Layout(jax.devices()[:1])
         self.table = class_table(self.step.config, COUNTS)
-        self.programs = Programs(self.step, self.layout, self.table)
+        self.programs = CompiledStep(self.step, self.layout, self.table)
         state = jax.jit(lambda: self._start())()
         self._key, self._start_state = (
             np.asarray(jax.random.key_data(state.key)),

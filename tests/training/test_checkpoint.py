@@ -266,19 +266,19 @@ def test_training_that_went_back_moves_later_checkpoints_away(two_steps, tmp_pat
     workdir = shutil.copytree(two_steps, tmp_path / "run")
     aside = workdir / "collapsed_checkpoints"
     with Checkpoints(workdir, writable=True, keep=4) as checkpoints:
-        assert checkpoints.forget_after(2) == []
+        assert checkpoints.discard_after(2) == []
         assert not aside.exists()
         save(checkpoints, 3, fid=2.0)
         checkpoints.pin(1)
         checkpoints.pin(3)
         save(checkpoints, 4)  # which is still being written
-        assert checkpoints.forget_after(2) == [aside / "3", aside / "4"]
+        assert checkpoints.discard_after(2) == [aside / "3", aside / "4"]
         assert (checkpoints.steps(), checkpoints.pinned_steps()) == ([1, 2], [1])
         assert (checkpoints.evaluated_steps(), checkpoints.best_step()) == ([1, 2], 1)
         check(checkpoints.restore(abstract()), 2)
         save(checkpoints, 3)  # the run comes to that step again, and collapses again
         check(checkpoints.restore(abstract()), 3)
-        assert checkpoints.forget_after(2) == [aside / "3_"]
+        assert checkpoints.discard_after(2) == [aside / "3_"]
     assert json.loads((aside / "3" / EVALUATIONS).read_text()) == {"3": {"distance": 2.0, "protocol": "a"}}
     assert not (aside / "4" / EVALUATIONS).exists()
     assert not (aside / "3_" / EVALUATIONS).exists()
@@ -295,7 +295,7 @@ def test_training_that_went_back_moves_later_checkpoints_away(two_steps, tmp_pat
 def test_training_may_go_back_to_its_start(two_steps, tmp_path):
     workdir = shutil.copytree(two_steps, tmp_path / "run")
     with Checkpoints(workdir, writable=True) as checkpoints:
-        assert len(checkpoints.forget_after(0)) == 2
+        assert len(checkpoints.discard_after(0)) == 2
         assert checkpoints.restore(abstract()) is None
         save(checkpoints, 1)
     with Checkpoints(workdir) as reader:
@@ -318,7 +318,9 @@ KINDS = {
 }
 # Nothing that is restored is in these. (A list of files that is changed, and still readable, disagrees with the files.)
 HARMLESS = {
-    (kind, damage) for kind in ("Orbax's record", "Orbax's mark") for damage in ("deleted", "truncated", "changed")
+    (kind, find_corruption)
+    for kind in ("Orbax's record", "Orbax's mark")
+    for find_corruption in ("deleted", "truncated", "changed")
 }
 HARMLESS |= {("list of files", "deleted"), ("list of files", "truncated")}
 
@@ -338,18 +340,18 @@ DAMAGE = {"deleted": lambda path: path.unlink(), "truncated": truncate, "changed
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_noticed(two_steps, tmp_path, capfd, kind, damage):
+def test_damage_is_noticed(two_steps, tmp_path, capfd, kind, find_corruption):
     workdir = shutil.copytree(two_steps, tmp_path / "run")
     files = list((workdir / "checkpoints" / "2").glob(KINDS[kind]))
-    DAMAGE[damage](max(files, key=lambda path: path.stat().st_size))
+    DAMAGE[find_corruption](max(files, key=lambda path: path.stat().st_size))
 
     with Checkpoints(workdir) as reader:  # somebody who samples from the run changes nothing
-        check(reader.restore(abstract()), 2 if (kind, damage) in HARMLESS else 1)
+        check(reader.restore(abstract()), 2 if (kind, find_corruption) in HARMLESS else 1)
     assert (workdir / "checkpoints" / "2").exists()
 
     with Checkpoints(workdir, writable=True) as checkpoints:
         restored = checkpoints.restore(abstract())
-        if (kind, damage) in HARMLESS:
+        if (kind, find_corruption) in HARMLESS:
             check(restored, 2)
             return
         check(restored, 1)

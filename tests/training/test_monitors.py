@@ -5,9 +5,9 @@ import numpy as np
 
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.source import ArraySource, DataSplits
-from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.training import monitors as probes
-from noisytwins_jax.training.monitors import memorisation_probe
+from noisytwins_jax.training.monitors import memorisation_monitor
 
 NAMES = ("a", "b", "c")
 
@@ -27,7 +27,7 @@ class Brightness:
         images, labels, class_noise, low_images, *_ = inputs
         assert class_noise.shape == (len(images), 5) and not class_noise.any() and low_images is None
         self.shown.append((np.asarray(images), np.asarray(labels)))
-        return Discrimination(images.mean(axis=(1, 2, 3)) - variables["bias"]), {}
+        return DiscriminatorOutput(images.mean(axis=(1, 2, 3)) - variables["bias"]), {}
 
 
 def source(levels, labels):
@@ -41,7 +41,7 @@ def test_accuracies_are_shares_of_positive_logits():
     train = source([200, 210, 220, 40, 230], [0, 0, 0, 1, 2])
     reference = source([10, 205, 30, 240, 50, 60], [0, 0, 0, 1, 2, 2])
     model = Brightness()
-    found = memorisation_probe(model, DataSplits(train, reference, train))({"bias": jnp.float32(0.0)})
+    found = memorisation_monitor(model, DataSplits(train, reference, train))({"bias": jnp.float32(0.0)})
     (known, known_labels), (unknown, unknown_labels) = model.shown
     np.testing.assert_array_equal(np.sort(known_labels), [0, 0, 0, 1, 2])
     np.testing.assert_array_equal(np.sort(unknown_labels), [0, 0, 0, 1, 2])
@@ -51,7 +51,7 @@ def test_accuracies_are_shares_of_positive_logits():
     np.testing.assert_allclose(found["discriminator_logit/held_out"], unknown.mean(), rtol=1e-5)
     assert float(found["discriminator_accuracy/train"]) == np.float32(4 / 5)  # all but 40
     assert float(found["discriminator_accuracy/held_out"]) == np.float32(2 / 5)  # 205 and 240
-    strict = memorisation_probe(model, DataSplits(train, reference, train))({"bias": jnp.float32(0.62)})  # above 206
+    strict = memorisation_monitor(model, DataSplits(train, reference, train))({"bias": jnp.float32(0.62)})  # above 206
     shares = [float(strict[f"discriminator_accuracy/{name}"]) for name in ("train", "held_out")]
     assert shares == [np.float32(3 / 5), np.float32(1 / 5)]
 
@@ -59,7 +59,7 @@ def test_accuracies_are_shares_of_positive_logits():
 def test_training_images_in_the_reference_are_not_held_out():
     """As in the long-tailed digits, whose reference is all digits."""
     splits, model = digits_splits(8, imbalance_factor=0.05, largest=174), Brightness()
-    memorisation_probe(model, splits)({"bias": jnp.float32(0.0)})
+    memorisation_monitor(model, splits)({"bias": jnp.float32(0.0)})
     (known, known_labels), (unknown, unknown_labels) = model.shown
     trained = {image.tobytes() for image in splits.train.images}
 
@@ -77,7 +77,7 @@ def test_training_images_in_the_reference_are_not_held_out():
 def test_at_most_so_many(monkeypatch):
     monkeypatch.setattr(probes, "PROBE_IMAGES", 20)
     splits, model = digits_splits(8, imbalance_factor=0.05, largest=174), Brightness()
-    memorisation_probe(model, splits)({"bias": 0.0})
+    memorisation_monitor(model, splits)({"bias": 0.0})
     (_, known), (_, unknown) = model.shown
     assert len(known) == len(unknown) == 20
     np.testing.assert_array_equal(np.sort(known), np.sort(unknown))
@@ -85,6 +85,6 @@ def test_at_most_so_many(monkeypatch):
 
 def test_there_may_be_nothing_held_out():
     train = source([200, 40, 230], [0, 1, 2])
-    assert memorisation_probe(Brightness(), DataSplits(train, train, train)) is None
+    assert memorisation_monitor(Brightness(), DataSplits(train, train, train)) is None
     copy = source([230, 200, 40], [2, 0, 1])
-    assert memorisation_probe(Brightness(), DataSplits(train, copy, train)) is None
+    assert memorisation_monitor(Brightness(), DataSplits(train, copy, train)) is None

@@ -8,7 +8,7 @@ import tiny_run
 from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.training.build_model import build_model
-from noisytwins_jax.training.compiled_step import Programs
+from noisytwins_jax.training.compiled_step import CompiledStep
 from noisytwins_jax.training.phases import Reported, due, in_order, order
 from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.step import TrainingStep
@@ -62,7 +62,7 @@ def test_several_steps_in_one_program_are_the_same_steps(fast_compilation):
     splits = load_data(config.data)
     layout = Layout(jax.devices()[:1])
     step = TrainingStep(config, build_model(config, splits.train.channels, splits.train.num_classes))
-    programs = Programs(step, layout, class_table(config, splits.train.class_counts))
+    programs = CompiledStep(step, layout, class_table(config, splits.train.class_counts))
 
     def run(together: bool):
         state = jax.jit(step.init, static_argnums=0, out_shardings=layout.replicated)(0)

@@ -13,7 +13,7 @@ from golden_numbers import Golden, nhwc
 from stylegan2_state import tensors, variables
 
 from noisytwins_jax.config import default_config, parse_config
-from noisytwins_jax.models.model import FakeDraws
+from noisytwins_jax.models.model import GeneratorInputs
 from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.random_inputs import ClassTable, Draws, PassDraws
@@ -47,7 +47,7 @@ class StoredDraws(Draws):
 
     def fakes(self, key, table, n, twins=False, std=1.0):
         self.passes = iter(table.noise_std["passes"])
-        return FakeDraws(*table.noise_std["fakes"], None, None, None, key)
+        return GeneratorInputs(*table.noise_std["fakes"], None, None, None, key)
 
     def of_pass(self, key, table, labels):
         stored = table.noise_std

@@ -13,9 +13,9 @@ from noisytwins_jax.evaluation.report.glossary import HEADLINES, how_to_read, kn
 from noisytwins_jax.evaluation.report.report_sections import (
     Evaluation,
     class_chart,
-    measured,
     metric_cell,
     number_cell,
+    protocol_note,
     protocol_section,
 )
 from noisytwins_jax.evaluation.report.w_projection import w_comparison_figure
@@ -65,7 +65,7 @@ def write_comparison(
     of_classes = {name: evaluation for name, evaluation in evaluations.items() if has_classes(evaluation)}
     body = [
         webpage.care([*notes, *notes_on(evaluations)]),
-        webpage.section("Results", _comparison_table(evaluations, shared["floor"]), measured(shared)),
+        webpage.section("Results", _comparison_table(evaluations, shared["floor"]), protocol_note(shared)),
         webpage.section("Samples", *sheets),
         webpage.section("Latent space W", _w_pictures(runs, first), _w_ratio_chart(runs)),
         webpage.section("Head to tail", class_chart(of_classes)),

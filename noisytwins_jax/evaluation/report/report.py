@@ -11,8 +11,8 @@ from noisytwins_jax.evaluation.report.report_sections import (
     format_number,
     head_to_tail_section,
     headline_table,
-    measured,
     memorisation_section,
+    protocol_note,
     protocol_section,
     truncation_section,
 )
@@ -69,7 +69,7 @@ def write_report(
             webpage.section(
                 "Results",
                 headline_table(evaluation) or webpage.paragraph("This run has not been evaluated."),
-                measured(evaluation),
+                protocol_note(evaluation),
             ),
             webpage.section(
                 "Protocol of these numbers", protocol_section(evaluation) or webpage.paragraph("Not recorded.")

@@ -49,7 +49,7 @@ def number_cell(values: Mapping[str, Any], key: str) -> str:
     )
 
 
-def measured(evaluation: Evaluation) -> str:
+def protocol_note(evaluation: Evaluation) -> str:
     """The protocol in one line, for below numbers."""
     if not evaluation.get("protocol"):
         return ""
@@ -261,4 +261,4 @@ def head_to_tail_section(evaluation: Evaluation) -> list[str]:
     if not has_classes(evaluation):
         return []
     pieces = [_group_table(evaluation), class_chart({"this run": evaluation}), _class_table(evaluation)]
-    return [*pieces, measured(evaluation) if any(pieces) else ""]
+    return [*pieces, protocol_note(evaluation) if any(pieces) else ""]

@@ -13,7 +13,7 @@ from noisytwins_jax.models.biggan.layers import Dense, Embedding, at_least_float
 Array = jax.Array
 
 
-def batch_moments(x: Array) -> tuple[Array, Array]:
+def batch_statistics(x: Array) -> tuple[Array, Array]:
     """Mean and biased variance of each channel, ``[C]``, over the other axes of ``[N, H, W, C]``; in two passes."""
     mean = jnp.mean(x, axis=(0, 1, 2))
     return mean, jnp.mean(jnp.square(x - mean), axis=(0, 1, 2))
@@ -37,7 +37,7 @@ class _BatchNorm(nn.Module):
         x = x.astype(at_least_float32(x.dtype))
         if not train:
             return (x - mean.value) * jax.lax.rsqrt(var.value + self.epsilon)
-        moments = batch_moments(x)
+        moments = batch_statistics(x)
         if update_stats:
             for stored, batch in zip((mean, var), moments, strict=True):
                 stored.value = self.decay * stored.value + (1.0 - self.decay) * jax.lax.stop_gradient(batch)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from noisytwins_jax.models.biggan.architectures import check_width, discriminator_blocks, discriminator_stem
 from noisytwins_jax.models.biggan.discriminator_blocks import DeepDiscriminatorBlock, DiscriminatorBlock
 from noisytwins_jax.models.biggan.layers import Conv, Dense, Embedding, at_least_float32
-from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 
 Array = jax.Array
 
@@ -77,7 +77,7 @@ class Discriminator(nn.Module, kw_only=True):
         update_stats: bool = False,
         train: bool = False,
         instances: Array | None = None,
-    ) -> Discrimination:
+    ) -> DiscriminatorOutput:
         """Discriminates.
 
         Args:
@@ -91,4 +91,4 @@ class Discriminator(nn.Module, kw_only=True):
         projection = (h * self.embed(labels, update_stats)).sum(axis=-1)
         if self.instances:
             projection += (h * self.instance(instances, update_stats)).sum(axis=-1)
-        return Discrimination(self.linear(h, update_stats)[:, 0] + projection)
+        return DiscriminatorOutput(self.linear(h, update_stats)[:, 0] + projection)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.models import fir
-from noisytwins_jax.models.discriminator_output import Discrimination
+from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.models.layers import Conv2d, FullyConnected, minibatch_stddev
 from noisytwins_jax.models.stylegan2.mapping import MappingNetwork
 from noisytwins_jax.models.stylegan2.resolutions import Architecture, block_resolutions, check_low_resolution
@@ -198,7 +198,7 @@ class Discriminator(nn.Module):
         labels: Array,
         class_noise: Array | None = None,
         low_images: Array | None = None,
-    ) -> Discrimination:
+    ) -> DiscriminatorOutput:
         """Discriminates.
 
         Args:
@@ -220,7 +220,7 @@ class Discriminator(nn.Module):
             found = {"embedding": _unit_length(self.embedding_output(h)), "proxy": _unit_length(class_vectors)}
         if low_images is not None:
             found["low_logits"] = self.low_output(self.low_features(low_images)).sum(axis=-1)
-        return Discrimination(logits.sum(axis=-1), **found)
+        return DiscriminatorOutput(logits.sum(axis=-1), **found)
 
 
 def _unit_length(x: Array) -> Array:

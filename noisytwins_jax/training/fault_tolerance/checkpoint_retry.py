@@ -18,7 +18,7 @@ MOST_FAILURES = 3  # one after the other
 QUIET = 2.0  # seconds without a new file, after which nothing writes for a failed attempt any more
 
 
-class Saving:
+class CheckpointRetry:
     """Attempts at writing checkpoints, and how many of them failed since one succeeded.
 
     Args:

@@ -54,7 +54,7 @@ def write_collapse(workdir: Path, collapse: Collapse, kept: int | None, log: Pat
     _write(workdir, [*records, record])
 
 
-def forget_alarms_after(workdir: Path, step: int) -> list[dict[str, Any]]:
+def discard_alarms_after(workdir: Path, step: int) -> list[dict[str, Any]]:
     """Drops alarms later than the checkpoint that a run goes on from: they are found again when they come to pass again.
 
     Alarms after which training went back stay, unless it starts anew (step 0). On the first process only.

@@ -13,7 +13,7 @@ from noisytwins_jax.utils.multihost import gather_strings, name_processes
 _SHOWN = 80  # characters of a value in a message
 
 
-def check_agreement(facts: Mapping[str, str]) -> None:
+def check_consistency(facts: Mapping[str, str]) -> None:
     """Compares what every process believes about the run; to be called by all of them, before any long work.
 
     Args:

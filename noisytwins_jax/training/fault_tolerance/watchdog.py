@@ -20,7 +20,7 @@ LOST_AFTER = 60.0  # seconds without news, where there should be some every few
 _KEY = "noisytwins_watchdog/"
 
 
-class Beat(NamedTuple):
+class Heartbeat(NamedTuple):
     """Where a process is."""
 
     step: int  # steps done
@@ -28,11 +28,11 @@ class Beat(NamedTuple):
     patience: float
 
 
-class News(NamedTuple):
+class PeerStatus(NamedTuple):
     """What the first process knows of another."""
 
     host: str
-    beat: Beat
+    beat: Heartbeat
     count: int  # of its messages so far
 
 
@@ -51,9 +51,9 @@ class Watchdog:
     def __init__(self, minutes: float, period: float = 3.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._period, self._clock = minutes * 60, period, clock
         now = clock()
-        self._beat, self._beat_at, self._step_at, self._said_at = Beat(0, "starting", 1.0), now, now, now
+        self._beat, self._beat_at, self._step_at, self._said_at = Heartbeat(0, "starting", 1.0), now, now, now
         self._count = 0
-        self._heard: dict[int, tuple[News, float]] = {}  # the latest news of every process, and when they came
+        self._heard: dict[int, tuple[PeerStatus, float]] = {}  # the latest news of every process, and when they came
         self._lost: set[int] = set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -82,12 +82,12 @@ class Watchdog:
         now = self._clock()
         if step != self._beat.step:
             self._step_at = now
-        self._beat, self._beat_at = Beat(step, doing, patience), now
+        self._beat, self._beat_at = Heartbeat(step, doing, patience), now
 
     def look(self) -> list[str]:
         """Exchanges news with the other processes and returns what there is to say now; the thread prints it."""
         self._count += 1
-        news = _exchange(News(socket.gethostname(), self._beat, self._count))
+        news = _exchange(PeerStatus(socket.gethostname(), self._beat, self._count))
         if jax.process_index() > 0:
             return []
         now = self._clock()
@@ -115,7 +115,7 @@ class Watchdog:
                 print(sentence, file=sys.stderr, flush=True)
 
 
-def describe(known: dict[int, News], lost: set[int]) -> str:
+def describe(known: dict[int, PeerStatus], lost: set[int]) -> str:
     """Who is where, the late ones first: ``process 3 on host-b is at step 12, waiting for input; the others are ...``.
 
     Late is who is lost, else who has done fewer steps, else who does not wait in the training step for the others,
@@ -143,7 +143,7 @@ def describe(known: dict[int, News], lost: set[int]) -> str:
     return "; ".join(parts)
 
 
-def _exchange(own: News) -> dict[int, News]:
+def _exchange(own: PeerStatus) -> dict[int, PeerStatus]:
     """Publishes this process's news and returns what is known of all; only of itself where nothing can be exchanged."""
     index, store = jax.process_index(), _store()
     everyone = {index: own}
@@ -154,7 +154,7 @@ def _exchange(own: News) -> dict[int, News]:
             if index == 0:
                 for key, text in store.key_value_dir_get(_KEY):
                     host, beat, count = json.loads(text)
-                    everyone[int(key.rpartition("/")[2])] = News(host, Beat(*beat), count)
+                    everyone[int(key.rpartition("/")[2])] = PeerStatus(host, Heartbeat(*beat), count)
     return everyone
 
 

@@ -12,7 +12,7 @@ from typing import Self, TextIO
 import jax
 
 from noisytwins_jax.utils.errors import UserError
-from noisytwins_jax.utils.multihost import failing_together
+from noisytwins_jax.utils.multihost import raise_on_all_processes
 
 LOCK_FILE = ".lock"
 
@@ -36,7 +36,7 @@ class WorkdirLock:
         self._file: TextIO | None = None
 
     def __enter__(self) -> Self:
-        with failing_together():
+        with raise_on_all_processes():
             if jax.process_index() == 0:
                 self._acquire()
         return self

@@ -9,7 +9,7 @@ from noisytwins_jax.training.checkpoint import Checkpoints
 from noisytwins_jax.training.fault_tolerance.collapse_detector import Collapse, CollapseDetector
 from noisytwins_jax.training.fault_tolerance.collapse_log import read_collapses, returns_made, write_collapse
 from noisytwins_jax.utils.logging import METRICS_FILE, read_metrics
-from noisytwins_jax.utils.multihost import on_first_process, say
+from noisytwins_jax.utils.multihost import broadcast_from_primary, print_on_primary
 
 
 class Collapsed(Exception):
@@ -35,12 +35,12 @@ class CollapseWatch:
 
     def __init__(self, config: CollapseConfig, checkpoints: Checkpoints, workdir: Path, start: int):
         self._config, self._checkpoints, self._workdir = config, checkpoints, workdir
-        records = on_first_process(lambda: read_collapses(workdir))
+        records = broadcast_from_primary(lambda: read_collapses(workdir))
         self.returns = returns_made(records)
         self._detector = CollapseDetector(config) if config.watched else None
         self._unheeded: Collapse | None = None  # an alarm of `start`: the run was killed before it was written down
         if self._detector is not None:
-            alarms = self._detector.replay(on_first_process(lambda: read_metrics(workdir)))
+            alarms = self._detector.replay(broadcast_from_primary(lambda: read_metrics(workdir)))
             known = {record["step"] for record in records}
             self._unheeded = next((alarm for alarm in alarms if alarm.step == start and start not in known), None)
 
@@ -75,10 +75,10 @@ class CollapseWatch:
                 f"no checkpoint of step {collapse.good_step} or before is left (lower config.checkpoint_interval_kimg, or "
                 "raise config.collapse.keep)"
             )
-        say(f"Training collapses: {collapse.sign}; {what}; {then}.", sys.stderr)
+        print_on_primary(f"Training collapses: {collapse.sign}; {what}; {then}.", sys.stderr)
         if returning:
-            checkpoints.forget_after(kept)
+            checkpoints.discard_after(kept)
         log = workdir / METRICS_FILE if returning else None
-        on_first_process(lambda: write_collapse(workdir, collapse, kept, log))
+        broadcast_from_primary(lambda: write_collapse(workdir, collapse, kept, log))
         if returning:
             raise Collapsed(kept)

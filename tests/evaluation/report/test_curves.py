@@ -52,8 +52,8 @@ def test_evaluations_have_panels_of_their_own():
     drawn = ("fid", "fid_clip", "fd_dinov2", "ifid", "ifid_clip", "tail_ifid", "precision", "recall", "tail_recall")
     others = ("ifid_std", "ifid_median", "ifid_classes_used", "kid", "kid_std", "density", "w_ratio", "head_ifid",
               "medium_recall", "tail_w_ratio", "inception_score", "class_recall", "cmmd")  # fmt: skip
-    measured = {f"evaluation/{name}": i for i, name in enumerate((*drawn, "class_accuracy", *others))}
-    records = [{"step": 1, "kimg": 0.5, "w_ratio": 0.25, "loss/d": 1.0}, {"step": 2, "kimg": 1.0} | measured]
+    to_scalars = {f"evaluation/{name}": i for i, name in enumerate((*drawn, "class_accuracy", *others))}
+    records = [{"step": 1, "kimg": 0.5, "w_ratio": 0.25, "loss/d": 1.0}, {"step": 2, "kimg": 1.0} | to_scalars]
     figure = training_curves(records)
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
     assert list(panels) == [

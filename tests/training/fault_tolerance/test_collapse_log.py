@@ -5,7 +5,7 @@ import pytest
 from noisytwins_jax.training.fault_tolerance.collapse_detector import Collapse
 from noisytwins_jax.training.fault_tolerance.collapse_log import (
     FILE,
-    forget_alarms_after,
+    discard_alarms_after,
     read_collapses,
     returns_made,
     write_collapse,
@@ -29,7 +29,7 @@ def write(workdir, step, kept, returned):
 
 def test_there_is_none_at_first(workdir):
     assert read_collapses(workdir) == []
-    assert forget_alarms_after(workdir, 0) == []
+    assert discard_alarms_after(workdir, 0) == []
     assert returns_made([]) == 0
     assert [path.name for path in workdir.iterdir()] == ["metrics.jsonl"]
 
@@ -57,14 +57,14 @@ def test_what_comes_to_pass_again_is_forgotten(workdir):
     write(workdir, 250, 200, returned=False)
     write(workdir, 500, 400, returned=True)
     write(workdir, 450, 400, returned=False)
-    assert forget_alarms_after(workdir, 450) == read_collapses(workdir)
+    assert discard_alarms_after(workdir, 450) == read_collapses(workdir)
     assert [record["step"] for record in read_collapses(workdir)] == [250, 500, 450]
-    assert [record["step"] for record in forget_alarms_after(workdir, 400)] == [250, 500]  # it goes on from there
+    assert [record["step"] for record in discard_alarms_after(workdir, 400)] == [250, 500]  # it goes on from there
     # Nor are returns forgotten when a later one goes back further.
     write(workdir, 480, 200, returned=True)
-    assert [record["step"] for record in forget_alarms_after(workdir, 200)] == [500, 480]
+    assert [record["step"] for record in discard_alarms_after(workdir, 200)] == [500, 480]
     assert [record["step"] for record in read_collapses(workdir)] == [500, 480]
-    assert forget_alarms_after(workdir, 0) == read_collapses(workdir) == []  # it starts anew
+    assert discard_alarms_after(workdir, 0) == read_collapses(workdir) == []  # it starts anew
 
 
 @pytest.mark.parametrize("text", ["", "[{", "\x00"])

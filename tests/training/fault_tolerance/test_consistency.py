@@ -2,18 +2,18 @@ import pytest
 
 from noisytwins_jax.training.fault_tolerance.consistency import (
     _first_difference,
-    check_agreement,
+    check_consistency,
     check_same_data,
     code_fingerprint,
 )
 from noisytwins_jax.utils.errors import UserError
-from noisytwins_jax.utils.multihost import failing_together, gather_strings, name_processes
+from noisytwins_jax.utils.multihost import gather_strings, name_processes, raise_on_all_processes
 
 
 def test_one_process_agrees_with_itself():
-    check_agreement({"code": code_fingerprint()})
+    check_consistency({"code": code_fingerprint()})
     assert gather_strings("x") == ["x"]
-    with pytest.raises(UserError, match=r"^mine$"), failing_together():
+    with pytest.raises(UserError, match=r"^mine$"), raise_on_all_processes():
         raise UserError("mine")
 
 

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from noisytwins_jax.training.fault_tolerance import watchdog as watchdog_module
-from noisytwins_jax.training.fault_tolerance.watchdog import Beat, News, Watchdog, describe
+from noisytwins_jax.training.fault_tolerance.watchdog import Heartbeat, PeerStatus, Watchdog, describe
 
 
 class Clock:
@@ -45,7 +45,7 @@ def test_long_work_has_its_patience(clock):
 
 
 def test_a_process_whose_news_stop_is_said_to_be_lost(clock, monkeypatch):
-    others = {1: News("b", Beat(11, "training", 1.0), 1)}
+    others = {1: PeerStatus("b", Heartbeat(11, "training", 1.0), 1)}
 
     def exchange(own):
         return {0: own, **others}
@@ -100,5 +100,5 @@ def test_the_thread_prints(capsys):
     ],
 )
 def test_who_is_late(places, words):
-    known = {p: News("abc"[p], Beat(step, doing, 1.0), 1) for p, (step, doing) in enumerate(places)}
+    known = {p: PeerStatus("abc"[p], Heartbeat(step, doing, 1.0), 1) for p, (step, doing) in enumerate(places)}
     assert describe(known, set()) == words
