@@ -54,10 +54,10 @@ class Run(NamedTuple):
         if report.stat().st_mtime_ns < config.stat().st_mtime_ns:  # written last of all, and first: started again since
             return None
         result, asked = json.loads(evaluation.read_text()), self.config.evaluation
-        to_scalars = [result["protocol"].get(name) for name in ("name", "n_fake_per_class", "k", "seed")]
-        to_scalars.append(list(result["protocol"].get("extractors") or {}))
+        measured = [result["protocol"].get(name) for name in ("name", "n_fake_per_class", "k", "seed")]
+        measured.append(list(result["protocol"].get("extractors") or {}))
         chosen = list(chosen_extractors(asked.settings.protocol, asked.extractors))
-        if to_scalars != [asked.protocol, asked.samples_per_class, asked.settings.k, asked.seed, chosen]:
+        if measured != [asked.protocol, asked.samples_per_class, asked.settings.k, asked.seed, chosen]:
             return None  # evaluated in another way since
         return result if result["protocol"]["step"] >= self.config.total_steps else None
 

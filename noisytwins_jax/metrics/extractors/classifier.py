@@ -139,10 +139,10 @@ def load_or_train_classifier(source: ImageSource, cache_dir: str | os.PathLike[s
     extractor = classifier_extractor(params, config | trained)
     save_weights(path, params, extractor.description, "The feature classifier")
     accuracy = trained["held_out_accuracy"]
-    to_scalars = (
+    measured = (
         "" if accuracy is None else f", accuracy {accuracy:.3f} on {trained['held_out_images']} held-out images"
     )
-    print(f"Feature classifier ready in {time.perf_counter() - start:.1f} s{to_scalars}.", flush=True)
+    print(f"Feature classifier ready in {time.perf_counter() - start:.1f} s{measured}.", flush=True)
     return extractor
 
 

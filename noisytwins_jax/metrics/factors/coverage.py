@@ -204,7 +204,7 @@ def factor_report(
     """
     quality = held_out_quality(held_out_labels, held_out_factors, held_out, factor_names)
     options = {"factor_names": factor_names, "num_classes": num_classes, "bins": bins, "groups": class_groups}
-    to_scalars = factor_metrics(fake_labels, fake.classes, fake.factors, **options)
+    measured = factor_metrics(fake_labels, fake.classes, fake.factors, **options)
     floor = factor_metrics(held_out_labels, held_out.classes, held_out.factors, **options)
     protocol = {
         "factors": list(factor_names),
@@ -221,7 +221,7 @@ def factor_report(
         "headline": "means over classes of values within each class; coverage_ratio and entropy are 1 for a generator "
         "that fills every factor's range as real images do, up to what floor says of this network",
     }
-    return {"protocol": protocol, **to_scalars, "floor": floor, "warnings": _warnings(quality, to_scalars["per_class"])}
+    return {"protocol": protocol, **measured, "floor": floor, "warnings": _warnings(quality, measured["per_class"])}
 
 
 def _entropy(histogram: np.ndarray) -> np.ndarray:
