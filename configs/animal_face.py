@@ -14,15 +14,15 @@ Result:    not run yet by this project. Published (NoisyTwins, CVPR 2023, Table 
 | transitional | 20.53 | not reported |
 | transitional_noisytwins | 16.15 | not reported |
 
-Not reported: FID_CLIP, precision and recall of any row; gsr, d2dce, contrastive, utlo.
+Not reported: FID_CLIP, precision and recall of any method; gsr, d2dce, contrastive, utlo.
 
 Protocol:  50,000 generated images, 2500 of each class, against the training images; the checkpoint with the lowest FID of
 those saved every 256 kimg (``--config.evaluation.interval_kimg=256``). iFID_CLIP: 5000 generated images of each class
 (``--mode=evaluate --config.evaluation.samples_per_class=5000``).
 
-The two transitional rows were published from the code of Transitional-cGAN with settings of its own that are not
-released; here they differ from ada and noisytwins in the method only, with that paper's schedule. No configuration of
-sg2 was published; here it is ada without augmentation. Our choices: gSR's weight and α as on CIFAR10-LT; UTLO's weight
+The two transitional methods were published from the code of Transitional-cGAN with settings that are not released; here
+they differ from ada and noisytwins in the method only, with that paper's schedule. No configuration of sg2 was
+published; here it is ada without augmentation. Our choices: gSR's weight and α as on CIFAR10-LT; UTLO's weight
 and resolution are those of its authors.
 """
 
@@ -36,7 +36,7 @@ NOISE = {"noisytwins.sigma": 0.5, "noisytwins.alpha": 0.0}
 TWINS = {"noisytwins.weight": 0.001, "noisytwins.gamma": 0.05, "noisytwins.start_step": 0}
 TRANSITIONAL = {"transitional.weight": 1.0, "transitional.start_kimg": 2000.0, "transitional.end_kimg": 4000.0}
 
-ROWS = {
+PRESETS = {
     "noisytwins": ADA | NOISE | TWINS,
     "sg2": {},
     "ada": ADA,
@@ -48,14 +48,14 @@ ROWS = {
     "contrastive": ADA | {"contrastive.weight": 0.25, "contrastive.temperature": 0.25},
     "utlo": ADA | {"utlo.weight": 1.0, "utlo.resolution": 8},
 }
-METHODS = tuple(ROWS)
+METHODS = tuple(PRESETS)
 
 
-def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
-    """The configuration of a row: a method of `METHODS`, and ``smoke`` for its smoke form, with commas between."""
-    row = parse_preset(__file__, words, METHODS, resolutions=(64,))
+def get_config(preset: str = "noisytwins") -> ml_collections.ConfigDict:
+    """Return the configuration of a preset: comma-separated, a method of `METHODS`, and ``smoke`` for its smoke form."""
+    chosen = parse_preset(__file__, preset, METHODS, resolutions=(64,))
     config = default_config()
-    config.name = row.name
+    config.name = chosen.name
     config.batch_size = 128
     config.total_kimg = 12_800.0  # 100,000 steps
     config.dtype = "bfloat16"  # activations; published: float32
@@ -63,7 +63,7 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.checkpoint_interval_kimg = 256.0
 
     config.data.name = "animal_face"
-    config.data.resolution = row.resolution
+    config.data.resolution = chosen.resolution
     config.data.preprocessing = "center-lanczos"  # as published
 
     config.generator.mapping_layers = 2
@@ -79,5 +79,5 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.evaluation.extractors = "inception,clip,classifier"  # the last for class accuracy
     config.evaluation.samples_per_class = 2500
 
-    config.update_from_flattened_dict(ROWS[row.method])
-    return smoke(config, num_classes=20) if row.smoke else config
+    config.update_from_flattened_dict(PRESETS[chosen.method])
+    return smoke(config, num_classes=20) if chosen.smoke else config

@@ -16,15 +16,16 @@ Result:    not run yet by this project. Published (NoisyTwins, CVPR 2023, Table 
 | ada_noisytwins | 23.02 | not reported | not reported | not reported | not reported |
 | simclr | 26.23 | not reported | not reported | not reported | not reported |
 
-Not reported: sg2, contrastive, transitional, transitional_noisytwins, utlo, and the BigGAN rows.
+Not reported: sg2, contrastive, transitional, transitional_noisytwins, utlo, and the BigGAN methods.
 
 Protocol:  50,000 generated images, 5000 of each class, against the 10,000 test images; the checkpoint with the lowest FID
 of those saved every 256 kimg (``--config.evaluation.interval_kimg=256``).
 
-All rows have DiffAugment but sg2 (no augmentation), gsr and ada*: the authors found gSR better with ADA. Our choices,
-where nothing is published: SimCLR's weight and temperature; the schedule of Transitional-cGAN, which is that of its own
-paper; NoisyTwins for BigGAN, which has no mapping network: see `training.biggan_model`. gSR for BigGAN has its authors'
-numbers and acts on weights as they are after spectral normalisation. UTLO has the weight and the resolution of its authors' CIFAR10-LT run.
+All methods use DiffAugment except sg2 (no augmentation), gsr, ada and ada_noisytwins: the authors found gSR better with ADA.
+Our choices, where nothing is published: SimCLR's weight and temperature; the schedule of Transitional-cGAN, which is that
+of its own paper; NoisyTwins for BigGAN, which has no mapping network (noisytwins_jax/models/biggan/README.md). gSR for
+BigGAN has its authors' numbers and acts on the weights after spectral normalisation. UTLO has the weight and the resolution
+of its authors' CIFAR10-LT run.
 """
 
 import ml_collections
@@ -39,7 +40,7 @@ TWINS = {"noisytwins.weight": 0.01, "noisytwins.gamma": 0.05, "noisytwins.start_
 GSR = {"gsr.weight": 0.5, "gsr.alpha": 0.99, "gsr.power_iterations": 4}
 TRANSITIONAL = {"transitional.weight": 1.0, "transitional.start_kimg": 2000.0, "transitional.end_kimg": 4000.0}
 
-ROWS = {
+PRESETS = {
     "noisytwins": DIFFAUG | NOISE | TWINS,
     "sg2": {},
     "diffaug": DIFFAUG,
@@ -68,19 +69,19 @@ BIGGAN = (
         "total_kimg": 32_000.0,  # 100,000 steps
     }
 )
-ROWS |= {
+PRESETS |= {
     "biggan": BIGGAN,
     "biggan_gsr": BIGGAN | GSR | {"gsr.embedding": "effective"},
     "biggan_noisytwins": BIGGAN | NOISE | TWINS,
 }
-METHODS = tuple(ROWS)
+METHODS = tuple(PRESETS)
 
 
-def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
-    """The configuration of a row: a method of `METHODS`, and ``smoke`` for its smoke form, with commas between."""
-    row = parse_preset(__file__, words, METHODS, resolutions=(32,))
+def get_config(preset: str = "noisytwins") -> ml_collections.ConfigDict:
+    """Return the configuration of a preset: comma-separated, a method of `METHODS`, and ``smoke`` for its smoke form."""
+    chosen = parse_preset(__file__, preset, METHODS, resolutions=(32,))
     config = default_config()
-    config.name = row.name
+    config.name = chosen.name
     config.batch_size = 128
     config.total_kimg = 15_360.0  # 120,000 steps
     config.dtype = "bfloat16"  # activations; published: float32
@@ -88,7 +89,7 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.checkpoint_interval_kimg = 256.0
 
     config.data.name = "cifar10_lt"
-    config.data.resolution = row.resolution
+    config.data.resolution = chosen.resolution
     config.data.preprocessing = "center-lanczos"  # as published
 
     config.generator.mapping_layers = 8
@@ -103,5 +104,5 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.evaluation.extractors = "inception,clip,classifier"  # the last for class accuracy
     config.evaluation.samples_per_class = 5000
 
-    config.update_from_flattened_dict(ROWS[row.method])
-    return smoke(config, num_classes=10) if row.smoke else config
+    config.update_from_flattened_dict(PRESETS[chosen.method])
+    return smoke(config, num_classes=10) if chosen.smoke else config

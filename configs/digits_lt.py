@@ -2,15 +2,15 @@
 
 Command:   python -m noisytwins_jax.main --config=configs/digits_lt.py[:<method>][,smoke]
 Hardware:  one CPU core; about two minutes.
-Result:    recall .02 at precision .97 for the baseline, .48 at .89 for NoisyTwins; W ratio .14 and .78 (three seeds; README.md).
+Result:    recall .02 at precision .97 for the baseline, .48 at .89 for NoisyTwins; W ratio .14 and .78 (three seeds; configs/README.md).
 
-What moved recall, each tried on seed 0 alone: twice to four times the published learning rate (short run), minibatch-std
+What changed recall, each tried on seed 0 alone: two to four times the published learning rate (short run), minibatch-std
 groups of the whole batch, λ from 0.05 to 0.4, per-pixel noise, and half the channels at 8 px (twice the steps in the same
-time). What did not: path length, a mapping of two layers, ten times the R1 weight, augmentation without cutout.
+time). What did not: path length, a mapping network of two layers, ten times the R1 weight, augmentation without cutout.
 
-The other methods have their published constants where the data allow it. What is different: weights for networks this
-small; Transitional-cGAN's schedule, scaled to 256 kimg; the 4×4 images of UTLO; ADA without flips and quarter turns, which
-turn a 6 into a 9, and with an adjustment speed that fits the run.
+The other methods have their published constants where the data allow it. What differs: weights for networks this small;
+Transitional-cGAN's schedule, scaled to 256 kimg; the 4×4 images of UTLO; ADA without flips and quarter turns, which turn a
+6 into a 9, and with an adjustment speed that fits the run.
 """
 
 import ml_collections
@@ -33,7 +33,7 @@ WATCHED = {
     "memorisation_interval_kimg": 10.0,
     "collapse.action": "report",
 }
-# Widths, learning rates and average for networks and a run this small; one discriminator update a step.
+# Widths, learning rates and moving average for small networks and a short run; one discriminator update a step.
 BIGGAN_DIGITS = (
     BIGGAN
     | WATCHED
@@ -50,7 +50,7 @@ BIGGAN_DIGITS = (
         "ema.start_step": 0,
     }
 )
-# The discriminator's accuracy on images held out is not looked at: they are no instances.
+# The discriminator's accuracy on held-out images is not measured: they are not among the instances.
 INSTANCES = {
     "fake_labels": "empirical",
     "memorisation_interval_kimg": 0.0,
@@ -61,7 +61,7 @@ INSTANCES = {
 BIGGAN_TWINS = TWINS | {"noisytwins.weight": 0.02}  # 0.4 costs class consistency
 TRANSITIONAL = {"transitional.weight": 1.0, "transitional.start_kimg": 40.0, "transitional.end_kimg": 80.0}
 
-ROWS = {
+PRESETS = {
     "noisytwins": DIFFAUG | NOISE | TWINS,
     "baseline": DIFFAUG,
     "noise": DIFFAUG | NOISE,
@@ -81,14 +81,14 @@ ROWS = {
     "biggan_noisytwins": DIFFAUG | BIGGAN_DIGITS | NOISE | BIGGAN_TWINS,
     "icgan": DIFFAUG | BIGGAN_DIGITS | INSTANCES,
 }
-METHODS = tuple(ROWS)
+METHODS = tuple(PRESETS)
 
 
-def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
-    """The configuration of a row: a method of `METHODS`, and ``smoke`` for its smoke form, with commas between."""
-    row = parse_preset(__file__, words, METHODS, resolutions=(8,))
+def get_config(preset: str = "noisytwins") -> ml_collections.ConfigDict:
+    """Return the configuration of a preset: comma-separated, a method of `METHODS`, and ``smoke`` for its smoke form."""
+    chosen = parse_preset(__file__, preset, METHODS, resolutions=(8,))
     config = default_config()
-    config.name = row.name
+    config.name = chosen.name
     config.batch_size = 32
     config.total_kimg = 256.0
     config.up_impl = "shift"
@@ -99,7 +99,7 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.optimizer.discriminator_lr = 0.01
 
     config.data.name = "digits_lt"
-    config.data.resolution = row.resolution
+    config.data.resolution = chosen.resolution
     config.data.mirror = False  # a mirrored digit is not a digit
     config.data.options = {"imbalance_factor": 0.05, "largest": 174}
 
@@ -114,5 +114,5 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.ema.kimg = 10.0
     config.ema.rampup = 0.05
 
-    config.update_from_flattened_dict(ROWS[row.method])
-    return smoke(config, num_classes=10, resolution=8, channels=1) if row.smoke else config
+    config.update_from_flattened_dict(PRESETS[chosen.method])
+    return smoke(config, num_classes=10, resolution=8, channels=1) if chosen.smoke else config

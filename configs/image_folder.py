@@ -4,9 +4,9 @@ Prepare:   python -m noisytwins_jax.data.prepare image_folder --name=birds --sou
 Command:   python -m noisytwins_jax.main --config=configs/image_folder.py[:<method>][,<px>][,smoke] --config.data.name=birds
 Hardware:  an accelerator. Groups of 8 images allow up to 16 devices.
 
-Networks, learning rates and the twins' weights are those of iNat19 (`configs/inat19.py`), without LeCam. What to look at
-first on other data: config.total_kimg (1000 to 25000), config.r1.gamma (higher for higher resolutions),
-config.noisytwins.weight and sigma, and config.data.mirror=False where a mirrored picture is another thing.
+Networks, learning rates and the twins' weights are those of iNat19 (`configs/inat19.py`), without LeCam. Tune first
+on other data: config.total_kimg (1000 to 25000), config.r1.gamma (higher for higher resolutions), config.noisytwins.weight
+and sigma, and config.data.mirror=False where a mirrored picture means something else.
 """
 
 import ml_collections
@@ -19,7 +19,7 @@ NOISE = {"noisytwins.sigma": 0.1, "noisytwins.alpha": 0.0}
 TWINS = {"noisytwins.weight": 0.001, "noisytwins.gamma": 0.005, "noisytwins.start_step": 0}
 TRANSITIONAL = {"transitional.weight": 1.0, "transitional.start_kimg": 2000.0, "transitional.end_kimg": 4000.0}
 
-ROWS = {
+PRESETS = {
     "noisytwins": ADA | NOISE | TWINS,
     "sg2": {},
     "ada": ADA,
@@ -32,14 +32,14 @@ ROWS = {
     "transitional_noisytwins": ADA | TRANSITIONAL | NOISE | TWINS,
     "utlo": ADA | {"utlo.weight": 1.0, "utlo.resolution": 8},
 }
-METHODS = tuple(ROWS)
+METHODS = tuple(PRESETS)
 
 
-def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
-    """The configuration of a row: a method of `METHODS`, 32, 64, 128 or 256 (px), ``smoke``; with commas between."""
-    row = parse_preset(__file__, words, METHODS, resolutions=(64, 32, 128, 256))
+def get_config(preset: str = "noisytwins") -> ml_collections.ConfigDict:
+    """Return the configuration of a preset: comma-separated, a method of `METHODS`, 32, 64, 128 or 256 (px), ``smoke``."""
+    chosen = parse_preset(__file__, preset, METHODS, resolutions=(64, 32, 128, 256))
     config = default_config()
-    config.name = row.name
+    config.name = chosen.name
     config.batch_size = 128
     config.total_kimg = 10_000.0
     config.dtype = "bfloat16"
@@ -47,7 +47,7 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.checkpoint_interval_kimg = 256.0
 
     config.data.name = "image_folder"
-    config.data.resolution = row.resolution
+    config.data.resolution = chosen.resolution
     config.data.tail_below = 20
     config.data.head_above = 100
 
@@ -55,11 +55,11 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.discriminator.architecture = "resnet"
     config.discriminator.mbstd_group_size = 8
 
-    config.r1.gamma = 0.2048 * (row.resolution / 64) ** 2  # StyleGAN2-ADA's rule: with the number of pixels
+    config.r1.gamma = 0.2048 * (chosen.resolution / 64) ** 2  # StyleGAN2-ADA's rule: with the number of pixels
     config.path_length.weight = 2.0
     config.ema.kimg = 20.0
     config.evaluation.protocol = "embedded"  # needs no weight files; better, when they are there: tf1
     config.evaluation.samples_per_class = 50
 
-    config.update_from_flattened_dict(ROWS[row.method])
-    return smoke(config, num_classes=20) if row.smoke else config
+    config.update_from_flattened_dict(PRESETS[chosen.method])
+    return smoke(config, num_classes=20) if chosen.smoke else config

@@ -1,11 +1,11 @@
 """ImageNet (ILSVRC 2012): 1,281,167 images of 1000 classes, 128, 256 or 512 px. BigGAN's own data set.
 
 Prepare:   python -m noisytwins_jax.data.prepare imagenet --source=ILSVRC2012_img_train.tar --resolution=128 --preprocessing=center-box --data_dir=data
-Command:   python -m noisytwins_jax.main --config=configs/imagenet.py[:<row>][,256|,512][,smoke]
+Command:   python -m noisytwins_jax.main --config=configs/imagenet.py[:<method>][,256|,512][,smoke]
 Hardware:  published on 128, 256 and 512 cores of TPU v3 for 128, 256 and 512 px. ``--config.mesh.fsdp`` shares the state.
 Result:    not run yet by this project. Published (BigGAN, ICLR 2019):
 
-| row | batch | ch | FID | IS | collapses at |
+| method | batch | ch | FID | IS | collapses at |
 |---|---|---|---|---|---|
 | sagan | 256 | 64 | 18.65 | 52.52 | stable |
 | batch2048 | 2048 | 64 | 12.39 | 76.85 | 732,000 |
@@ -15,15 +15,14 @@ Result:    not run yet by this project. Published (BigGAN, ICLR 2019):
 | biggan | 2048 | 96 | 8.51 | 99.31 | 165,000 |
 | ch64 | 2048 | 64 | 10.48 | 86.90 | 371,000 |
 
-All at 128 px without truncation (Table 1; its numbers are from memory, as the text that was at hand has lost the table).
+All at 128 px without truncation (Table 1; its numbers are from memory, since the table is missing from the text at hand).
 ``biggan`` at 128, 256 and 512 px and ``biggan_deep`` are the models of Table 2: at the truncation where the Inception Score is
 that of real images, biggan_deep has 166.5/7.4, 232.5/8.1 and 241.5/11.5 (IS/FID).
 
-Protocol:  50,000 generated images, ``tf1``; published against the training images, here against the validation images if they
-were prepared; the checkpoint before collapse, which
-``--config.collapse.action=return`` finds by itself. Truncation: ``--config.evaluation.truncations=2,1.5,1,0.5,0.04``.
+Protocol:  50,000 generated images, ``tf1``; published against the training images, here against the validation images if they were
+prepared; the checkpoint before collapse, which ``--config.collapse.action=return`` finds by itself. Truncation: ``--config.evaluation.truncations=2,1.5,1,0.5,0.04``.
 
-Latents: 20 for the first layer and each block of ``biggan``, 128 for ``biggan_deep`` and for the rows without skip-z.
+Latents: 20 for the first layer and each block of ``biggan``, 128 for ``biggan_deep`` and for the methods without skip-z.
 """
 
 import ml_collections
@@ -31,7 +30,7 @@ import ml_collections
 from noisytwins_jax.config import default_config
 from noisytwins_jax.config.presets import biggan, parse_preset, smoke
 
-# What a row is without. Rows of Table 1 from top to bottom add one thing each.
+# What a method leaves out. From top to bottom, each row of Table 1 adds one thing.
 NO_ORTHOGONAL = {"orthogonal.weight": 0.0}
 NO_SKIP_Z = NO_ORTHOGONAL | {"biggan.skip_z": False, "generator.z_dim": 128}
 NO_SHARED = NO_SKIP_Z | {"biggan.shared_embedding": False}
@@ -52,7 +51,7 @@ DEEP = {
 }
 DEEP_LARGE = DEEP | {"optimizer.generator_lr": 2.5e-5, "optimizer.discriminator_lr": 2.5e-5}  # 256 and 512 px
 
-ROWS = {
+PRESETS = {
     "biggan": {},
     "biggan_deep": DEEP,
     "sagan": NO_SHARED | CH64 | SAGAN,
@@ -62,29 +61,29 @@ ROWS = {
     "skip_z": NO_ORTHOGONAL,
     "ch64": CH64,
 }
-METHODS = tuple(ROWS)
+METHODS = tuple(PRESETS)
 
 
-def get_config(words: str = "biggan") -> ml_collections.ConfigDict:
-    """The configuration of a row: a row of `METHODS`, 128, 256 or 512 (px), ``smoke``; with commas between."""
-    row = parse_preset(__file__, words, METHODS, resolutions=(128, 256, 512))
+def get_config(preset: str = "biggan") -> ml_collections.ConfigDict:
+    """Return the configuration of a preset: comma-separated, a method of `METHODS`, 128, 256 or 512 (px), ``smoke``."""
+    chosen = parse_preset(__file__, preset, METHODS, resolutions=(128, 256, 512))
     config = default_config()
-    config.name = row.name
+    config.name = chosen.name
     config.dtype = "bfloat16"  # activations
     config.checkpoint_interval_kimg = 4096.0  # a thousand steps
     config.log_interval_kimg = 40.96
     config.memorisation_interval_kimg = 409.6
 
     config.data.name = "imagenet"
-    config.data.resolution = row.resolution
+    config.data.resolution = chosen.resolution
     config.data.mirror = True  # the paper does not say
     config.data.preprocessing = "center-box"  # cropped along the long edge, area resampling
 
-    config.update_from_flattened_dict(biggan(row.resolution, batch_size=2048, width=96))
-    if row.method == "biggan_deep" and row.resolution > 128:
+    config.update_from_flattened_dict(biggan(chosen.resolution, batch_size=2048, width=96))
+    if chosen.method == "biggan_deep" and chosen.resolution > 128:
         config.update_from_flattened_dict(DEEP_LARGE)
     else:
-        config.update_from_flattened_dict(ROWS[row.method])
+        config.update_from_flattened_dict(PRESETS[chosen.method])
     config.total_kimg = 500_000 * config.batch_size * config.optimizer.discriminator_updates / 1000
 
     config.spectra.interval = 100
@@ -92,4 +91,4 @@ def get_config(words: str = "biggan") -> ml_collections.ConfigDict:
     config.evaluation.protocol = "tf1"
     config.evaluation.samples_per_class = 50
 
-    return smoke(config, num_classes=1000) if row.smoke else config
+    return smoke(config, num_classes=1000) if chosen.smoke else config

@@ -13,7 +13,7 @@ Result:    not run yet by this project. Published, 64 px (NoisyTwins, CVPR 2023,
 | noise | 22.17 | 7.11 | 41.20 | .72 | .33 |
 | noisytwins | 21.29 | 6.41 | 39.74 | .67 | .49 |
 
-Not reported: d2dce, contrastive, transitional, transitional_noisytwins, utlo; and every row at 128 px, for which the
+Not reported: d2dce, contrastive, transitional, transitional_noisytwins, utlo; and every method at 128 px, for which the
 authors published configurations of ada and noisytwins only.
 
 Protocol:  50,000 generated images, 50 of each class, against the 20,000 validation images; the checkpoint with the lowest
@@ -23,10 +23,10 @@ FID of those saved every 256 kimg (``--config.evaluation.interval_kimg=256``). i
 No configuration of sg2 was published; here it is ada without augmentation. Our choices: gSR's weight and α are those of
 its BigGAN on iNat19; Transitional-cGAN's schedule and UTLO's weight and resolution are those of their authors.
 
-icgan is class-conditional IC-GAN (Casanova et al., NeurIPS 2021; NoisyTwins, Table 3: FID 23.40) on our biggan row, with
-5 neighbours, as it was published for ImageNet-LT to our knowledge. Features are Inception's, which has seen all of
-ImageNet and measures FID too; the published ones are of self-supervised or ResNet-50 networks, so the two FIDs do not
-compare. ``--config.instances.extractor=dinov2`` takes other features.
+icgan is class-conditional IC-GAN (Casanova et al., NeurIPS 2021; NoisyTwins, Table 3: FID 23.40) on our biggan, with
+5 neighbours, as it was published for ImageNet-LT to our knowledge. Features are Inception's, which was trained on all of
+ImageNet and also measures FID; the published ones are of self-supervised or ResNet-50 networks, so the two FIDs are not
+comparable. ``--config.instances.extractor=dinov2`` takes other features.
 """
 
 import ml_collections
@@ -39,7 +39,7 @@ NOISE = {"noisytwins.sigma": 0.25, "noisytwins.alpha": 0.0}
 TWINS = {"noisytwins.weight": 0.001, "noisytwins.gamma": 0.005, "noisytwins.start_step": 60_000}
 TRANSITIONAL = {"transitional.weight": 1.0, "transitional.start_kimg": 2000.0, "transitional.end_kimg": 4000.0}
 
-ROWS = {
+PRESETS = {
     "noisytwins": ADA | NOISE | TWINS,
     "sg2": {},
     "ada": ADA,
@@ -60,15 +60,15 @@ INSTANCES = {
     "instances.extractor": "inception",
     "instances.embedding_dim": 512,
 }
-BIGGAN_ROWS = {"biggan": {}, "biggan_gsr": GSR, "biggan_noisytwins": NOISE | TWINS, "icgan": INSTANCES}
-METHODS = (*ROWS, *BIGGAN_ROWS)
+BIGGAN_PRESETS = {"biggan": {}, "biggan_gsr": GSR, "biggan_noisytwins": NOISE | TWINS, "icgan": INSTANCES}
+METHODS = (*PRESETS, *BIGGAN_PRESETS)
 
 
-def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
-    """The configuration of a row: a method of `METHODS`, 64 or 128 (px), ``smoke``; with commas between."""
-    row = parse_preset(__file__, words, METHODS, resolutions=(64, 128))
+def get_config(preset: str = "noisytwins") -> ml_collections.ConfigDict:
+    """Return the configuration of a preset: comma-separated, a method of `METHODS`, 64 or 128 (px), ``smoke``."""
+    chosen = parse_preset(__file__, preset, METHODS, resolutions=(64, 128))
     config = default_config()
-    config.name = row.name
+    config.name = chosen.name
     config.batch_size = 128
     config.total_kimg = 32_000.0  # 250,000 steps
     config.dtype = "bfloat16"  # activations; published: float32
@@ -76,7 +76,7 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.checkpoint_interval_kimg = 256.0
 
     config.data.name = "imagenet_lt"
-    config.data.resolution = row.resolution
+    config.data.resolution = chosen.resolution
     config.data.preprocessing = "center-lanczos"  # as published
     config.data.tail_below, config.data.head_above = 20, 100  # images a class: few, medium and many shots
 
@@ -92,8 +92,8 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.evaluation.protocol = "noisytwins"
     config.evaluation.samples_per_class = 50
 
-    if row.method in BIGGAN_ROWS:
-        recipe = biggan(row.resolution, batch_size=256, width=64 if row.resolution == 64 else 96)
+    if chosen.method in BIGGAN_PRESETS:
+        recipe = biggan(chosen.resolution, batch_size=256, width=64 if chosen.resolution == 64 else 96)
         config.update_from_flattened_dict(DIFFAUG | recipe | {"total_kimg": 76_800.0})  # 150,000 steps
-    config.update_from_flattened_dict((ROWS | BIGGAN_ROWS)[row.method])
-    return smoke(config, num_classes=1000) if row.smoke else config
+    config.update_from_flattened_dict((PRESETS | BIGGAN_PRESETS)[chosen.method])
+    return smoke(config, num_classes=1000) if chosen.smoke else config

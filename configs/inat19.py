@@ -13,7 +13,7 @@ Result:    not run yet by this project. Published, 64 px (NoisyTwins, CVPR 2023,
 | noise | 12.87 | 1.37 | 31.43 | .81 | .63 |
 | noisytwins | 11.46 | 1.14 | 31.50 | .79 | .67 |
 
-Not reported: d2dce, contrastive, transitional, transitional_noisytwins, utlo; and every row at 128 px, for which the
+Not reported: d2dce, contrastive, transitional, transitional_noisytwins, utlo; and every method at 128 px, for which the
 authors published configurations of ada and noisytwins only.
 
 Protocol:  50,000 generated images, 49 or 50 of each class, against the 3030 validation images; the checkpoint with the lowest
@@ -21,7 +21,7 @@ FID of those saved every 256 kimg (``--config.evaluation.interval_kimg=256``). i
 (``--mode=evaluate --config.evaluation.samples_per_class=5000``; 5 million images: hours on an accelerator).
 
 LeCam belongs to this data set, not to a method: it helped here only, and "we use LeCam for all experiments". So ada is
-the published ADA + LeCam, and ``--config.lecam.weight=0`` takes LeCam away from any row. No configuration of sg2 was
+the published ADA + LeCam, and ``--config.lecam.weight=0`` removes LeCam from any method. No configuration of sg2 was
 published; here it is ada without augmentation. Our choices: gSR's weight and α are those of its BigGAN on iNat19;
 Transitional-cGAN's schedule and UTLO's weight and resolution are those of their authors.
 """
@@ -36,7 +36,7 @@ NOISE = {"noisytwins.sigma": 0.1, "noisytwins.alpha": 0.0}
 TWINS = {"noisytwins.weight": 0.001, "noisytwins.gamma": 0.005, "noisytwins.start_step": 25_000}
 TRANSITIONAL = {"transitional.weight": 1.0, "transitional.start_kimg": 2000.0, "transitional.end_kimg": 4000.0}
 
-ROWS = {
+PRESETS = {
     "noisytwins": ADA | NOISE | TWINS,
     "sg2": {},
     "ada": ADA,
@@ -51,15 +51,15 @@ ROWS = {
 GSR = {"gsr.weight": 0.01, "gsr.alpha": 0.999, "gsr.power_iterations": 4, "gsr.embedding": "effective"}
 DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}
 # Ours: no configuration behind Table 3 was published.
-BIGGAN_ROWS = {"biggan": {}, "biggan_gsr": GSR, "biggan_noisytwins": NOISE | TWINS}
-METHODS = (*ROWS, *BIGGAN_ROWS)
+BIGGAN_PRESETS = {"biggan": {}, "biggan_gsr": GSR, "biggan_noisytwins": NOISE | TWINS}
+METHODS = (*PRESETS, *BIGGAN_PRESETS)
 
 
-def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
-    """The configuration of a row: a method of `METHODS`, 64 or 128 (px), ``smoke``; with commas between."""
-    row = parse_preset(__file__, words, METHODS, resolutions=(64, 128))
+def get_config(preset: str = "noisytwins") -> ml_collections.ConfigDict:
+    """Return the configuration of a preset: comma-separated, a method of `METHODS`, 64 or 128 (px), ``smoke``."""
+    chosen = parse_preset(__file__, preset, METHODS, resolutions=(64, 128))
     config = default_config()
-    config.name = row.name
+    config.name = chosen.name
     config.batch_size = 128
     config.total_kimg = 23_040.0  # 180,000 steps
     config.dtype = "bfloat16"  # activations; published: float32
@@ -67,7 +67,7 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.checkpoint_interval_kimg = 256.0
 
     config.data.name = "inat19"
-    config.data.resolution = row.resolution
+    config.data.resolution = chosen.resolution
     config.data.preprocessing = "center-lanczos"  # as published
     config.data.tail_below, config.data.head_above = 20, 100  # images a class: few, medium and many shots
 
@@ -86,8 +86,8 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.evaluation.protocol = "noisytwins"
     config.evaluation.samples_per_class = 50
 
-    if row.method in BIGGAN_ROWS:
-        recipe = biggan(row.resolution, batch_size=256, width=64 if row.resolution == 64 else 96)
+    if chosen.method in BIGGAN_PRESETS:
+        recipe = biggan(chosen.resolution, batch_size=256, width=64 if chosen.resolution == 64 else 96)
         config.update_from_flattened_dict(DIFFAUG | recipe | {"total_kimg": 76_800.0})  # 150,000 steps
-    config.update_from_flattened_dict((ROWS | BIGGAN_ROWS)[row.method])
-    return smoke(config, num_classes=1010) if row.smoke else config
+    config.update_from_flattened_dict((PRESETS | BIGGAN_PRESETS)[chosen.method])
+    return smoke(config, num_classes=1010) if chosen.smoke else config

@@ -1,13 +1,13 @@
-"""Petals: drawn flowers of 20 species with a long tail, 64 px, every image's true factors known; no download.
+"""Petals: synthetic flowers of 20 species with a long tail, 64 px, every image's true factors known; no download.
 
 Prepare:   python -m noisytwins_jax.data.prepare petals --data_dir=data
 Command:   python -m noisytwins_jax.main --config=configs/petals.py[:<method>][,smoke]
 Hardware:  an accelerator. Groups of 8 images allow up to 16 devices.
-Result:    not run yet in full. Beside FID and the others, evaluation.json has how much of each factor's range (place, size,
-           turn, tilt, hue, background) every class covers, and which share of its images is of the class.
+Result:    not run yet in full. Beside FID and the others, evaluation.json has how much of each factor's range (position,
+           size, rotation, tilt, hue, background) every class covers, and the share of its images that belong to the class.
 
-The training images: 500 of the first species down to 10 of the last. Another size, up to 1010 species and more, is
-prepared under another name: prepare petals --name=petals_1010 --num_classes=1010, then --config.data.name=petals_1010.
+The training images: 500 of the first species down to 10 of the last. Another size, 1010 species or
+more, is prepared under another name: prepare petals --name=petals_1010 --num_classes=1010, then --config.data.name=petals_1010.
 
 Networks, learning rates and the twins' weights are those of iNat19 (`configs/inat19.py`), without LeCam; nothing was tuned
 here. Images are mirrored: a mirrored flower is one of the same species, with mirrored factors.
@@ -23,7 +23,7 @@ NOISE = {"noisytwins.sigma": 0.1, "noisytwins.alpha": 0.0}
 TWINS = {"noisytwins.weight": 0.001, "noisytwins.gamma": 0.005, "noisytwins.start_step": 0}
 TRANSITIONAL = {"transitional.weight": 1.0, "transitional.start_kimg": 400.0, "transitional.end_kimg": 800.0}
 
-ROWS = {
+PRESETS = {
     "noisytwins": ADA | NOISE | TWINS,
     "sg2": {},
     "ada": ADA,
@@ -36,14 +36,14 @@ ROWS = {
     "transitional_noisytwins": ADA | TRANSITIONAL | NOISE | TWINS,
     "utlo": ADA | {"utlo.weight": 1.0, "utlo.resolution": 8},
 }
-METHODS = tuple(ROWS)
+METHODS = tuple(PRESETS)
 
 
-def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
-    """The configuration of a row: a method of `METHODS`, 64 or 128 (px), ``smoke``; with commas between."""
-    row = parse_preset(__file__, words, METHODS, resolutions=(64, 128))
+def get_config(preset: str = "noisytwins") -> ml_collections.ConfigDict:
+    """Return the configuration of a preset: comma-separated, a method of `METHODS`, 64 or 128 (px), ``smoke``."""
+    chosen = parse_preset(__file__, preset, METHODS, resolutions=(64, 128))
     config = default_config()
-    config.name = row.name
+    config.name = chosen.name
     config.batch_size = 128
     config.total_kimg = 4000.0
     config.dtype = "bfloat16"
@@ -51,7 +51,7 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.checkpoint_interval_kimg = 100.0
 
     config.data.name = "petals"
-    config.data.resolution = row.resolution
+    config.data.resolution = chosen.resolution
     config.data.preprocessing = "center-lanczos"
     config.data.tail_below = 20
     config.data.head_above = 100
@@ -65,8 +65,8 @@ def get_config(words: str = "noisytwins") -> ml_collections.ConfigDict:
     config.ema.kimg = 20.0
     config.evaluation.samples_per_class = 200
 
-    config.update_from_flattened_dict(ROWS[row.method])
-    if row.smoke:  # flowers after all, but few and small ones
+    config.update_from_flattened_dict(PRESETS[chosen.method])
+    if chosen.smoke:  # flowers too, but few and small ones
         smoke(config, num_classes=20)
         config.data.name = "petals_drawn"
         config.data.options = {
