@@ -223,7 +223,7 @@ def _measure(
 ) -> dict[str, Any]:
     fakes, settings = sides.fakes, settings_of(config, reference_split=sides.split, weights="files")
     result = evaluate_generator(
-        FileFakes(fakes, sides.labels, settings.rows, settings.ahead),
+        FileFakes(fakes, sides.labels, settings.per_device_batch, settings.prefetch),
         reference=sides.reference,
         extractors=extractors,
         class_groups=sides.groups,

@@ -140,16 +140,16 @@ class FileFakes(HostFakes):
     Args:
       images: the images.
       labels: the class of each, integers ``[n]``.
-      size: images that each device takes in a call of a program.
-      ahead: calls under way at once.
+      per_device_batch: images per device and call.
+      prefetch: batches in flight at once.
     """
 
-    def __init__(self, images: ImageFiles, labels: np.ndarray, size: int = 64, ahead: int = 2) -> None:
+    def __init__(self, images: ImageFiles, labels: np.ndarray, per_device_batch: int = 64, prefetch: int = 2) -> None:
         order = np.argsort(labels, kind="stable")
         super().__init__(
             lambda _, indices: (images.take(order[indices])["image"], None),
-            size,
-            ahead,
+            per_device_batch,
+            prefetch,
             image_size=(images.resolution, images.resolution, images.channels),
         )
 

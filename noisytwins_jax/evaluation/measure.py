@@ -153,14 +153,16 @@ def evaluate_generator(
     finished = scratch.open(_digest(identity, reference, extractors, settings, counts, optional, recorded))
     if finished is not None:
         return finished
-    look = functools.partial(real_features, cache=cache, rows=settings.rows, ahead=settings.ahead)
+    look = functools.partial(
+        real_features, cache=cache, per_device_batch=settings.per_device_batch, prefetch=settings.prefetch
+    )
     seen = {kind: look(reference, extractors[kind], logits=kind == headline) for kind in kinds}
     real = {kind: x.features for kind, x in seen.items()}
     labels = np.asarray(reference.labels)
 
     see = functools.partial(
         generate,
-        embedder=Embedder(extractors, settings.rows, settings.ahead),
+        embedder=Embedder(extractors, settings.per_device_batch, settings.prefetch),
         reference=reference,
         real=real,
         counts=counts,
@@ -229,7 +231,7 @@ def _floor(
     protocol = settings.protocol
     networks = {kind: [extractors[kind].sha256, extractors[kind].description] for kind in seen}
     facts = [reference.fingerprint, networks, groups, headline, settings.k, dataclasses.asdict(protocol), settings.seed]
-    facts += [settings.rows, jax.devices()[0].device_kind, code_fingerprint()]
+    facts += [settings.per_device_batch, jax.devices()[0].device_kind, code_fingerprint()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     def compute(_: int) -> dict[str, np.ndarray]:
@@ -255,7 +257,7 @@ def _digest(
 ) -> str:
     """Names everything that the result depends on."""
     networks = {kind: [x.sha256, x.description] for kind, x in extractors.items()}
-    facts = dataclasses.asdict(settings) | {"ahead": None}
+    facts = dataclasses.asdict(settings) | {"prefetch": None}
     known = [identity, reference.fingerprint, networks, facts, counts.each.tolist(), others]
     known += [jax.devices()[0].device_kind, jax.__version__, code_fingerprint()]
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]

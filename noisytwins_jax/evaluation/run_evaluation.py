@@ -85,7 +85,13 @@ def evaluate_variables(
     options, cache, settings = config.evaluation, cache_dir(workdir), settings_of(config, splits)
     variables = local_copy(variables)
     sampler = functools.partial(
-        build_sampler, config, variables, splits, seed=options.seed, rows=settings.rows, ahead=settings.ahead
+        build_sampler,
+        config,
+        variables,
+        splits,
+        seed=options.seed,
+        per_device_batch=settings.per_device_batch,
+        prefetch=settings.prefetch,
     )
     reader = None
     if splits.classifier.factor_names:
@@ -137,11 +143,11 @@ def settings_of(config: RunConfig, splits: DataSplits | None = None, **others: A
     """
     options = config.evaluation
     # CPUs are fastest at Inception and CLIP a few images at a time; tiny networks want more.
-    rows = 8 if jax.default_backend() == "cpu" and options.protocol != "embedded" else 64
-    ahead = max(1, options.batch_size // (rows * jax.local_device_count())) if options.batch_size else 2
+    batch = 8 if jax.default_backend() == "cpu" and options.protocol != "embedded" else 64
+    prefetch = max(1, options.batch_size // (batch * jax.local_device_count())) if options.batch_size else 2
     if splits is not None:
         others["reference_split"] = "train" if splits.reference is splits.train else "reference"
-    return dataclasses.replace(options.settings, rows=rows, ahead=ahead, **others)
+    return dataclasses.replace(options.settings, per_device_batch=batch, prefetch=prefetch, **others)
 
 
 def load_extractors(config: RunConfig, splits: DataSplits, cache: Path) -> dict[str, FeatureExtractor]:

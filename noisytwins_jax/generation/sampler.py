@@ -14,7 +14,7 @@ from noisytwins_jax.data.instance_table import InstanceTable
 from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.models.instance_sampling import draw_features_of_classes
 from noisytwins_jax.models.latents import Latents, Truncation
-from noisytwins_jax.models.model import Model, between
+from noisytwins_jax.models.model import Model, lerp
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.utils.multihost import distributed_map, local_copy
 from noisytwins_jax.utils.randomness import sample_keys
@@ -45,8 +45,8 @@ class Sampler:
       variables: the generator's collections, usually the moving average; whole in this process (`together.local_copy`).
       seed: of latents and per-pixel noise.
       truncation: ``None`` for none.
-      rows: images that each device makes in a call of the program. Another number changes the last bits.
-      ahead: calls under way at once.
+      per_device_batch: images per device and call; changing it changes the last bits of the results.
+      prefetch: batches in flight at once.
       instances: where the model takes such; an argument of the programs, like the variables.
     """
 
@@ -57,11 +57,12 @@ class Sampler:
         variables: dict,
         seed: int = 0,
         truncation: Truncation | None = None,
-        rows: int = 64,
-        ahead: int = 1,
+        per_device_batch: int = 64,
+        prefetch: int = 1,
         instances: InstanceTable | None = None,
     ):
-        self._layout, self._rows, self._ahead = Layout(jax.local_devices()), rows, ahead
+        self._layout = Layout(jax.local_devices())
+        self._batching = {"per_device_batch": per_device_batch, "prefetch": prefetch}
         self._given = self._layout.put_everywhere((variables, instances))
         kind = truncation and truncation.kind
         self._program = sample_program(model, latents, kind)
@@ -85,8 +86,8 @@ class Sampler:
             images, w = self._program(variables, self._strength, self._seed, labels, indices, instances)
             return *look(images), w
 
-        rows = np.asarray(labels, np.int32), np.asarray(indices, np.int32)
-        return self._layout.map_rows(program, self._given, *rows, size=self._rows, ahead=self._ahead)
+        arrays = np.asarray(labels, np.int32), np.asarray(indices, np.int32)
+        return self._layout.map_batches(program, self._given, *arrays, **self._batching)
 
     def between(self, labels: np.ndarray, indices: np.ndarray, t: np.ndarray) -> np.ndarray:
         """Images on the way from one (class, z) at t = 0 to another at t = 1, uint8 ``[n, H, W, C]``.
@@ -105,8 +106,8 @@ class Sampler:
             variables, instances = given
             return (self._between(variables, self._strength, self._seed, *rows, instances),)
 
-        rows = np.asarray(labels, np.int32), np.asarray(indices, np.int32), np.asarray(t, np.float32)
-        (images,) = self._layout.map_rows(program, self._given, *rows, size=self._rows, ahead=self._ahead)
+        arrays = np.asarray(labels, np.int32), np.asarray(indices, np.int32), np.asarray(t, np.float32)
+        (images,) = self._layout.map_batches(program, self._given, *arrays, **self._batching)
         return images
 
 
@@ -162,7 +163,7 @@ def between_program(model: Model, latents: Latents, truncation: str | None = Non
             latents.draw(key, 1, truncation_kind=in_z, strength=strength) for key in (first_key, second_key)
         )
         psi = strength if in_w else None
-        z, features = between(first, second, t[None]), _features(keys, instances, labels)
+        z, features = lerp(first, second, t[None]), _features(keys, instances, labels)
         features = None if features is None else features[None]
         image = model.sample_between(variables, z, labels[None], t[None], noise_key, psi, features)
         return quantize(image[0])
@@ -226,7 +227,7 @@ def standing_statistics(
       batch: images of each.
       instances: where the model takes such; each image has one of its class.
     """
-    if not model.standing_statistics:
+    if not model.needs_standing_statistics:
         return variables
     key = (model, latents, variables_sha256(variables), truncation, passes, batch, variables_sha256(instances))
     if key not in _known_moments:
@@ -252,8 +253,12 @@ def _standing_moments(
     structure = jax.tree.structure({"batch_stats": variables["batch_stats"]})
 
     def compute(rows: np.ndarray) -> tuple[np.ndarray, ...]:
-        return layout.map_rows(
-            lambda given, numbers: program(*given, strength, numbers), put, rows.astype(np.int32), size=1, ahead=2
+        return layout.map_batches(
+            lambda given, numbers: program(*given, strength, numbers),
+            put,
+            rows.astype(np.int32),
+            per_device_batch=1,
+            prefetch=2,
         )
 
     moments = distributed_map(compute, passes)

@@ -183,9 +183,15 @@ class TrainedGenerator:
         if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
             raise UserError(f"The seed {seed!r} must be an integer from 0 to {2**32 - 1}.")
         model, variables = self._model_with(noise_mode), self.variables_with_statistics(truncation)
-        rows = next((size for size in _BATCHES if images <= size), _BATCHES[-1])
+        batch = next((size for size in _BATCHES if images <= size), _BATCHES[-1])
         return Sampler(
-            model, self.config.z, variables, seed=seed, truncation=truncation, rows=rows, instances=self.instances
+            model,
+            self.config.z,
+            variables,
+            seed=seed,
+            truncation=truncation,
+            per_device_batch=batch,
+            instances=self.instances,
         )
 
     def variables_with_statistics(self, truncation: Truncation | None) -> dict[str, Any]:

@@ -50,25 +50,26 @@ class HostFakes:
 
     Args:
       generate: (labels int32 ``[n]``, indices int64 ``[n]``) → images uint8 ``[n, H, W, C]`` and w ``[n, D]`` or None.
-      size: images that each device takes in a call of a program.
-      ahead: calls under way at once.
+      per_device_batch: images per device and call.
+      prefetch: batches in flight at once.
       image_size: see `Fakes`.
     """
 
     def __init__(
         self,
         generate: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray | None]],
-        size: int = 64,
-        ahead: int = 2,
+        per_device_batch: int = 64,
+        prefetch: int = 2,
         image_size: tuple[int, int, int] | None = None,
     ) -> None:
-        self._generate, self._size, self._ahead, self._layout = generate, size, ahead, Layout(jax.local_devices())
+        self._generate, self._layout = generate, Layout(jax.local_devices())
+        self._batching = {"per_device_batch": per_device_batch, "prefetch": prefetch}
         self.image_size = image_size
 
     def extract_features(self, look: Look, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         """See `Fakes`."""
         images, w = self._generate(labels, indices)
-        seen = self._layout.map_rows(lambda _, x: look(x), None, images, size=self._size, ahead=self._ahead)
+        seen = self._layout.map_batches(lambda _, x: look(x), None, images, **self._batching)
         return *seen, np.zeros((len(labels), 0), np.float32) if w is None else np.asarray(w)
 
 
@@ -77,18 +78,21 @@ class Embedder:
 
     Args:
       extractors: by name.
-      size: images that each device takes in a call of a program. Another number changes the last bits.
-      ahead: calls under way at once.
+      per_device_batch: images per device and call; changing it changes the last bits of the results.
+      prefetch: batches in flight at once.
     """
 
-    def __init__(self, extractors: Mapping[str, FeatureExtractor], size: int = 64, ahead: int = 2) -> None:
-        self._layout, self._size, self._ahead = Layout(jax.local_devices()), size, ahead
+    def __init__(
+        self, extractors: Mapping[str, FeatureExtractor], per_device_batch: int = 64, prefetch: int = 2
+    ) -> None:
+        self._layout = Layout(jax.local_devices())
+        self._batching = {"per_device_batch": per_device_batch, "prefetch": prefetch}
         self.extractors = dict(extractors)
         self._variables = {name: self._layout.put_everywhere(x.variables) for name, x in self.extractors.items()}
 
     def of_images(self, images: np.ndarray) -> dict[str, Features]:
         """Features of images uint8 ``[n, H, W, C]`` on the host, by extractor."""
-        seen = self._layout.map_rows(lambda _, x: self._look(x), None, images, size=self._size, ahead=self._ahead)
+        seen = self._layout.map_batches(lambda _, x: self._look(x), None, images, **self._batching)
         return self._named(seen)
 
     def of_fakes(

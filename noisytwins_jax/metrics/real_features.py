@@ -19,7 +19,8 @@ from noisytwins_jax.utils.progress_bar import images_bar
 
 _PART = 4096  # images between two savings
 _AT_ONCE = 256  # images that are read together
-_CODE = ("classifier", "clip", "dinov2", "extractor", "features", "inception", "real_features", "resize", "vit")
+_EXTRACTORS = ("base", "classifier", "clip", "dinov2", "inception", "resize", "vit")
+_CODE = ("features.py", "real_features.py", *(f"extractors/{name}.py" for name in _EXTRACTORS))  # sets the features
 
 
 class RealFeatures(NamedTuple):
@@ -34,25 +35,25 @@ def real_features(
     source: ImageSource,
     extractor: FeatureExtractor,
     cache: Path | None = None,
-    rows: int = 64,
-    ahead: int = 2,
+    per_device_batch: int = 64,
+    prefetch: int = 2,
     logits: bool = True,
 ) -> RealFeatures:
     """Features, logits and digests of all images of `source`, on the first process; empty ones on the others.
 
-    What is kept is named after the content of the images, the weights, the preprocessing, `rows`, the kind of device and
+    What is kept is named after the content of the images, the weights, the preprocessing, `per_device_batch`, the kind of device and
     the code; a killed computation goes on with the next part.
 
     Args:
       source: the images.
       extractor: the network.
       cache: folder beside the runs; None to keep nothing.
-      rows: images that each device takes in a call of a program, see `Embedder`.
-      ahead: calls under way at once.
+      per_device_batch: images per device and call, see `Embedder`.
+      prefetch: batches in flight at once.
       logits: whether they are wanted too.
     """
     parts = [np.arange(start, min(start + _PART, len(source))) for start in range(0, len(source), _PART)]
-    folder = None if cache is None else cache / "features" / _name(source, extractor, rows, logits)
+    folder = None if cache is None else cache / "features" / _name(source, extractor, per_device_batch, logits)
     embedders: list[Embedder] = []  # one, once there is something to do
     first = jax.process_index() == 0
     with images_bar(f"Real images, {extractor.name}", len(source)) as bar:
@@ -69,7 +70,7 @@ def real_features(
 
         def compute(number: int) -> dict[str, np.ndarray]:
             if not embedders:
-                embedders.append(Embedder({"": extractor}, rows, ahead))
+                embedders.append(Embedder({"": extractor}, per_device_batch, prefetch))
             part = parts[number]
             arrays = distributed_map(lambda chosen: embed(part[chosen]), len(part))
             return dict(zip(RealFeatures._fields, arrays, strict=True)) if first else {}
@@ -87,9 +88,9 @@ def _read_ahead(source: ImageSource, rows: np.ndarray) -> Iterator[np.ndarray]:
     return iter(images.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)))
 
 
-def _name(source: ImageSource, extractor: FeatureExtractor, rows: int, logits: bool) -> str:
-    facts = [source.fingerprint, extractor.sha256, extractor.description, rows, logits]
+def _name(source: ImageSource, extractor: FeatureExtractor, per_device_batch: int, logits: bool) -> str:
+    facts = [source.fingerprint, extractor.sha256, extractor.description, per_device_batch, logits]
     facts += [jax.devices()[0].device_kind, jax.__version__]
-    facts += [Path(__file__).with_name(f"{module}.py").read_text() for module in _CODE]
+    facts += [Path(__file__).parent.joinpath(file).read_text() for file in _CODE]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
     return f"{extractor.name}-{digest[:16]}"

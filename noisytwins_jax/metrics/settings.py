@@ -22,9 +22,8 @@ class Settings:
       class_noise: whether class embeddings are perturbed (NoisyTwins evaluates without), recorded.
       truncation_psi: of the generated images, recorded.
       reference_split: what the reference is of the data set, recorded.
-      rows: images that each device takes in a call of a program. Not a matter of taste: another number changes the
-        last bits of features.
-      ahead: calls under way at once; it changes memory and speed, not the result.
+      per_device_batch: images per device and call; changing it changes the last bits of the features.
+      prefetch: batches in flight at once; it changes memory and speed, not the result.
     """
 
     protocol: Protocol = PROTOCOLS["embedded"]
@@ -36,8 +35,8 @@ class Settings:
     class_noise: bool = False
     truncation_psi: float = 1.0
     reference_split: str = "reference"
-    rows: int = 64
-    ahead: int = 2
+    per_device_batch: int = 64
+    prefetch: int = 2
 
     @property
     def k(self) -> int:

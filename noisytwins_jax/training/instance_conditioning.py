@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.data.instance_table import InstanceTable, instance_table, neighbourhoods, unit_features
+from noisytwins_jax.data.instance_table import InstanceTable, build_instance_table, neighbourhoods, unit_features
 from noisytwins_jax.data.source import DataSplits, ImageSource
 from noisytwins_jax.metrics import nearest as nearest_neighbours
 from noisytwins_jax.metrics import pairwise_distances
@@ -65,14 +65,14 @@ def with_instances(config: RunConfig, splits: DataSplits, cache: Path) -> DataSp
         )
     kind, network = EXTRACTORS[config.instances.extractor]
     extractor = _classifier(train, cache) if kind == CLASSIFIER else _network(config, kind, network)
-    rows = 8 if jax.default_backend() == "cpu" and kind != CLASSIFIER else 64  # see `evaluation_numbers.settings_of`
-    found = real_features(train, extractor, cache, rows=rows, logits=False)
+    batch = 8 if jax.default_backend() == "cpu" and kind != CLASSIFIER else 64  # see `evaluation_numbers.settings_of`
+    found = real_features(train, extractor, cache, per_device_batch=batch, logits=False)
 
     def make() -> InstanceTable:
         features = unit_features(found.features)
         neighbours = _kept(cache / "neighbours", features, k)
         # Half of float32's memory: entries of vectors of unit length need no more digits.
-        return instance_table(features.astype(jnp.bfloat16), neighbours, train.labels, train.num_classes)
+        return build_instance_table(features.astype(jnp.bfloat16), neighbours, train.labels, train.num_classes)
 
     return dataclasses.replace(splits, instances=broadcast_from_primary(make))
 

@@ -104,36 +104,41 @@ class Layout:
         sharding = self.split_at(batch_axis)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
-    def map_rows(
-        self, program: Callable[..., tuple[Array, ...]], variables: PyTree, *rows: np.ndarray, size: int, ahead: int = 1
+    def map_batches(
+        self,
+        program: Callable[..., tuple[Array, ...]],
+        variables: PyTree,
+        *arrays: np.ndarray,
+        per_device_batch: int,
+        prefetch: int = 1,
     ) -> tuple[np.ndarray, ...]:
         """Outside, on a mesh of this process's devices alone: a compiled function of many rows, in batches of one shape.
 
         Args:
           program: (variables, *batch) → arrays with a row for each row of the batch, which depends on that row alone.
           variables: on every device; see `put_everywhere`.
-          rows: arrays ``[n, …]``; the last batch is padded with zeros.
-          size: rows of a batch on each device. Being each device's own, it is the same program on any number of them,
-            and the results are the same to the last bit.
-          ahead: batches under way at once: from 2, devices do not wait for the host.
+          arrays: ``[n, …]`` each; the last batch is padded with zeros.
+          per_device_batch: rows per device and call. A device's program does not depend on the number of devices, so
+            results are the same to the last bit on any number of them.
+          prefetch: batches in flight at once; with 2 or more, devices do not wait for the host.
 
         Returns:
           Arrays ``[n, …]`` on the host.
         """
-        batch, under_way, results = size * self.num_devices, collections.deque(), []
+        batch, in_flight, results = per_device_batch * self.num_devices, collections.deque(), []
 
         def collect() -> None:
-            outputs, count = under_way.popleft()
+            outputs, count = in_flight.popleft()
             results.append([np.asarray(y)[:count] for y in outputs])
 
-        for start in range(0, max(1, len(rows[0])), batch):
-            some = [x[start : start + batch] for x in rows]
+        for start in range(0, max(1, len(arrays[0])), batch):
+            some = [x[start : start + batch] for x in arrays]
             count = len(some[0])
             padded = [np.pad(x, [(0, batch - count)] + [(0, 0)] * (x.ndim - 1)) for x in some]
-            under_way.append((program(variables, *jax.device_put(padded, self.split)), count))
-            if len(under_way) == ahead:
+            in_flight.append((program(variables, *jax.device_put(padded, self.split)), count))
+            if len(in_flight) == prefetch:
                 collect()
-        while under_way:
+        while in_flight:
             collect()
         return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
 

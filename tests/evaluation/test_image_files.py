@@ -230,7 +230,7 @@ def test_fakes_are_sorted_by_class_and_read_some_at_a_time(tmp_path, monkeypatch
     images = read_image_files(tmp_path / "a.npz")
     sizes, read = [], images._read
     images._read = lambda indices: sizes.append(len(indices)) or read(indices)
-    fakes = FileFakes(images, images.labels, size=2)
+    fakes = FileFakes(images, images.labels, per_device_batch=2)
     assert fakes.image_size == (8, 8, 3)
     labels = np.repeat([0, 1, 2], 4)
     seen, w = fakes.extract_features(lambda x: (x[:, :, :, 0],), labels, np.arange(12))

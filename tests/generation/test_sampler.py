@@ -9,7 +9,7 @@ import pytest
 
 from noisytwins_jax.generation.sampler import Sampler
 from noisytwins_jax.models.latents import Latents, Truncation
-from noisytwins_jax.models.model import between
+from noisytwins_jax.models.model import lerp
 
 LABELS, INDICES = np.array([[0, 1], [2, 2], [1, 0]]), np.array([[4, 9], [7, 3], [5, 5]])
 VARIABLES = {"table": np.array([-0.5, 0.0, 0.5], np.float32)}
@@ -24,15 +24,17 @@ class Linear(NamedTuple):
         return self._images(z, variables["table"][labels], key, psi), z
 
     def sample_between(self, variables, z, labels, t, key, psi=None, features=None):
-        return self._images(z, between(*(variables["table"][labels[:, i]] for i in (0, 1)), t), key, psi)
+        return self._images(z, lerp(*(variables["table"][labels[:, i]] for i in (0, 1)), t), key, psi)
 
     def _images(self, z, number, key, psi):
         images = (z / 16 + number[:, None]).reshape(-1, 8, 8, 1) * (1.0 if psi is None else psi)
         return images + self.noise * jax.random.uniform(key, images.shape)
 
 
-def sampler(truncation=None, rows=2, noise=0.0):
-    return Sampler(Linear(noise), Latents(64), VARIABLES, seed=3, truncation=truncation, rows=rows)
+def sampler(truncation=None, per_device_batch=2, noise=0.0):
+    return Sampler(
+        Linear(noise), Latents(64), VARIABLES, seed=3, truncation=truncation, per_device_batch=per_device_batch
+    )
 
 
 @pytest.mark.parametrize("truncation", [None, Truncation("psi", 0.5), Truncation("threshold", 1.0)])
@@ -62,9 +64,9 @@ def test_noise_is_that_of_the_first_index_all_the_way():
         np.testing.assert_allclose(first - second, expected, atol=2)
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-def test_an_image_depends_on_its_own_row_alone(rows):
-    make, t = sampler(rows=rows), np.array([0.2, 0.7, 0.9])
+@pytest.mark.parametrize("per_device_batch", [1, 4])
+def test_an_image_depends_on_its_own_row_alone(per_device_batch):
+    make, t = sampler(per_device_batch=per_device_batch), np.array([0.2, 0.7, 0.9])
     together = make.between(LABELS, INDICES, t)
     for i in range(3):
         np.testing.assert_array_equal(make.between(LABELS[i : i + 1], INDICES[i : i + 1], t[i : i + 1])[0], together[i])
@@ -72,4 +74,4 @@ def test_an_image_depends_on_its_own_row_alone(rows):
 
 def test_between_takes_a_row_each():
     rows = np.arange(6.0).reshape(3, 2)
-    np.testing.assert_allclose(between(jnp.zeros((3, 2)), rows, jnp.array([0.0, 0.5, 1.0])), [[0, 0], [1, 1.5], [4, 5]])
+    np.testing.assert_allclose(lerp(jnp.zeros((3, 2)), rows, jnp.array([0.0, 0.5, 1.0])), [[0, 0], [1, 1.5], [4, 5]])

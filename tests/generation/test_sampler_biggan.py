@@ -101,8 +101,8 @@ def test_each_truncation_has_statistics_of_its_own(model, variables):
 def test_images_are_normalised_by_them(model, variables):
     standing = standing_statistics(model, CONFIG.z, variables, None, PASSES, BATCH)
     labels, indices = np.arange(4) % CLASSES, np.arange(4)
-    images, w = Sampler(model, CONFIG.z, standing, rows=4)(labels, indices)
-    stale, _ = Sampler(model, CONFIG.z, variables, rows=4)(labels, indices)
+    images, w = Sampler(model, CONFIG.z, standing, per_device_batch=4)(labels, indices)
+    stale, _ = Sampler(model, CONFIG.z, variables, per_device_batch=4)(labels, indices)
     assert (images != stale).any()
     # The same z in the network itself, outside training.
     keys = [jax.random.split(jax.random.fold_in(jax.random.key(0), i))[0] for i in indices]
@@ -148,7 +148,7 @@ def test_truncations_change_the_latents(model, variables):
 
     def latents(*truncation):
         cut = Truncation(*truncation) if truncation else None
-        w = Sampler(model, CONFIG.z, variables, truncation=cut, rows=32)(labels, indices)[1]
+        w = Sampler(model, CONFIG.z, variables, truncation=cut, per_device_batch=32)(labels, indices)[1]
         np.testing.assert_allclose(
             w[:, :WIDTH], np.broadcast_to(variables["params"]["shared"]["weight"][0], (32, WIDTH))
         )
@@ -180,7 +180,7 @@ def test_samples_depend_on_neither_batch_nor_devices():
     ]
     reports = []
     for process in processes:
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 0, err
         reports.append(json.loads(out.splitlines()[-1]))
     one, eight = reports

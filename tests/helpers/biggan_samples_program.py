@@ -28,7 +28,7 @@ def main() -> None:
     truncation = Truncation("threshold", 0.8)
     standing = standing_statistics(model, config.z, variables, truncation, passes=5, batch=8)
     labels, found = np.arange(IMAGES) % CLASSES, {}
-    sampler = Sampler(model, config.z, standing, seed=3, truncation=truncation, rows=ROWS)
+    sampler = Sampler(model, config.z, standing, seed=3, truncation=truncation, per_device_batch=ROWS)
     for at_once in (1, 7, IMAGES):
         parts = [sampler(*(x[i : i + at_once] for x in (labels, np.arange(IMAGES)))) for i in range(0, IMAGES, at_once)]
         images, w = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))

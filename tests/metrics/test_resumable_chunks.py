@@ -38,10 +38,10 @@ def test_goes_on_after_an_interruption_and_gives_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a zip file", None])
-def test_a_damaged_part_is_made_again(tmp_path, find_corruption):
+def test_a_damaged_part_is_made_again(tmp_path, damage):
     list(resumable_chunks(tmp_path, 2, squares([])))
     path = tmp_path / "part_00001.npz"
-    path.write_bytes(path.read_bytes()[:-30] if find_corruption is None else find_corruption)
+    path.write_bytes(path.read_bytes()[:-30] if damage is None else damage)
     made = []
     assert list(resumable_chunks(tmp_path, 2, squares(made)))[1]["x"].tolist() == [0, 1]
     assert made == [1]

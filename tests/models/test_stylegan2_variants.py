@@ -226,7 +226,7 @@ def test_sampler(name):
     """Images of either generator are those of its own parts, each w truncated."""
     generator, variables = (transitional()[0], at(1.0)) if name == "transitional" else utlo(8, 4)
     model, latents = StyleGAN2Model(generator, make_discriminator()[0], "const"), Latents(generator.z_dim)
-    sampler = Sampler(model, latents, variables, truncation=Truncation("psi", PSI), rows=2)
+    sampler = Sampler(model, latents, variables, truncation=Truncation("psi", PSI), per_device_batch=2)
     images, w = sampler(np.arange(2), np.arange(2))
     z = np.concatenate([_first_normal(index) for index in range(2)])
     w_avg = variables["buffers"]["mapping"]["w_avg"]

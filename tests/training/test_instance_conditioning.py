@@ -154,7 +154,7 @@ def test_without_instances_the_draws_are_as_they_were():
 def test_a_step_is_the_same_on_one_device_and_on_eight():
     program, helpers = HELPERS / "instances_devices_program.py", HELPERS
     environment = tiny_run.environment(8) | {"JAX_ENABLE_X64": "1", "PYTHONPATH": str(helpers)}
-    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["devices"] == 8
@@ -174,7 +174,7 @@ def test_a_step_is_the_same_on_one_device_and_on_eight():
 def test_an_image_depends_on_its_class_and_index_alone(model, networks):
     labels, indices = np.array([0, 3, 1, 3, 2, 0, 1]), np.array([5, 2, 9, 4, 0, 7, 3])
     variables = standing_statistics(model, CONFIG.z, networks[0], None, 2, 4, TABLE)
-    sampler = Sampler(model, CONFIG.z, variables, rows=2, instances=TABLE)
+    sampler = Sampler(model, CONFIG.z, variables, per_device_batch=2, instances=TABLE)
     images, w = sampler(labels, indices)
     for some in (slice(3, 4), slice(None, None, -1)):
         found = sampler(labels[some], indices[some])
@@ -190,7 +190,9 @@ def test_an_image_depends_on_its_class_and_index_alone(model, networks):
     np.testing.assert_allclose(ends.astype(int), images[::-1].astype(int), atol=1)
 
     other = TABLE._replace(features=-TABLE.features)  # the program is the same; the table is an argument
-    assert (Sampler(model, CONFIG.z, variables, rows=2, instances=other)(labels, indices)[0] != images).any()
+    assert (
+        Sampler(model, CONFIG.z, variables, per_device_batch=2, instances=other)(labels, indices)[0] != images
+    ).any()
 
 
 def test_standing_statistics_are_those_of_the_table(model, networks):

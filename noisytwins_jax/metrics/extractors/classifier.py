@@ -139,9 +139,7 @@ def load_or_train_classifier(source: ImageSource, cache_dir: str | os.PathLike[s
     extractor = classifier_extractor(params, config | trained)
     save_weights(path, params, extractor.description, "The feature classifier")
     accuracy = trained["held_out_accuracy"]
-    measured = (
-        "" if accuracy is None else f", accuracy {accuracy:.3f} on {trained['held_out_images']} held-out images"
-    )
+    measured = "" if accuracy is None else f", accuracy {accuracy:.3f} on {trained['held_out_images']} held-out images"
     print(f"Feature classifier ready in {time.perf_counter() - start:.1f} s{measured}.", flush=True)
     return extractor
 
@@ -235,7 +233,9 @@ def _predict(params: Params, images: np.ndarray, num_classes: int) -> tuple[np.n
     """Features and logits of any number of images, on this process's devices, in batches of one size."""
     layout = Layout(jax.local_devices())
     program = functools.partial(extract, num_classes=num_classes)
-    features, logits = layout.map_rows(program, layout.put_everywhere(params), images, size=_INFERENCE_BATCH)
+    features, logits = layout.map_batches(
+        program, layout.put_everywhere(params), images, per_device_batch=_INFERENCE_BATCH
+    )
     return features, logits
 
 

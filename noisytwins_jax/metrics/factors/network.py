@@ -170,7 +170,7 @@ def predict(
     for start in range(0, len(rows), _IMAGES_AT_ONCE):
         some = _read(images, rows[start : start + _IMAGES_AT_ONCE])
         _check_images(some, params)
-        results.append(layout.map_rows(_predict, variables, some, size=_INFERENCE_BATCH))
+        results.append(layout.map_batches(_predict, variables, some, per_device_batch=_INFERENCE_BATCH))
     classes, factors = (np.concatenate(parts) for parts in zip(*results, strict=True))
     return Predictions(classes, factors)
 

@@ -104,13 +104,11 @@ def test_training_is_deterministic_by_seed(small, small_cache):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
-def test_damaged_cache_is_trained_again(small, small_cache, tmp_path, capsys, find_corruption, monkeypatch):
+def test_damaged_cache_is_trained_again(small, small_cache, tmp_path, capsys, damage, monkeypatch):
     content = bytearray(small_cache[2].read_bytes())
-    if find_corruption == "flipped":
+    if damage == "flipped":
         content[len(content) // 2] ^= 1
-    content = {"truncated": content[: len(content) // 3], "empty": b"", "text": b"not a zip file"}.get(
-        find_corruption, content
-    )
+    content = {"truncated": content[: len(content) // 3], "empty": b"", "text": b"not a zip file"}.get(damage, content)
     (tmp_path / small_cache[2].name).write_bytes(content)
     params = small_cache[1].variables
     report = {
