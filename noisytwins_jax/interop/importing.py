@@ -12,10 +12,10 @@ from noisytwins_jax.config.presets import BIGGAN
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.generation.stored_statistics import StoredStatistics, write_stored_moments
 from noisytwins_jax.interop.adam import Family, adam_to_jax, with_moments
-from noisytwins_jax.interop.biggan import conversion as biggan
-from noisytwins_jax.interop.network import ConvertedNetwork
+from noisytwins_jax.interop.biggan import state_dict as biggan
+from noisytwins_jax.interop.converted_network import ConvertedNetwork
 from noisytwins_jax.interop.public_checkpoint import DISCRIMINATOR, EMA, GENERATOR, PublicCheckpoint
-from noisytwins_jax.interop.stylegan2 import conversion as stylegan2
+from noisytwins_jax.interop.stylegan2 import state_dict as stylegan2
 from noisytwins_jax.losses.lecam import LogitAverages
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.checkpoint import Checkpoints
@@ -68,7 +68,7 @@ def import_run(found: PublicCheckpoint, workdir: str | Path, config: RunConfig |
     workdir = open_workdir(workdir, config)
     write_config(workdir, config)
     write_classes(workdir, source.channels, names)
-    if model.standing_statistics:
+    if model.needs_standing_statistics:
         write_stored_moments(workdir, updates, _moments(found, source))
     with Checkpoints(workdir, writable=True) as checkpoints:
         position = {"next_index": updates * config.optimizer.discriminator_updates}

@@ -1,6 +1,7 @@
-"""The two networks of a run behind one interface, so that the training step is written once for every family."""
+"""The interface of a generator and a discriminator, so that the training step is written once for every family."""
 
-from typing import Any, NamedTuple, Protocol
+import abc
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
@@ -11,7 +12,7 @@ PyTree = Any
 
 
 class GeneratorInputs(NamedTuple):
-    """What a batch of generated images is made from."""
+    """Random inputs of a batch of N generated images."""
 
     z: Array  # [N, z_dim]
     labels: Array  # [N] int32
@@ -24,7 +25,7 @@ class GeneratorInputs(NamedTuple):
 
 
 class DiscriminatorInputs(NamedTuple):
-    """What a discriminator looks at."""
+    """Inputs of the discriminator for N real or generated images."""
 
     images: Array  # [N, H, W, C], after augmentation
     labels: Array  # [N] int32
@@ -34,85 +35,108 @@ class DiscriminatorInputs(NamedTuple):
     instances: Array | None = None  # [N, d], features of instances
 
 
-class OfItsGenerator:
-    """What every family's `Model` says of itself as its `generator` does."""
+class Model(abc.ABC):
+    """A generator and a discriminator; subclasses are frozen dataclasses, so that a model can be hashed.
 
-    generator: Any  # a Flax module
+    `variables` are Flax collections with ``params`` among them. "Statistics" are the other collections; methods return
+    those that they changed, complete, and ``{}`` for none.
 
-    @property
-    def num_classes(self) -> int:
-        """See `Model`."""
-        return self.generator.num_classes
+    Attributes:
+      generator, discriminator: Flax modules.
+      instance_features: d, width of the features of instances; 0 for none: then all `instances` are None.
+      needs_standing_statistics: whether sampling needs statistics of activations that are computed beforehand, by
+        `batch_statistics`.
+    """
+
+    generator: Any
+    discriminator: Any
+    instance_features: int = 0
+    needs_standing_statistics: ClassVar[bool] = False
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """See `Model`."""
+        """Height, width and channels of the images."""
         return (self.generator.resolution, self.generator.resolution, self.generator.channels)
 
     @property
     def z_dim(self) -> int:
-        """See `Model`."""
+        """Width of the latents."""
         return self.generator.z_dim
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.generator.num_classes
 
-class Model(Protocol):
-    """A generator and a discriminator, as a value that can be hashed.
+    @property
+    @abc.abstractmethod
+    def class_noise_dims(self) -> tuple[int, int]:
+        """Widths of the class noise of generator and discriminator."""
 
-    `variables` are Flax collections with ``params`` among them.
-    Statistics are the other collections; methods return those that they changed, complete, and ``{}`` for none.
-    """
+    @property
+    def mixing_layers(self) -> int:
+        """Number of layers that style mixing chooses a cutoff from, 0 where there is no style mixing."""
+        return 0
 
-    image_shape: tuple[int, int, int]  # height, width, channels
-    z_dim: int
-    num_classes: int
-    class_noise_dims: tuple[int, int]  # widths of the class embeddings of generator and discriminator
-    mixing_layers: int  # layers that style mixing chooses a cutoff from, 0 where there is none
-    low_shape: tuple[int, int, int] | None  # of the low-resolution images that have logits of their own (UTLO)
-    # Paths, or their beginnings, of the discriminator's parameters that R1 does not involve; see `Discriminator`.
-    parameters_without_r1: tuple[tuple[str, ...], ...]
-    w_is_truncated: bool  # whether truncation can act in W (ψ)
-    instance_features: int  # d, width of the features of instances; 0 for none: then all `instances` are None
-    standing_statistics: (
-        bool  # whether images need moments of activations that are taken beforehand, `batch_statistics`
-    )
+    @property
+    def low_shape(self) -> tuple[int, int, int] | None:
+        """Shape ``(h, w, C)`` of the low-resolution images that have logits of their own (UTLO), or None."""
+        return None
 
+    @property
+    def parameters_without_r1(self) -> tuple[tuple[str, ...], ...]:
+        """Paths, or prefixes of paths, of the discriminator's parameters that R1 does not depend on."""
+        return ()
+
+    @abc.abstractmethod
     def init(self, key: Array) -> tuple[dict, dict]:
-        """Fresh variables of generator and discriminator."""
-        ...
+        """Initialise the variables of generator and discriminator."""
 
-    def map(self, variables: dict, draws: GeneratorInputs, update_stats: bool = False) -> tuple[Array, Array, PyTree]:
-        """Conditioning of a batch: w ``[N, D]``, what `synthesize` takes, and the statistics after it."""
-        ...
+    @abc.abstractmethod
+    def map(self, variables: dict, inputs: GeneratorInputs, update_stats: bool = False) -> tuple[Array, Any, PyTree]:
+        """Return w ``[N, D]``, the conditioning that `synthesize` takes, and the changed statistics."""
 
+    @abc.abstractmethod
     def synthesize(
-        self, variables: dict, conditioning: Array, key: Array, update_stats: bool = False
+        self, variables: dict, conditioning: Any, key: Array, update_stats: bool = False
     ) -> tuple[Array, Array | None, PyTree]:
-        """Images ``[N, H, W, C]``, low-resolution images ``[N, *low_shape]`` if any, and the statistics after it."""
-        ...
+        """Generate images in training mode.
+
+        Args:
+          variables: of the generator.
+          conditioning: second result of `map`.
+          key: of per-pixel noise.
+          update_stats: whether statistics change.
+
+        Returns:
+          Images ``[N, H, W, C]``, low-resolution images ``[N, *low_shape]`` or None, and the changed statistics.
+        """
 
     def low_images(self, images: Array) -> Array | None:
-        """The low-resolution versions ``[N, *low_shape]`` of real images ``[N, H, W, C]``, if any."""
-        ...
+        """Downsample real images ``[N, H, W, C]`` to ``[N, *low_shape]``; return None where there is no `low_shape`."""
+        del images
+        return None
 
+    @abc.abstractmethod
     def discriminate(
         self, variables: dict, inputs: DiscriminatorInputs, update_stats: bool = False
     ) -> tuple[DiscriminatorOutput, PyTree]:
-        """What the discriminator says of N images, and its statistics after it; low logits where there are low images."""
-        ...
+        """Return the discriminator's output and its changed statistics; low logits where there are low images."""
 
+    @abc.abstractmethod
     def discriminate_both(
         self, variables: dict, real: DiscriminatorInputs, fake: DiscriminatorInputs
     ) -> tuple[DiscriminatorOutput, DiscriminatorOutput, PyTree]:
-        """What the discriminator says of N real and of N generated images, and its statistics after it.
+        """Return the outputs for N real and for N generated images, and the changed statistics.
 
-        As if passed one after the other, each kind on its own: whatever is a matter of the batch must not mix them.
+        The result is that of two passes, one for each kind: operations over the batch must not mix the two.
         """
-        ...
 
+    @abc.abstractmethod
     def latent_w(self, variables: dict, z: Array, labels: Array, instances: Array | None = None) -> Array:
-        """w ``[N, D]`` of latents ``[N, z_dim]``, labels ``[N]`` and instances ``[N, d]``, without class noise."""
-        ...
+        """Map latents ``[N, z_dim]``, labels ``[N]`` and instances ``[N, d]`` to w ``[N, D]``, without class noise."""
 
+    @abc.abstractmethod
     def sample(
         self,
         variables: dict,
@@ -122,13 +146,23 @@ class Model(Protocol):
         psi: Array | None = None,
         instances: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Images ``[N, H, W, C]`` as people and metrics see them, each by itself, and w ``[N, D]``.
+        """Generate images for evaluation, each independent of the others in the batch.
 
-        Without class noise, and with statistics as they are in the variables. `psi` truncates w, where that can be;
-        `key` is of per-pixel noise; `instances` are features ``[N, d]``.
+        Class noise is off, and statistics are those in the variables.
+
+        Args:
+          variables: of the generator.
+          z: latents ``[N, z_dim]``.
+          labels: int32 ``[N]``.
+          key: of per-pixel noise.
+          psi: strength of truncation in W, ignored by networks without W; None for none.
+          instances: features ``[N, d]``.
+
+        Returns:
+          Images ``[N, H, W, C]`` and w ``[N, D]``.
         """
-        ...
 
+    @abc.abstractmethod
     def sample_between(
         self,
         variables: dict,
@@ -139,12 +173,12 @@ class Model(Protocol):
         psi: Array | None = None,
         instances: Array | None = None,
     ) -> Array:
-        """Images ``[N, H, W, C]`` between two classes: of ``labels[:, 0]`` at t = 0, of ``labels[:, 1]`` at t = 1.
+        """Generate images ``[N, H, W, C]`` between two classes: of ``labels[:, 0]`` at t = 0, ``labels[:, 1]`` at t = 1.
 
-        On a straight line between what the two classes make of z; otherwise as `sample`.
+        What conditions the generator on z and the class is interpolated linearly; otherwise as `sample`.
 
         Args:
-          variables: the generator's.
+          variables: of the generator.
           z: latents ``[N, z_dim]``.
           labels: int32 ``[N, 2]``.
           t: ``[N]``.
@@ -152,18 +186,18 @@ class Model(Protocol):
           psi: see `sample`.
           instances: features at either end ``[N, 2, d]``.
         """
-        ...
 
     def batch_statistics(self, variables: dict, z: Array, labels: Array, instances: Array | None = None) -> PyTree:
-        """The collections of statistics as one batch has them, where there are `standing_statistics`."""
-        ...
+        """Return the batch statistics of every BatchNorm for one batch, where `needs_standing_statistics`."""
+        raise NotImplementedError(f"{type(self).__name__} has no batch statistics.")
 
     def with_transition(self, stats: dict, t: Array) -> dict:
-        """The generator's statistics with the transition to the class (Transitional-cGAN) at t, where there is one."""
-        ...
+        """Return the generator's statistics with the class transition (Transitional-cGAN) at t, where there is one."""
+        del t
+        return stats
 
 
-def between(a: Array, b: Array, t: Array) -> Array:
-    """Rows of a ``[N, …]`` at t = 0, of b at t = 1, both to the bit, and on the line between them elsewhere; t is ``[N]``."""
+def lerp(a: Array, b: Array, t: Array) -> Array:
+    """Interpolate linearly between rows of a and b ``[N, …]`` by t ``[N]``; exact at t = 0 (a) and t = 1 (b)."""
     t = t.reshape(-1, *[1] * (a.ndim - 1))
     return (1.0 - t) * a + t * b

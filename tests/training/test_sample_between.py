@@ -8,7 +8,7 @@ from biggan_networks import quick_jit, random_variables
 
 from noisytwins_jax.models import biggan, stylegan2
 from noisytwins_jax.models.biggan_model import BigGANModel
-from noisytwins_jax.models.model import between
+from noisytwins_jax.models.model import lerp
 from noisytwins_jax.models.stylegan2 import truncate
 from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
 
@@ -92,6 +92,6 @@ def test_stylegan2_takes_w_on_the_line_and_truncates_it():
 
 def test_between_is_exact_at_its_ends():
     a, b = np.random.default_rng(1).standard_normal((2, 4, 2, 3)).astype(np.float32) * 1e3
-    np.testing.assert_array_equal(between(a, b, jnp.zeros(4)), a)
-    np.testing.assert_array_equal(between(a, b, jnp.ones(4)), b)
-    np.testing.assert_allclose(between(a, b, jnp.array([0.0, 0.5, 1.0, 0.5]))[1], (a[1] + b[1]) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(lerp(a, b, jnp.zeros(4)), a)
+    np.testing.assert_array_equal(lerp(a, b, jnp.ones(4)), b)
+    np.testing.assert_allclose(lerp(a, b, jnp.array([0.0, 0.5, 1.0, 0.5]))[1], (a[1] + b[1]) / 2, rtol=1e-6)
