@@ -1,1 +1,1 @@
-"""Data: preparing it, long-tail statistics, sources of images, data sets by name, and the training pipeline."""
+"""Data: long-tail statistics, image sources, data sets by name, the training pipeline, and data preparation."""

@@ -7,20 +7,20 @@ from noisytwins_jax.utils.config_fields import number
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained on."""
+    """The training data."""
 
-    name: str = "digits_lt"  # a data set of `noisytwins_jax.data`
+    name: str = "digits_lt"  # an embedded or prepared data set, see `data.registry`
     resolution: int = 32  # pixels, a power of two from 8
     mirror: bool = True  # random horizontal flips of real images
     options: dict = field(default_factory=dict)  # arguments of an embedded data set's builder
-    dir: str = "data"  # holds prepared data sets: a directory, or the address of a bucket (gs://, s3://, …)
-    cache: str = ""  # where prepared data of a bucket are kept on this machine; by default in ~/.cache
-    preprocessing: str = ""  # what prepared images must have gone through, see data.preprocessing; empty for anything
+    dir: str = "data"  # prepared data sets: a directory, or the address of a bucket (gs://, s3://, …)
+    cache: str = ""  # local copies of prepared data from a bucket; by default in ~/.cache
+    preprocessing: str = ""  # required preprocessing of prepared images, see `data.preprocessing`; empty for any
     # Classes with fewer training images are tail, with more are head; without these two, thirds of the classes.
     tail_below: int = number(0, at_least=0)
     head_above: int = number(0, at_least=0)
 
     @property
     def group_thresholds(self) -> tuple[int, int] | None:
-        """What splits classes into head, medium and tail; see `data.long_tail.class_groups`."""
+        """The image counts that separate tail, medium and head classes; see `data.long_tail.class_groups`."""
         return (self.tail_below, self.head_above) if self.tail_below or self.head_above else None

@@ -1,4 +1,4 @@
-"""The embedded default: real hand-written digits with a long tail, bundled with scikit-learn, no download."""
+"""The default data set: scikit-learn's hand-written digits with a long tail; no download."""
 
 import numpy as np
 from PIL import Image
@@ -9,39 +9,38 @@ from noisytwins_jax.utils.errors import UserError
 
 _NATIVE_RESOLUTION = 8
 _LARGEST_RESOLUTION = 64
-_LARGEST_VALUE = 16  # load_digits counts ink in 0..16 per pixel
+_LARGEST_VALUE = 16  # pixels of load_digits are in 0..16
 
 
 def digits_splits(resolution: int = 8, imbalance_factor: float = 0.05, largest: int = 174, seed: int = 0) -> DataSplits:
-    """Long-tailed hand-written digits: class 0 ("0") is the most frequent, class 9 ("9") the rarest.
+    """Build long-tailed hand-written digits: class 0 ("0") is the most frequent, class 9 ("9") the rarest.
 
     The images are scikit-learn's ``load_digits``: 1797 grey images of 8x8 pixels, 174 to 183 per class. With the
-    defaults the training set has 174 124 89 64 45 32 23 16 12 8 images. Reference and classifier set are all 1797
-    images, so they contain the training images. A mirrored digit is not a digit: train with ``mirror=False``.
+    defaults the training set has 174 124 89 64 45 32 23 16 12 8 images per class. The reference and classifier sets are
+    all 1797 images, so they contain the training images. A mirrored digit is not a digit: train with ``mirror=False``.
 
     Args:
-      resolution: 8 (native), 16, 32 or 64 pixels; above 8 each image is enlarged with Pillow's bicubic filter.
+      resolution: 8 (native), 16, 32 or 64 pixels; above 8, images are enlarged with Pillow's bicubic filter.
       imbalance_factor: rarest over most frequent class, in (0, 1]; see ``long_tail_counts``. At 0.01 the last
         classes have 4, 2 and 1 images, too few to learn any diversity from.
       largest: training images of class 0, at most 178.
-      seed: which images of each class are kept. For one seed, the images kept at a smaller ``imbalance_factor`` or
-        ``largest`` are among those kept at a larger one.
+      seed: seed of the choice of images. For one seed, the images of a smaller ``imbalance_factor`` or ``largest`` are
+        among those of a larger one.
 
     Returns:
       The splits; images uint8 ``[N, resolution, resolution, 1]``, 0 is paper and 255 is ink.
 
     Raises:
-      UserError: the resolution is not a power of two from 8 to 64, a class has fewer images than asked for, or
-        the seed is negative.
+      UserError: the resolution is not a power of two from 8 to 64, a class has too few images, or the seed is negative.
     """
     check_resolution(resolution, _LARGEST_RESOLUTION)
-    wanted = long_tail_counts(largest, 10, imbalance_factor)
+    counts = long_tail_counts(largest, 10, imbalance_factor)
     images, labels = _load(resolution)
     class_names = tuple(str(c) for c in range(10))
 
     rng = seeded_generator(seed)
     kept = []
-    for c, count in enumerate(wanted):
+    for c, count in enumerate(counts):
         available = np.flatnonzero(labels == c)
         if count > len(available):
             raise UserError(
@@ -56,8 +55,8 @@ def digits_splits(resolution: int = 8, imbalance_factor: float = 0.05, largest: 
 
 
 def _load(resolution: int) -> tuple[np.ndarray, np.ndarray]:
-    """All 1797 digits: uint8 ``[1797, resolution, resolution, 1]`` and int32 ``[1797]``."""
-    from sklearn.datasets import load_digits  # takes a second to import: only for those who use it
+    """Load all 1797 digits: uint8 ``[1797, resolution, resolution, 1]`` and int32 ``[1797]``."""
+    from sklearn.datasets import load_digits  # takes a second to import
 
     digits = load_digits()
     images = np.round(digits.images * (255 / _LARGEST_VALUE)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Class statistics of long-tailed label sets: counts, checks and head/medium/tail groups."""
+"""Class statistics of long-tailed label sets: image counts and head/medium/tail groups."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,15 @@ _MAX_NAMED = 10
 
 
 def long_tail_counts(largest: int, num_classes: int, imbalance_factor: float) -> np.ndarray:
-    """Images per class of an exponential long tail: ``n_c = int(largest * imbalance_factor**(c / (num_classes - 1)))``.
+    """Compute the images per class of an exponential long tail.
+
+    ``n_c = int(largest * imbalance_factor**(c / (num_classes - 1)))``
 
     This is the profile of CIFAR10-LT in NoisyTwins (CVPR 2023, section 5), where ``largest`` is 5000 and
     ``imbalance_factor`` is 0.01.
 
     Args:
-      largest: images of class 0, the most frequent one; at least 1.
+      largest: images of class 0, the most frequent class; at least 1.
       num_classes: number of classes; at least 1.
       imbalance_factor: images of the rarest class over images of the most frequent one, in (0, 1]; 1 is balanced.
 
@@ -24,7 +26,7 @@ def long_tail_counts(largest: int, num_classes: int, imbalance_factor: float) ->
       int64 ``[num_classes]``, non-increasing, every entry at least 1.
 
     Raises:
-      UserError: an argument is out of range, or a class would get no image at all.
+      UserError: an argument is out of range, or a class would have no image.
     """
     if largest < 1 or num_classes < 1:
         raise UserError(
@@ -47,7 +49,7 @@ def long_tail_counts(largest: int, num_classes: int, imbalance_factor: float) ->
 
 
 def count_classes(labels: np.ndarray | Sequence[int], num_classes: int) -> np.ndarray:
-    """Counts the images of each class, and refuses label sets that no class-conditional model can learn.
+    """Count the images of each class, and check that every class has some.
 
     Args:
       labels: integers ``[num_images]``, each in ``[0, num_classes)``.
@@ -57,7 +59,7 @@ def count_classes(labels: np.ndarray | Sequence[int], num_classes: int) -> np.nd
       int64 ``[num_classes]``, every entry at least 1.
 
     Raises:
-      UserError: labels are not a list of integers, lie outside the range, have gaps, or leave classes empty.
+      UserError: the labels are not a list of integers, lie outside the range, or leave classes empty.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or (labels.size and not np.issubdtype(labels.dtype, np.integer)):
@@ -93,18 +95,18 @@ def count_classes(labels: np.ndarray | Sequence[int], num_classes: int) -> np.nd
 def class_groups(
     counts: np.ndarray | Sequence[int], thresholds: tuple[int, int] | None = None
 ) -> dict[str, np.ndarray]:
-    """Splits the classes into head, medium and tail.
+    """Split the classes into head, medium and tail.
 
     Args:
       counts: integers ``[num_classes]``, training images per class.
       thresholds: ``(low, high)`` in images. Head classes have more than ``high`` images, tail classes fewer than
-        ``low``, medium classes the rest; the long-tail literature uses ``(20, 100)``. ``None`` takes thirds of the
-        classes sorted by frequency instead (10 classes: 3, 4, 3), which suits sets of few classes; among classes
-        of equal size the lower id counts as the more frequent one.
+        ``low``, medium classes the rest; the long-tail literature uses ``(20, 100)``. ``None`` splits the classes,
+        sorted by frequency, into thirds instead (10 classes: 3, 4, 3), which suits sets of few classes; ties are
+        broken by the lower class id.
 
     Returns:
-      ``{"head", "medium", "tail"}``, each int64 class ids, the most frequent class first; together a partition of all
-      classes. A group may be empty.
+      ``{"head", "medium", "tail"}``, each int64 class ids, the most frequent class first; a partition of all classes.
+      A group may be empty.
 
     Raises:
       UserError: ``low`` is above ``high``.
@@ -127,7 +129,7 @@ def class_groups(
 
 
 def _name_classes(classes: np.ndarray) -> str:
-    """Names at most ten classes: class 3 / classes 3, 5 / classes 0, 1, ..., 9 and 7 more."""
+    """Return the names of at most ten classes: class 3 / classes 3, 5 / classes 0, 1, ..., 9 and 7 more."""
     named = ", ".join(str(c) for c in classes[:_MAX_NAMED])
     more = f" and {len(classes) - _MAX_NAMED} more" if len(classes) > _MAX_NAMED else ""
     return f"{'class' if len(classes) == 1 else 'classes'} {named}{more}"

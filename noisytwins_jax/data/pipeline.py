@@ -1,17 +1,16 @@
 """The training input: an endless, shuffled, resumable stream of batches, built on Grain.
 
-The stream is one global order of images: epoch after epoch, each a fresh permutation of the whole set, with no image
-dropped between epochs. Batch ``k`` of the run is positions ``k * batch_size`` to ``(k + 1) * batch_size - 1`` of that
-order, and process ``p`` of ``P`` reads the ``p``-th of the ``P`` equal, contiguous parts of it: the parts of all
-processes, put together in the order of the processes, are the batch that a single process would read. Shuffling and
-mirroring depend on the seed and the global position alone, never on the process, the threads or the past, so a
-position saved by any number of processes resumes on any other.
+The stream is one global sequence of images: epoch after epoch, each a new permutation of the whole set, with no image
+dropped between epochs. Global batch ``k`` holds positions ``k * batch_size`` to ``(k + 1) * batch_size - 1`` of the
+sequence, and process ``p`` of ``P`` reads the ``p``-th of ``P`` equal, contiguous slices of it: concatenated in process
+order, the slices are the batch that a single process would read. Shuffling and mirroring depend only on the seed and
+the global position, so a position saved with one number of processes resumes with any other.
 
-With neighbourhoods of the images (IC-GAN) the order is one of instances: in the place of each stands an image of its
-neighbourhood, drawn anew each epoch in the same way, together with the number of the instance.
+With the images' neighbourhoods (IC-GAN) the sequence is one of instances: each is replaced by an image of its
+neighbourhood, sampled again every epoch, and the batch also holds the instance's index.
 
-Grain gives the threads, the prefetching and the iterator state. The elements that it moves are whole batches: with
-one Grain element per image, the bookkeeping per image costs far more time than copying a small image does.
+Grain provides the threads, the prefetching and the iterator state. Its elements are whole batches: with one element per
+image, Grain's overhead per image far exceeds the time to copy a small image.
 """
 
 import functools
@@ -25,16 +24,15 @@ from noisytwins_jax.data.source import ImageSource, LabelledImages, read_images
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.retry import retry
 
-_ENDLESS = 2**40  # batches: longer than any run, and positions still fit an int64
-_SHUFFLE, _MIRROR, _NEIGHBOUR = 1, 2, 3  # purposes, so that the draws of an epoch are independent
+_NUM_BATCHES = 2**40  # more than any run has, and positions still fit an int64
+_SHUFFLE, _MIRROR, _NEIGHBOUR = 1, 2, 3  # independent random streams of an epoch, by purpose
 
 
 class TrainingBatches:
-    """Endless iterator over this process's share of the global batches; made by ``training_batches``.
+    """An endless iterator over this process's slices of the global batches; see ``training_batches``.
 
     Each element is ``{"image": uint8 [b, H, W, C], "label": int32 [b]}`` with ``b = batch_size / process_count``, and with
-    neighbourhoods also ``"instance": int32 [b]``; the arrays belong to the caller. Usable as a context manager that
-    closes it.
+    neighbourhoods also ``"instance": int32 [b]``; the arrays belong to the caller. As a context manager it closes itself.
     """
 
     def __init__(self, batches: "_BatchReader", num_threads: int, prefetch: int) -> None:
@@ -45,25 +43,25 @@ class TrainingBatches:
         return self
 
     def __next__(self) -> LabelledImages:
-        """The next batch of this process."""
+        """Return the next batch of this process."""
         return next(self._iterator)
 
     def state(self) -> dict[str, int]:
-        """The position: ``{"next_index": k}``, ``k`` the number of the global batch that the next call will return.
+        """Return the position: ``{"next_index": k}``, ``k`` the index of the global batch that the next call returns.
 
         Prefetched batches do not count. ``k`` is the same on every process and for every number of processes, so one
-        copy is enough; it is only tied to ``batch_size``, as ``k * batch_size`` images have been consumed.
+        copy suffices; it depends only on ``batch_size``, as ``k * batch_size`` images have been consumed.
         """
         return {"next_index": int(self._iterator.get_state()["next_index"])}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Goes to a position that ``state`` returned, in this run or in another with the same source, seed and batch.
+        """Move to a position that ``state`` returned in a run with the same source, seed and batch size.
 
         Raises:
-          UserError: ``state`` is not such a position.
+          UserError: ``state`` is not a valid position.
         """
         next_index = state.get("next_index")
-        if not isinstance(next_index, int | np.integer) or not 0 <= next_index < _ENDLESS:
+        if not isinstance(next_index, int | np.integer) or not 0 <= next_index < _NUM_BATCHES:
             raise UserError(
                 f"The saved position of the training data must be a non-negative batch number, but it is {state}; "
                 "restore another checkpoint."
@@ -71,7 +69,7 @@ class TrainingBatches:
         self._iterator.set_state({"next_index": int(next_index)})
 
     def close(self) -> None:
-        """Stops the threads. Nothing can be read afterwards; closing twice is fine."""
+        """Stop the threads. Nothing can be read afterwards; closing twice is allowed."""
         self._iterator.close()
 
     def __enter__(self) -> Self:
@@ -95,18 +93,18 @@ def training_batches(
     num_threads: int = 2,
     prefetch: int = 4,
 ) -> TrainingBatches:
-    """Streams shuffled training batches of ``source`` for ever, starting at batch 0.
+    """Stream shuffled training batches of ``source`` endlessly, starting at batch 0.
 
     Args:
-      source: the images; may have fewer than ``batch_size``, a batch then holds some of them several times.
+      source: the images; if fewer than ``batch_size``, a batch holds some of them several times.
       batch_size: images in a *global* batch, over all processes.
-      seed: of shuffling and mirroring, at least 0.
-      mirror: flip each image left-right with probability 1/2, drawn anew each epoch. Does not change the order.
-      neighbours: int ``[len(source), k]``, the neighbourhood of each image, to draw from; None to show the image itself.
-      process_index: which process this is, in ``[0, process_count)`` (``jax.process_index()``).
+      seed: seed of shuffling, mirroring and neighbours, at least 0.
+      mirror: flip each image left-right with probability 1/2, sampled again every epoch. Does not change the order.
+      neighbours: int ``[len(source), k]``, the neighbourhood of each image to sample from; None for the image itself.
+      process_index: index of this process, in ``[0, process_count)`` (``jax.process_index()``).
       process_count: number of processes (``jax.process_count()``); must divide ``batch_size``.
-      num_threads: batches read at the same time. A source on disk gains from more; 0 reads in the calling thread.
-      prefetch: batches read ahead; 0 reads in the calling thread.
+      num_threads: batches read concurrently. A source on disk gains from more; 0 reads in the calling thread.
+      prefetch: batches prefetched; 0 reads in the calling thread.
 
     Raises:
       UserError: the source is empty or an argument is out of range.
@@ -138,7 +136,7 @@ def training_batches(
 
 
 class _BatchReader:
-    """Random access to one process's share of each global batch: a pure function of the batch number."""
+    """Random access to one process's slice of each global batch: a pure function of the batch index."""
 
     def __init__(
         self,
@@ -151,25 +149,25 @@ class _BatchReader:
         process_count: int,
     ) -> None:
         self._source, self._seed, self._mirror, self._neighbours = source, seed, mirror, neighbours
-        self._batch_size, self._share = batch_size, batch_size // process_count
-        self._offset = process_index * self._share
+        self._batch_size, self._local_batch_size = batch_size, batch_size // process_count
+        self._offset = process_index * self._local_batch_size
 
     def __len__(self) -> int:
-        return _ENDLESS
+        return _NUM_BATCHES
 
     def __getitem__(self, index: int) -> LabelledImages:
         start = int(index) * self._batch_size + self._offset
-        epochs, places = np.divmod(np.arange(start, start + self._share), len(self._source))
-        indices = np.empty(self._share, np.int64)
-        chosen = np.zeros(self._share, np.int64)
-        mirrored = np.zeros(self._share, bool)
+        epochs, positions = np.divmod(np.arange(start, start + self._local_batch_size), len(self._source))
+        indices = np.empty(self._local_batch_size, np.int64)
+        chosen = np.zeros(self._local_batch_size, np.int64)
+        mirrored = np.zeros(self._local_batch_size, bool)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
-            indices[here] = _epoch_order(len(self._source), self._seed, epoch)[places[here]]
+            mask = epochs == epoch
+            indices[mask] = _epoch_order(len(self._source), self._seed, epoch)[positions[mask]]
             if self._neighbours is not None:
-                chosen[here] = _epoch_neighbours(*self._neighbours.shape, self._seed, epoch)[places[here]]
+                chosen[mask] = _epoch_neighbours(*self._neighbours.shape, self._seed, epoch)[positions[mask]]
             if self._mirror:
-                mirrored[here] = _epoch_mirroring(len(self._source), self._seed, epoch)[places[here]]
+                mirrored[mask] = _epoch_mirroring(len(self._source), self._seed, epoch)[positions[mask]]
         instances = indices
         if self._neighbours is not None:
             indices = self._neighbours[instances, chosen].astype(np.int64)
@@ -181,20 +179,20 @@ class _BatchReader:
         return batch
 
 
-# A few epochs are kept: neighbouring batches share theirs, and threads may be on both sides of an epoch's end.
+# Consecutive batches share an epoch, and threads may read on both sides of its end, so a few epochs are cached.
 @functools.lru_cache(maxsize=4)
 def _epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of one epoch, int64 ``[num_images]``."""
+    """Return the permutation of one epoch, int64 ``[num_images]``."""
     return np.random.Generator(np.random.PCG64((_SHUFFLE, seed, epoch))).permutation(num_images)
 
 
 @functools.lru_cache(maxsize=4)
 def _epoch_neighbours(num_images: int, k: int, seed: int, epoch: int) -> np.ndarray:
-    """Which neighbour stands at each place of one epoch's order, int64 ``[num_images]`` below k."""
+    """Sample the neighbour used at each position of one epoch, int64 ``[num_images]`` below k."""
     return np.random.Generator(np.random.PCG64((_NEIGHBOUR, seed, epoch))).integers(k, size=num_images)
 
 
 @functools.lru_cache(maxsize=4)
 def _epoch_mirroring(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """Which places of one epoch's order are mirrored, bool ``[num_images]``."""
+    """Sample which positions of one epoch are mirrored, bool ``[num_images]``."""
     return np.random.Generator(np.random.PCG64((_MIRROR, seed, epoch))).random(num_images, np.float32) < 0.5

@@ -1,8 +1,8 @@
-"""Data sets that ``noisytwins_jax.data.prepare`` has made: array_record shards, read at random.
+"""Data sets written by ``noisytwins_jax.data.prepare``: array_record shards with random access.
 
-A prepared data set is a directory ``<data_dir>/<name>/<resolution>px/<version>``. To TFDS it is a data set
-(``tfds.builder_from_directory``); here it is read through `INFO_FILE`, which says what every image went through, and the
-labels, which are a file of their own. `INFO_FILE` is written last: a directory without it is not whole.
+A prepared data set is a directory ``<data_dir>/<name>/<resolution>px/<version>``. TFDS reads it with
+``tfds.builder_from_directory``; this module reads `INFO_FILE`, which records how the images were prepared, and the labels
+from a file of their own. `INFO_FILE` is written last: a directory without it is incomplete.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from noisytwins_jax.data.source import DataSplits, LabelledImages
 from noisytwins_jax.utils.errors import UserError
 
 INFO_FILE = "preparation.json"
-# Data sets that the command knows by name: their classes, for --mode=compile before they are prepared (images are RGB).
+# Numbers of classes of the public data sets, for --mode=compile before they are prepared (their images are RGB).
 KNOWN_CLASSES = {
     "cifar10_lt": 10,
     "imagenet": 1000,
@@ -33,23 +33,19 @@ KNOWN_CLASSES = {
     "imagenet_carnivore": 20,
     "petals": 20,
 }
-VERSION = "1.0.0"  # of the format and of the order of images; TFDS's version of every data set
+VERSION = "1.0.0"  # of the format and of the order of images; also the TFDS version of every data set
 
 
 class PreparedSource:
     """An ``ImageSource`` on disk: one split of a prepared data set.
 
     Args:
-      directory: the data set.
-      info: its `INFO_FILE`.
-      split: ``"train"`` or ``"reference"``.
-
-    Attributes:
-      factors: float32 ``[len(source), len(factor_names)]``, the true factors of drawn images; None for photographs.
-      factor_names: their names.
+      directory: directory of the data set.
+      info: content of its `INFO_FILE`.
+      split: ``"train"``, ``"reference"`` or ``"classifier"``.
 
     Raises:
-      UserError: a file is missing or is not the one that was written.
+      UserError: a file is missing or differs from the one that was written.
     """
 
     def __init__(self, directory: Path, info: Mapping[str, Any], split: str) -> None:
@@ -66,7 +62,7 @@ class PreparedSource:
         self.factors = _load_array(directory / f"factors-{split}.npy", facts["images"]) if self.factor_names else None
         if split == "train":
             self.class_counts = count_classes(self.labels, self.num_classes)
-        else:  # there may be no real images of a class to compare with
+        else:  # a class may have no reference images
             self.class_counts = np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
         for array in (self.labels, self.class_counts):
             array.flags.writeable = False
@@ -77,22 +73,21 @@ class PreparedSource:
                     f"{path} is {'missing' if not path.exists() else 'not the file that was prepared'}; prepare the data "
                     "again, or copy all of it."
                 )
-        self._local = threading.local()  # readers keep a position in their files
+        self._local = threading.local()  # a reader has a position in its files
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.labels)
 
     def __getitem__(self, index: int) -> LabelledImages:
-        """Image ``index``: ``{"image": uint8 [H, W, C], "label": int32 scalar}``."""
+        """Return image ``index``: ``{"image": uint8 [H, W, C], "label": int32 scalar}``."""
         batch = self.take(np.array([index]))
         return {"image": batch["image"][0], "label": batch["label"][0]}
 
     def take(self, indices: np.ndarray) -> LabelledImages:
-        """Images ``indices``, integers ``[B]``: ``{"image": uint8 [B, H, W, C], "label": int32 [B]}``.
+        """Return images ``indices``, integers ``[B]``: ``{"image": uint8 [B, H, W, C], "label": int32 [B]}``.
 
         Raises:
-          OSError: the file cannot be read, or holds something else.
+          OSError: a file cannot be read or is damaged.
         """
         images = np.empty((len(indices), *self._shape), np.uint8)
         try:
@@ -112,54 +107,53 @@ class PreparedSource:
 def prepared_splits(
     name: str, *, resolution: int, directory: str, cache: str = "", preprocessing: str = ""
 ) -> DataSplits:
-    """The splits of a prepared data set; without a reference split of its own, the training images are the reference.
+    """Load the splits of a prepared data set; without a reference split, the training images are the reference.
 
     Args:
-      name: of the data set, as it was prepared.
+      name: name of the prepared data set.
       resolution: pixels.
-      directory: holds prepared data sets; a path, or the address of a bucket (gs://, s3://, …).
-      cache: where shards of a bucket are kept on this machine.
-      preprocessing: what the images must have gone through; empty for whatever they went through.
+      directory: directory of prepared data sets; a path, or the address of a bucket (gs://, s3://, …).
+      cache: local directory for the files of a bucket.
+      preprocessing: the required preprocessing; empty for any.
 
     Raises:
-      UserError: it is not there, not whole, or was prepared otherwise.
+      UserError: the data set is missing, incomplete or was prepared differently.
     """
-    info, place = load_info(name, resolution=resolution, directory=directory, cache=cache)
+    info, path = load_info(name, resolution=resolution, directory=directory, cache=cache)
     if preprocessing and Preprocessing.parse(preprocessing).name != info["preprocessing"]:
         raise UserError(
-            f"The images in {place} were prepared with {info['preprocessing']}, not with {preprocessing}, as "
+            f"The images in {path} were prepared with {info['preprocessing']}, not with {preprocessing}, as "
             "config.data.preprocessing asks: numbers of the two cannot be compared; prepare them again, or change the field."
         )
-    splits = {split: PreparedSource(place, info, split) for split in info["splits"]}
+    splits = {split: PreparedSource(path, info, split) for split in info["splits"]}
     train = splits["train"]
     reference = splits.get("reference", train)
-    balanced = reference if reference.class_counts.min() > 0 else train  # reference sets are, if they have every class
+    balanced = reference if reference.class_counts.min() > 0 else train  # complete reference sets are balanced
     return DataSplits(train=train, reference=reference, classifier=splits.get("classifier", balanced))
 
 
 def load_info(name: str, *, resolution: int, directory: str, cache: str = "") -> tuple[dict[str, Any], Path]:
-    """What `INFO_FILE` of a data set says, and where its files are on this machine.
+    """Load the `INFO_FILE` of a data set; return its content and the local directory of the data set.
 
     Raises:
-      UserError: it is not there or not whole; what to run is said.
+      UserError: the data set is missing or incomplete; the message gives the command that prepares it.
     """
-    config = f"{resolution}px"
-    place = local_directory(f"{directory.rstrip('/')}/{name}/{config}/{VERSION}", INFO_FILE, cache)
+    path = local_directory(f"{directory.rstrip('/')}/{name}/{resolution}px/{VERSION}", INFO_FILE, cache)
     try:
-        return json.loads((place / INFO_FILE).read_text()), place
+        return json.loads((path / INFO_FILE).read_text()), path
     except FileNotFoundError:
-        others = sorted(path.parents[1].name for path in place.parents[1].glob(f"*/{VERSION}/{INFO_FILE}"))
-        there = f" (there: {', '.join(others)})" if others else ""
+        others = sorted(other.parents[1].name for other in path.parents[1].glob(f"*/{VERSION}/{INFO_FILE}"))
+        available = f" (there: {', '.join(others)})" if others else ""
         raise UserError(
-            f"There is no prepared data set {name} of {resolution} px in {directory}{there}; "
+            f"There is no prepared data set {name} of {resolution} px in {directory}{available}; "
             f"{how_to_prepare(name, resolution, directory)}"
         ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{place / INFO_FILE} cannot be read ({error}); prepare the data again.") from None
+        raise UserError(f"{path / INFO_FILE} cannot be read ({error}); prepare the data again.") from None
 
 
 def how_to_prepare(name: str, resolution: int, directory: str) -> str:
-    """The end of a message: the command that makes a data set of this name."""
+    """Return the end of an error message: the command that prepares a data set of this name."""
     kind = name if name in KNOWN_CLASSES else f"image_folder --name={name}"
     source = "" if name == "petals" else " --source=..."
     command = f"python -m noisytwins_jax.data.prepare {kind}{source} --data_dir={directory} --resolution={resolution}"
@@ -167,7 +161,7 @@ def how_to_prepare(name: str, resolution: int, directory: str) -> str:
 
 
 def split_fingerprint(shape: Sequence[int], labels: np.ndarray, hashes: Sequence[str]) -> str:
-    """Hexadecimal SHA-256 of a split: its shape, every image's hash and the labels, whatever the shards."""
+    """Return the hexadecimal SHA-256 of a split's shape, image hashes and labels; it is independent of the shards."""
     digest = hashlib.sha256(repr((len(hashes), *map(int, shape))).encode())
     for value in hashes:
         digest.update(bytes.fromhex(value))

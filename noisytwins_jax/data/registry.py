@@ -1,6 +1,5 @@
-"""Data sets by name: those that need no files, and those that were prepared."""
+"""Data sets by name: embedded ones, which need no files, and prepared ones."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -8,26 +7,26 @@ from typing import Any
 
 from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.data.digits import digits_splits
-from noisytwins_jax.data.prepare.drawn import petals, petals_drawn
+from noisytwins_jax.data.prepare.embedded import petals, petals_splits
 from noisytwins_jax.data.prepared import KNOWN_CLASSES, VERSION, how_to_prepare, load_info, prepared_splits
 from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.data.synthetic import synthetic_splits
-from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.errors import UserError, did_you_mean
 
-# Data sets that need no files. Builders take `resolution` and keyword options that all have defaults.
+# Embedded data sets. Builders take `resolution` and keyword options, all with defaults.
 _BUILDERS: dict[str, Callable[..., DataSplits]] = {
     "digits_lt": digits_splits,
-    "petals_drawn": petals_drawn,
+    "petals_drawn": petals_splits,
     "synthetic": synthetic_splits,
 }
 
 
 def load_data(data: DataConfig) -> DataSplits:
-    """The images of a configuration: those that need no files, or a prepared data set.
+    """Load the data set of a configuration, embedded or prepared.
 
     Raises:
-      UserError: there is no such data set (the nearest one is named, and how to prepare it), it was prepared otherwise,
-        or it has no such option.
+      UserError: the data set does not exist (the message names the nearest one and how to prepare it), was prepared
+        differently, or has no such option.
     """
     if data.name in _BUILDERS:
         return load_splits(data.name, resolution=data.resolution, **data.options)
@@ -43,21 +42,21 @@ def load_data(data: DataConfig) -> DataSplits:
 
 
 def load_splits(name: str, *, resolution: int, **options: Any) -> DataSplits:
-    """Builds a data set that needs no files.
+    """Build an embedded data set.
 
     Args:
-      name: "digits_lt" (``digits_splits``), "petals_drawn" (those of ``prepare.drawn.petals``) or "synthetic" (``synthetic_splits``).
+      name: "digits_lt" (``digits_splits``), "petals_drawn" (``petals_splits``) or "synthetic" (``synthetic_splits``).
       resolution: pixels, a power of two of at least 8.
       **options: further arguments of the builder.
 
     Raises:
-      UserError: no such data set or option (the nearest one is named), or the builder refuses its arguments.
+      UserError: the data set or an option does not exist, or the builder rejects an argument.
     """
     if name not in _BUILDERS:
         raise UserError(f'There is no data set "{name}"; {_suggest(name, list(_BUILDERS))}')
     builder = _BUILDERS[name]
-    named = petals if builder is petals_drawn else builder
-    valid = [option for option in inspect.signature(named).parameters if option != "resolution"]
+    documented = petals if builder is petals_splits else builder
+    valid = [option for option in inspect.signature(documented).parameters if option != "resolution"]
     for option in options:
         if option not in valid:
             raise UserError(f'The data set "{name}" has no option "{option}"; {_suggest(option, valid)}')
@@ -65,10 +64,10 @@ def load_splits(name: str, *, resolution: int, **options: Any) -> DataSplits:
 
 
 def classes_and_channels(data: DataConfig) -> tuple[int, int]:
-    """Number of classes and image channels of a data set; public ones need not be prepared.
+    """Return the numbers of classes and of image channels of a data set; public ones need not be prepared yet.
 
     Raises:
-      UserError: as `load_data`.
+      UserError: see `load_data`.
     """
     if data.name in _BUILDERS:
         train = load_data(data).train
@@ -96,6 +95,5 @@ def _directory(data: DataConfig) -> Path:
 
 
 def _suggest(word: str, valid: list[str]) -> str:
-    """Ends an error message with the nearest valid word and all valid words."""
-    nearest = difflib.get_close_matches(word, valid, n=1, cutoff=0)[0]
-    return f'did you mean "{nearest}"? (Valid: {", ".join(valid)}.)'
+    """Return the end of an error message: the nearest valid word and all valid words."""
+    return f"{did_you_mean(word, valid)} (Valid: {', '.join(valid)}.)"

@@ -1,4 +1,4 @@
-"""What a data set is to this package: random access to labelled uint8 images, and the sets that an experiment needs."""
+"""Random access to labelled uint8 images, and the splits of an experiment."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from noisytwins_jax.utils.errors import UserError
 class LabelledImages(TypedDict):
     """One image (``image`` uint8 ``[H, W, C]``, ``label`` int32 scalar) or a batch (a leading ``[B]`` on both).
 
-    A training batch may have ``instance`` int32 ``[B]`` too; see `data.instances`.
+    A training batch may also have ``instance`` int32 ``[B]``; see `data.instance_table`.
     """
 
     image: np.ndarray
@@ -27,8 +27,8 @@ class LabelledImages(TypedDict):
 class ImageSource(Protocol):
     """Random access to labelled images that are all square and of one size.
 
-    A source whose storage reads many images faster than one by one may also have
-    ``take(indices: np.ndarray) -> LabelledImages``; ``read_images`` then uses it.
+    A source that reads batches faster than single images may also define
+    ``take(indices: np.ndarray) -> LabelledImages``, which ``read_images`` then calls.
 
     Attributes:
       num_classes: number of classes.
@@ -37,9 +37,9 @@ class ImageSource(Protocol):
       class_names: one name per class, in the order of the class ids.
       class_counts: int64 ``[num_classes]``, images per class, all at least 1.
       labels: int32 ``[len(source)]``, class ids in ``[0, num_classes)``, readable without reading any image.
-      fingerprint: hexadecimal SHA-256 of the shape, the images and the labels: names a data set in caches and reports.
-      preprocessing: what photographs went through, see `data.preprocessing`; empty where there was nothing to do.
-      factor_names: names of the true factors of drawn images, else empty.
+      fingerprint: hexadecimal SHA-256 of the shape, the images and the labels; identifies the data in caches and reports.
+      preprocessing: how the images were cropped and resized, see `data.preprocessing`; empty if they were not.
+      factor_names: names of the true factors of rendered images, else empty.
       factors: float32 ``[len(source), len(factor_names)]`` in [0, 1], or None.
     """
 
@@ -55,11 +55,11 @@ class ImageSource(Protocol):
     factors: np.ndarray | None
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         ...
 
     def __getitem__(self, index: int) -> LabelledImages:
-        """Image ``index``: ``{"image": uint8 [H, W, C], "label": int32 scalar}``. Must be safe to call from threads."""
+        """Return image ``index``: ``{"image": uint8 [H, W, C], "label": int32 scalar}``. Must be thread-safe."""
         ...
 
 
@@ -67,11 +67,11 @@ class ArraySource:
     """An ``ImageSource`` held in memory.
 
     Args:
-      images: uint8 ``[N, H, W, C]`` in 0..255, H = W a power of two of at least 8, C 1 or 3. Kept, not copied.
+      images: uint8 ``[N, H, W, C]`` in 0..255, H = W a power of two of at least 8, C 1 or 3. Not copied.
       labels: integers ``[N]`` in ``[0, len(class_names))``; every class has at least one image.
       class_names: one name per class.
-      name: short name of the data set, used in messages.
-      factors: true factors of drawn images by name, float ``[N]`` each.
+      name: short name of the data set for messages.
+      factors: true factors of rendered images by name, float ``[N]`` each.
 
     Raises:
       UserError: the arrays are not as described.
@@ -112,25 +112,24 @@ class ArraySource:
         self.images = images.view()
         self.factor_names = tuple(factors or ())
         self.factors = np.stack([*factors.values()], axis=1).astype(np.float32) if factors else None
-        # A source is a fact, and its fingerprint is cached: nobody should be able to change the images through it.
+        # The fingerprint is cached, so the data must not change.
         for array in (self.images, self.labels, self.class_counts):
             array.flags.writeable = False
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> LabelledImages:
-        """Image ``index``: ``{"image": uint8 [H, W, C] (read-only view), "label": int32 scalar}``."""
+        """Return image ``index``: ``{"image": uint8 [H, W, C] (read-only view), "label": int32 scalar}``."""
         return {"image": self.images[index], "label": self.labels[index]}
 
     def take(self, indices: np.ndarray) -> LabelledImages:
-        """Images ``indices``, integers ``[B]``: ``{"image": uint8 [B, H, W, C], "label": int32 [B]}``, both copies."""
+        """Return copies of images ``indices`` ``[B]``: ``{"image": uint8 [B, H, W, C], "label": int32 [B]}``."""
         return {"image": self.images[indices], "label": self.labels[indices]}
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of shape, images and labels."""
+        """The hexadecimal SHA-256 of shape, images and labels."""
         digest = hashlib.sha256(repr(tuple(int(n) for n in self.images.shape)).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(self.labels.astype("<i4").data)
@@ -139,13 +138,13 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class DataSplits:
-    """The sets of one experiment.
+    """The data splits of one experiment.
 
     Attributes:
-      train: what the GAN is trained on; its ``class_counts`` are the long tail.
-      reference: the real images that metrics compare generated ones with.
-      classifier: a balanced real set, used to train the embedded feature extractor.
-      instances: the training images as conditions, where generated images have such.
+      train: the GAN's training images; its ``class_counts`` are the long tail.
+      reference: the real images with which metrics compare generated ones.
+      classifier: a balanced set of real images to train the embedded feature extractor.
+      instances: the training images as conditions, for instance-conditioned networks.
 
     Raises:
       UserError: the sets differ in classes, resolution, channels or preprocessing.
@@ -168,10 +167,10 @@ class DataSplits:
 
 
 def read_images(source: ImageSource, indices: np.ndarray) -> LabelledImages:
-    """Reads several images at once.
+    """Read a batch of images.
 
     Args:
-      source: where from.
+      source: the images.
       indices: integers ``[B]`` in ``[0, len(source))``, repeats allowed; B at least 1.
 
     Returns:
@@ -188,7 +187,7 @@ def read_images(source: ImageSource, indices: np.ndarray) -> LabelledImages:
 
 
 def check_resolution(resolution: int, largest: int | None = None) -> None:
-    """Raises a ``UserError`` unless ``resolution`` is a power of two from 8 to ``largest`` (None: no upper limit)."""
+    """Raise a ``UserError`` unless ``resolution`` is a power of two from 8 to ``largest`` (None: no upper limit)."""
     power_of_two = resolution >= 8 and resolution & (resolution - 1) == 0
     if not power_of_two or (largest is not None and resolution > largest):
         limit = f" and at most {largest}" if largest is not None else ""
@@ -199,7 +198,7 @@ def check_resolution(resolution: int, largest: int | None = None) -> None:
 
 
 def seeded_generator(seed: int) -> np.random.Generator:
-    """The random generator of a data set's ``seed``; a ``UserError`` if that is negative."""
+    """Build the random generator of a data set; raise a ``UserError`` if ``seed`` is negative."""
     if seed < 0:
         raise UserError(f"The seed of a data set must not be negative, but it is {seed}.")
     return np.random.Generator(np.random.PCG64(seed))

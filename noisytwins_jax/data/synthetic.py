@@ -1,4 +1,4 @@
-"""Random smooth images whose look depends on their class: for benchmarks and tests, no download."""
+"""Random smooth images with a pattern per class, for benchmarks and tests; no download."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from noisytwins_jax.data.source import ArraySource, DataSplits, check_resolution
 from noisytwins_jax.utils.errors import UserError
 
 _WAVES = 4  # cosines per axis; few of them make an image smooth
-_CHUNK = 256  # images computed at a time, so that the float images never take much memory
+_CHUNK = 256  # images computed at a time, to bound the memory of the float images
 
 
 def synthetic_splits(
@@ -18,7 +18,7 @@ def synthetic_splits(
     seed: int = 0,
     imbalance_factor: float = 1.0,
 ) -> DataSplits:
-    """Classes of random images: a random pattern per class plus a weaker one per image.
+    """Build random images: a random pattern per class plus a weaker one per image.
 
     A pattern is a sum of two-dimensional cosines of low frequency with normally distributed weights. Image ``i`` has
     class ``i % num_classes``.
@@ -28,13 +28,13 @@ def synthetic_splits(
       num_classes: number of classes.
       num_images: number of images, at least ``num_classes``.
       channels: 1 or 3.
-      seed: of all patterns.
+      seed: seed of all patterns.
       imbalance_factor: rarest over most frequent class of the training set, in (0, 1]; see ``long_tail_counts``.
 
     Returns:
-      The splits; images uint8 ``[num_images, resolution, resolution, channels]``. Reference and classifier set are
-      balanced. The training set is the same one or, with an `imbalance_factor` below 1, the first images of each class,
-      all of class 0 and fewer of each later one.
+      The splits; images uint8 ``[num_images, resolution, resolution, channels]``. The reference and classifier sets are
+      balanced. The training set is the same set or, with an `imbalance_factor` below 1, the first images of each class:
+      all of class 0 and fewer of each later class.
 
     Raises:
       UserError: an argument is out of range.
@@ -59,15 +59,14 @@ def synthetic_splits(
         chunk = labels[start : start + _CHUNK]
         weights = class_weights[chunk] + 0.5 * rng.standard_normal((len(chunk), *shape), dtype=np.float32)
         values = np.einsum("nuvc,uh,vw->nhwc", weights, waves, waves, optimize=True)
-        # Dividing brings most values into -1..1 and tanh the rest.
+        # Division brings most values into -1..1, tanh the rest.
         images[start : start + _CHUNK] = np.floor(np.clip(127.5 * np.tanh(values / _WAVES) + 128, 0, 255))
     class_names = tuple(f"class {c}" for c in range(num_classes))
     everything = ArraySource(images, labels, class_names, "synthetic")
     train = everything
     if imbalance_factor != 1:
         counts = long_tail_counts(num_images // num_classes, num_classes, imbalance_factor)
-        kept = (
-            np.arange(num_images) // num_classes < counts[labels]
-        )  # image i is the (i // num_classes)-th of its class
+        # Image i is the (i // num_classes)-th of its class.
+        kept = np.arange(num_images) // num_classes < counts[labels]
         train = ArraySource(images[kept], labels[kept], class_names, "synthetic_lt")
     return DataSplits(train=train, reference=everything, classifier=everything)

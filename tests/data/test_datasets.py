@@ -130,9 +130,9 @@ def test_load_splits():
 
 
 def test_load_splits_names_the_nearest():
-    with pytest.raises(UserError, match='no data set "digit_lt"; did you mean "digits_lt"'):
+    with pytest.raises(UserError, match="no data set \"digit_lt\"; did you mean 'digits_lt'"):
         load_splits("digit_lt", resolution=8)
     with pytest.raises(UserError, match='no data set "zzz"; did you mean'):
         load_splits("zzz", resolution=8)
-    with pytest.raises(UserError, match='"digits_lt" has no option "imbalance"; did you mean "imbalance_factor"'):
+    with pytest.raises(UserError, match='"digits_lt" has no option "imbalance"; did you mean \'imbalance_factor\''):
         load_splits("digits_lt", resolution=8, imbalance=0.1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from noisytwins_jax.data.instance_table import instance_table, neighbourhoods, unit_features
+from noisytwins_jax.data.instance_table import build_instance_table, neighbourhoods, unit_features
 from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.source import ArraySource
 from noisytwins_jax.training.instance_conditioning import nearest_others
@@ -48,7 +48,7 @@ def test_neighbourhoods_hold_the_image_and_its_nearest_others():
 
 def test_the_table_lists_the_instances_of_each_class():
     labels = np.array([2, 0, 2, 1, 0, 2])
-    table = instance_table(np.zeros((6, 3)), np.zeros((6, 2)), labels, num_classes=4)  # one class is empty
+    table = build_instance_table(np.zeros((6, 3)), np.zeros((6, 2)), labels, num_classes=4)  # one class is empty
     of_class = [table.members[table.starts[c] : table.starts[c + 1]].tolist() for c in range(4)]
     assert of_class == [[1, 4], [3], [0, 2, 5], []]
     assert {x.dtype for x in table[1:]} == {np.dtype(np.int32)}

@@ -12,7 +12,7 @@ from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.petals import FACTORS
 from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.prepare.command import parse_arguments, prepare
-from noisytwins_jax.data.prepare.drawn import petals
+from noisytwins_jax.data.prepare.embedded import petals
 from noisytwins_jax.data.prepared import INFO_FILE, VERSION, load_info, prepared_splits, split_fingerprint
 from noisytwins_jax.data.records import Record, decode, encode
 from noisytwins_jax.data.source import ArraySource, DataSplits, read_images

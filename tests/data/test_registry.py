@@ -9,7 +9,7 @@ from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.petals import FACTORS, draw
 from noisytwins_jax.data.prepare.command import parse_arguments, prepare
-from noisytwins_jax.data.prepare.drawn import CLASSIFIER_START, REFERENCE_START
+from noisytwins_jax.data.prepare.embedded import CLASSIFIER_START, REFERENCE_START
 from noisytwins_jax.data.prepared import VERSION, PreparedSource
 from noisytwins_jax.data.registry import classes_and_channels, load_data
 from noisytwins_jax.utils.errors import UserError
@@ -122,8 +122,8 @@ def test_options_are_not_for_prepared_data(name, data_dir):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("digits_lt", 'The data set "digits_lt" has no option "largst"; did you mean "largest"?'),
-        ("petals_drawn", 'The data set "petals_drawn" has no option "largst"; did you mean "largest"?'),
+        ("digits_lt", 'The data set "digits_lt" has no option "largst"; did you mean \'largest\'?'),
+        ("petals_drawn", 'The data set "petals_drawn" has no option "largst"; did you mean \'largest\'?'),
         ("synthetic", 'The data set "synthetic" has no option "largst"; did you mean '),
     ],
 )
@@ -144,7 +144,7 @@ def test_options_that_a_builder_refuses():
 def test_an_unknown_name(function, name, nearest, tmp_path):
     """The nearest one is said, and how one's own pictures become a data set of that name."""
     message = refusal(function, DataConfig(name, 64, dir=str(tmp_path)))
-    assert message.startswith(f'There is no data set "{name}" in {tmp_path}; did you mean "{nearest}"? (Valid: ')
+    assert message.startswith(f"There is no data set \"{name}\" in {tmp_path}; did you mean '{nearest}'? (Valid: ")
     command = f"image_folder --name={name} --source=... --data_dir={tmp_path} --resolution=64"
     assert message.endswith(f"python -m noisytwins_jax.data.prepare {command}")
 
@@ -152,7 +152,7 @@ def test_an_unknown_name(function, name, nearest, tmp_path):
 def test_a_prepared_name_may_be_the_nearest(tmp_path):
     (tmp_path / "birds" / "32px").mkdir(parents=True)
     message = refusal(load_data, DataConfig("birdz", 64, dir=str(tmp_path)))
-    assert 'did you mean "birds"? (Valid: birds, ' in message
+    assert "did you mean 'birds'? (Valid: birds, " in message
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import tiny_biggan
 
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.data.instance_table import InstanceTable, instance_table, unit_features
+from noisytwins_jax.data.instance_table import InstanceTable, build_instance_table, unit_features
 
 COUNTS = np.array([30, 9, 5, 2])  # images a class
 N, K, D = int(COUNTS.sum()), 3, 64  # the classifier's features
@@ -28,4 +28,4 @@ def table() -> InstanceTable:
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.repeat(np.arange(len(COUNTS)), COUNTS))
     neighbours = np.stack([np.r_[i, rng.choice(np.delete(np.arange(N), i), K - 1, replace=False)] for i in range(N)])
-    return instance_table(unit_features(rng.standard_normal((N, D))), neighbours, labels, len(COUNTS))
+    return build_instance_table(unit_features(rng.standard_normal((N, D))), neighbours, labels, len(COUNTS))

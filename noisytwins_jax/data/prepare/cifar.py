@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from noisytwins_jax.data.long_tail import long_tail_counts
-from noisytwins_jax.data.prepare.files import Part, Place, list_files, read_place
+from noisytwins_jax.data.prepare.files import ByteRange, Location, list_files, read_location
 from noisytwins_jax.data.prepare.listing import Item, Listing, Reader
 from noisytwins_jax.utils.errors import UserError, first_line
 
@@ -43,7 +43,7 @@ _ADMITTED = {
 }
 
 
-class Record(NamedTuple):
+class CifarLocation(NamedTuple):
     """Where a CIFAR image is.
 
     Attributes:
@@ -52,7 +52,7 @@ class Record(NamedTuple):
       index: number of the image in the file, from 0.
     """
 
-    file: Place
+    file: Location
     binary: bool
     index: int
 
@@ -80,8 +80,8 @@ def cifar10_lt(source: Path, unpack_in: Path, imbalance_factor: float = 0.01, se
     """
     files, binary = _find_files(Path(source), unpack_in)
     suffix = ".bin" if binary else ""
-    train = _records([files[f"data_batch_{i}{suffix}"] for i in range(1, 6)], binary)
-    test = _records([files[f"test_batch{suffix}"]], binary)
+    train = _locate_images([files[f"data_batch_{i}{suffix}"] for i in range(1, 6)], binary)
+    test = _locate_images([files[f"test_batch{suffix}"]], binary)
     names = _class_names(files["batches.meta.txt" if binary else "batches.meta"], binary)
     return cifar10_listing(train, test, names, read_record, imbalance_factor, seed)
 
@@ -157,12 +157,12 @@ def long_tailed_indices(labels: np.ndarray, imbalance_factor: float, seed: int) 
 
 
 def read_record(item: Item) -> np.ndarray:
-    """Reads one image, uint8 ``[32, 32, 3]``, at ``item.place``, a `Record`."""
-    file, binary, index = item.place
+    """Reads one image, uint8 ``[32, 32, 3]``, at ``item.place``, a `CifarLocation`."""
+    file, binary, index = item.location
     return np.ascontiguousarray(_load(file, binary)[0][index].reshape(3, 32, 32).transpose(1, 2, 0))
 
 
-def _find_files(source: Path, unpack_in: Path) -> tuple[dict[str, Place], bool]:
+def _find_files(source: Path, unpack_in: Path) -> tuple[dict[str, Location], bool]:
     """The files of CIFAR-10 by name, and whether they are the binary version."""
     if source.is_dir():
         inside = ("cifar-10-batches-bin", "cifar-10-binary.tar.gz", "cifar-10-batches-py", "cifar-10-python.tar.gz")
@@ -172,7 +172,7 @@ def _find_files(source: Path, unpack_in: Path) -> tuple[dict[str, Place], bool]:
             raise UserError(f"{source} does not hold CIFAR-10; give {_WANTED}.")
         source = found[0]
     files = list_files(source, unpack_in)
-    by_name = {path.rsplit("/", 1)[-1]: place for path, place in files.items()}
+    by_name = {path.rsplit("/", 1)[-1]: location for path, location in files.items()}
     binary = "data_batch_1.bin" in by_name
     suffix = ".bin" if binary else ""
     needed = [*(f"data_batch_{i}{suffix}" for i in range(1, 6)), f"test_batch{suffix}"]
@@ -182,17 +182,17 @@ def _find_files(source: Path, unpack_in: Path) -> tuple[dict[str, Place], bool]:
     return by_name, binary
 
 
-def _records(files: list[Place], binary: bool) -> list[tuple[Record, int]]:
+def _locate_images(files: list[Location], binary: bool) -> list[tuple[CifarLocation, int]]:
     """All images of some files, in order, with their labels."""
     return [
-        (Record(file, binary, index), int(label))
+        (CifarLocation(file, binary, index), int(label))
         for file in files
         for index, label in enumerate(_load(file, binary)[1])
     ]
 
 
 @functools.lru_cache(maxsize=6)  # all files of CIFAR-10, once a process
-def _load(file: Place, binary: bool) -> tuple[np.ndarray, np.ndarray]:
+def _load(file: Location, binary: bool) -> tuple[np.ndarray, np.ndarray]:
     """Pixels uint8 ``[N, 3072]``, mapped rather than read where that is possible, and labels ``[N]`` of a file."""
     if binary:
         records = _map_bytes(file)
@@ -216,19 +216,19 @@ def _load(file: Place, binary: bool) -> tuple[np.ndarray, np.ndarray]:
     return pixels, labels
 
 
-def _map_bytes(file: Place) -> np.ndarray:
+def _map_bytes(file: Location) -> np.ndarray:
     """The bytes of a file, uint8; a file in a zip is read, any other one mapped."""
     if isinstance(file, str) and Path(file).stat().st_size:
         return np.memmap(file, np.uint8, mode="r")
-    if isinstance(file, Part) and file.size:
+    if isinstance(file, ByteRange) and file.size:
         return np.memmap(file.path, np.uint8, mode="r", offset=file.offset, shape=(file.size,))
-    return np.frombuffer(read_place(file), np.uint8)
+    return np.frombuffer(read_location(file), np.uint8)
 
 
-def _class_names(file: Place, binary: bool) -> list[str]:
+def _class_names(file: Location, binary: bool) -> list[str]:
     """Names of the ten classes, from the file that holds them."""
     if binary:
-        names = read_place(file).decode("utf-8", errors="replace").split()
+        names = read_location(file).decode("utf-8", errors="replace").split()
     else:
         names = _entry(file, _unpickle(file), b"label_names")
         names = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
@@ -247,23 +247,23 @@ class _ArraysOnly(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
 
 
-def _unpickle(file: Place) -> Any:
+def _unpickle(file: Location) -> Any:
     """What a pickle of the Python version holds; its strings are bytes."""
     try:
-        return _ArraysOnly(io.BytesIO(read_place(file)), encoding="bytes").load()
+        return _ArraysOnly(io.BytesIO(read_location(file)), encoding="bytes").load()
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(
             f"{_name(file)} is not a pickle of CIFAR-10 ({first_line(error)}); give the unchanged files: {_WANTED}."
         ) from error
 
 
-def _entry(file: Place, batch: Any, key: bytes) -> Any:
+def _entry(file: Location, batch: Any, key: bytes) -> Any:
     """An entry of an unpickled batch."""
     if not isinstance(batch, Mapping) or key not in batch:
         raise UserError(f"{_name(file)} has no entry {key.decode()!r}, so it is not of CIFAR-10; give {_WANTED}.")
     return batch[key]
 
 
-def _name(file: Place) -> str:
+def _name(file: Location) -> str:
     """The file in a message."""
     return file if isinstance(file, str) else str(file.path)

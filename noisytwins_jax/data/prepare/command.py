@@ -19,12 +19,12 @@ from typing import Any, NamedTuple, NoReturn
 
 from noisytwins_jax.data.prepare import finish, shards, tfds_source
 from noisytwins_jax.data.prepare.cifar import cifar10_lt
-from noisytwins_jax.data.prepare.drawn import digits_lt, petals
+from noisytwins_jax.data.prepare.class_summary import CLASS_COUNTS_FILE, describe_classes, draw_class_counts
+from noisytwins_jax.data.prepare.embedded import digits_lt, petals
 from noisytwins_jax.data.prepare.folders import animal_face, image_folder, imagenet_carnivore
 from noisytwins_jax.data.prepare.imagenet import imagenet, imagenet_lt
 from noisytwins_jax.data.prepare.inat import inat19
 from noisytwins_jax.data.prepare.listing import Listing, Problems
-from noisytwins_jax.data.prepare.statistics import PICTURE_FILE, describe_classes, draw_class_counts
 from noisytwins_jax.data.prepared import INFO_FILE, VERSION
 from noisytwins_jax.data.preprocessing import PUBLISHED, Preprocessing
 from noisytwins_jax.data.source import check_resolution
@@ -143,7 +143,7 @@ def prepare(arguments: argparse.Namespace) -> str:
     try:
         working.mkdir(parents=True, exist_ok=True)
         listing, options = _list_images(arguments, preparer, format, working / "unpacked")
-        plan = shards.fingerprint_of_plan(listing, format)
+        plan = shards.plan_fingerprint(listing, format)
         if (target / INFO_FILE).exists():
             if _is_same(target, plan, thresholds):
                 shutil.rmtree(working)
@@ -155,7 +155,7 @@ def prepare(arguments: argparse.Namespace) -> str:
                     "replace it."
                 )
         info = _write(arguments, listing, format, working, name, plan, options, thresholds)
-        draw_class_counts(working / PICTURE_FILE, name, info["splits"]["train"]["class_counts"], thresholds)
+        draw_class_counts(working / CLASS_COUNTS_FILE, name, info["splits"]["train"]["class_counts"], thresholds)
         shutil.rmtree(working / "unpacked", ignore_errors=True)
         for notes in working.glob("*.array_record-*.json"):
             notes.unlink()
@@ -168,7 +168,7 @@ def prepare(arguments: argparse.Namespace) -> str:
                 f"{error.filename or working}: {error.strerror or error}; see to it and run the same command."
             ) from error
         raise UserError(f"There is no space left in {working}; free some and run the same command to go on.") from None
-    return f"{describe_classes(info)}\nPrepared in {target}; the picture of its classes is {PICTURE_FILE} there."
+    return f"{describe_classes(info)}\nPrepared in {target}; the picture of its classes is {CLASS_COUNTS_FILE} there."
 
 
 def _is_same(target: Path, plan: str, thresholds: tuple[int, int]) -> bool:
@@ -260,7 +260,7 @@ def _write(
 
 def _to_do(shard: shards.Shard, skip: bool) -> bool:
     """Whether a shard is to be written: it is not there, or has lost images to mistakes that may be mended by now."""
-    notes = shards.read_notes(shard)
+    notes = shards.read_metadata(shard)
     return notes is None or (bool(notes.wrong) and not skip)
 
 

@@ -26,7 +26,7 @@ _MARKER = ".unpacked"  # holds the size of the archive once everything is unpack
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError)
 
 
-class Part(NamedTuple):
+class ByteRange(NamedTuple):
     """A file that is a stretch of bytes of another one, such as a member of an uncompressed tar."""
 
     path: str
@@ -34,7 +34,7 @@ class Part(NamedTuple):
     size: int
 
 
-class Member(NamedTuple):
+class ZipMember(NamedTuple):
     """A file in a zip, by its name there."""
 
     path: str
@@ -42,10 +42,10 @@ class Member(NamedTuple):
 
 
 # Where a file is: its path, or its place in an archive.
-Place = str | Part | Member
+Location = str | ByteRange | ZipMember
 
 
-def list_files(source: Path, unpack_in: Path) -> dict[str, Place]:
+def list_files(source: Path, unpack_in: Path) -> dict[str, Location]:
     """All files of a folder or archive, without hidden ones and ``__MACOSX``; links to folders are followed.
 
     Args:
@@ -85,7 +85,7 @@ def list_files(source: Path, unpack_in: Path) -> dict[str, Place]:
     return dict(sorted(files.items()))
 
 
-def list_nested_tar(tar: Path) -> dict[str, Place]:
+def list_nested_tar(tar: Path) -> dict[str, Location]:
     """The files of all tars in a tar, such as ILSVRC2012_img_train.tar; only headers are read.
 
     Args:
@@ -102,7 +102,7 @@ def list_nested_tar(tar: Path) -> dict[str, Place]:
     if not tar.is_file():
         raise UserError(f"There is no {tar}; give a tar that holds a tar for each class.")
     inner_tars = {name: part for name, part in _list_tar(tar).items() if name.endswith(".tar")}
-    files: dict[str, Place] = {}
+    files: dict[str, Location] = {}
     total = sum(part.size for part in inner_tars.values())
     with (
         open(tar, "rb") as file,
@@ -121,26 +121,26 @@ def read_file(item: Item) -> bytes:
     Raises:
       OSError: the file cannot be read.
     """
-    return read_place(item.place)
+    return read_location(item.location)
 
 
-def read_place(place: Place) -> bytes:
+def read_location(location: Location) -> bytes:
     """Reads the whole file at a place; raises an ``OSError`` if that fails."""
-    if isinstance(place, Part):
-        opened = _open(place.path)  # held while it is read
-        data = os.pread(opened.descriptor, place.size, place.offset)
-        if len(data) != place.size:
-            raise OSError(f"{place.path} ends within a file that starts at byte {place.offset}")
+    if isinstance(location, ByteRange):
+        opened = _open(location.path)  # held while it is read
+        data = os.pread(opened.descriptor, location.size, location.offset)
+        if len(data) != location.size:
+            raise OSError(f"{location.path} ends within a file that starts at byte {location.offset}")
         return data
-    if isinstance(place, Member):
+    if isinstance(location, ZipMember):
         try:
-            return _open_zip(place.path, os.getpid()).read(place.name)
+            return _open_zip(location.path, os.getpid()).read(location.name)
         except (*_DAMAGED, KeyError, RuntimeError) as error:  # RuntimeError: it is encrypted
-            raise OSError(f"{place.name} in {place.path} cannot be read: {first_line(error)}") from error
-    return Path(place).read_bytes()
+            raise OSError(f"{location.name} in {location.path} cannot be read: {first_line(error)}") from error
+    return Path(location).read_bytes()
 
 
-def wanted(name: str) -> bool:
+def is_visible(name: str) -> bool:
     """Whether a file or folder is neither hidden nor what macOS adds to archives; so ``..`` is not wanted either."""
     return not name.startswith(".") and name != "__MACOSX"
 
@@ -170,10 +170,10 @@ def _open_zip(path: str, pid: int) -> zipfile.ZipFile:
 def _clean(name: str) -> str | None:
     """The path of a file in an archive without ``./``; None if it, or a folder above it, is not wanted."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    return "/".join(parts) if parts and all(map(wanted, parts)) else None
+    return "/".join(parts) if parts and all(map(is_visible, parts)) else None
 
 
-def _list_folder(source: Path) -> dict[str, Place]:
+def _list_folder(source: Path) -> dict[str, Location]:
     """All wanted files below a folder, unsorted."""
     try:
         return dict(_walk(str(source), "", ()))
@@ -190,7 +190,7 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[st
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not wanted(entry.name):
+            if not is_visible(entry.name):
                 continue
             if entry.is_dir():
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, real))
@@ -198,13 +198,13 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[st
                 yield prefix + entry.name, entry.path
 
 
-def _list_tar(source: Path) -> dict[str, Part]:
+def _list_tar(source: Path) -> dict[str, ByteRange]:
     """All wanted files of an uncompressed tar, unsorted."""
     with open(source, "rb") as file:
         return dict(_tar_parts(source, file, 0, source.stat().st_size))
 
 
-def _tar_parts(path: Path, file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, Part]]:
+def _tar_parts(path: Path, file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, ByteRange]]:
     """Names and places of the wanted files of the uncompressed tar in the bytes from `start` to `end` of a file."""
     try:
         file.seek(start)
@@ -213,7 +213,7 @@ def _tar_parts(path: Path, file: BinaryIO, start: int, end: int) -> Iterator[tup
                 tar.members.clear()  # a million of them would not be small
                 name = _clean(member.name)
                 if name and _plain(member):
-                    yield name, Part(str(path), member.offset_data, member.size)
+                    yield name, ByteRange(str(path), member.offset_data, member.size)
             # A tar ends with blocks of zeros; `next` also stops, silently, at a header that it cannot understand.
             file.seek(tar.offset)
             last = file.read(_BLOCK)
@@ -232,7 +232,7 @@ def _plain(member: tarfile.TarInfo) -> bool:
     return member.isreg() and not member.issparse()
 
 
-def _list_zip(source: Path) -> dict[str, Place]:
+def _list_zip(source: Path) -> dict[str, Location]:
     """All wanted files of a zip, unsorted."""
     try:
         with zipfile.ZipFile(source) as archive:
@@ -241,8 +241,8 @@ def _list_zip(source: Path) -> dict[str, Place]:
         raise UserError(
             f"{source} cannot be read as a zip ({first_line(error)}): it is damaged or cut off, so get it again."
         ) from error
-    named = [(_clean(member), Member(str(source), member)) for member in members]
-    return {name: place for name, place in named if name}
+    named = [(_clean(member), ZipMember(str(source), member)) for member in members]
+    return {name: location for name, location in named if name}
 
 
 def _unpack(archive: Path, folder: Path) -> None:

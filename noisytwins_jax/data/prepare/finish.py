@@ -10,7 +10,7 @@ import PIL
 
 from noisytwins_jax.data.long_tail import class_groups, count_classes
 from noisytwins_jax.data.prepare.listing import Listing, Problems
-from noisytwins_jax.data.prepare.shards import Format, Notes, Shard, read_notes
+from noisytwins_jax.data.prepare.shards import Format, Shard, ShardMetadata, read_metadata
 from noisytwins_jax.data.prepared import INFO_FILE, VERSION, split_fingerprint
 from noisytwins_jax.utils.errors import UserError
 
@@ -118,8 +118,8 @@ def write_data_set(
     return info
 
 
-def _notes(shard: Shard) -> Notes:
-    notes = read_notes(shard)
+def _notes(shard: Shard) -> ShardMetadata:
+    notes = read_metadata(shard)
     if notes is None:
         raise UserError(f"{shard.path} is gone or has changed; run the same command to go on.")
     return notes

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from noisytwins_jax.data.long_tail import long_tail_counts
-from noisytwins_jax.data.prepare.files import Place, list_files, read_file, wanted
+from noisytwins_jax.data.prepare.files import Location, is_visible, list_files, read_file
+from noisytwins_jax.data.prepare.image_lists import class_folders, find_items, read_list
 from noisytwins_jax.data.prepare.listing import Item, Listing, Problems
-from noisytwins_jax.data.prepare.lists import class_folders, find_items, read_list
 from noisytwins_jax.data.source import seeded_generator
 from noisytwins_jax.utils.errors import UserError
 
@@ -17,7 +17,7 @@ _IGNORED = ("thumbs.db", "desktop.ini", ".txt", ".json", ".csv", ".md")  # ends 
 _REFERENCES = ("val", "valid", "validation", "test")
 _LAYOUT = "give a folder or archive with a folder of images for each class, or with such folders in train and val"
 
-_Classes = dict[str, list[tuple[str, Place]]]  # names and places of the images of each class, sorted
+_Classes = dict[str, list[tuple[str, Location]]]  # names and places of the images of each class, sorted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class _Tree:
     """
 
     name: str
-    files: dict[str, Place]
+    files: dict[str, Location]
     folder: Path | None
     prefix: str = ""
 
@@ -42,7 +42,7 @@ class _Tree:
 
     def below(self, top: str, prefix: str) -> "_Tree":
         """What is in a folder at the top."""
-        files = {p.removeprefix(f"{top}/"): place for p, place in self.files.items() if p.startswith(f"{top}/")}
+        files = {p.removeprefix(f"{top}/"): location for p, location in self.files.items() if p.startswith(f"{top}/")}
         return _Tree(f"{self.name}/{top}", files, self.folder / top if self.folder else None, prefix)
 
 
@@ -228,9 +228,9 @@ def _classes(tree: _Tree, problems: Problems, without: Collection[str] = ()) -> 
     """The images of each class: of each folder at the top, but those in `without` (in lower case), sorted by name."""
     folders = tree.tops()
     if tree.folder is not None:  # only there can empty folders be seen
-        folders |= {path.name for path in tree.folder.iterdir() if path.is_dir() and wanted(path.name)}
+        folders |= {path.name for path in tree.folder.iterdir() if path.is_dir() and is_visible(path.name)}
     classes: _Classes = {name: [] for name in sorted(folders) if name.lower() not in without}
-    for path, place in tree.files.items():
+    for path, location in tree.files.items():
         folder = path.split("/")[0] if "/" in path else None
         if folder is not None and folder not in classes:
             continue
@@ -240,7 +240,7 @@ def _classes(tree: _Tree, problems: Problems, without: Collection[str] = ()) -> 
         elif folder is None:
             problems.add("images outside the class folders", f"{tree.name}/{path}")
         else:
-            classes[folder].append((tree.prefix + path, place))
+            classes[folder].append((tree.prefix + path, location))
 
     filled = {name: images for name, images in classes.items() if images}
     if not filled:
@@ -261,7 +261,7 @@ def _classes(tree: _Tree, problems: Problems, without: Collection[str] = ()) -> 
 
 def _items(classes: _Classes, names: list[str]) -> list[Item]:
     """The images of the named classes, class by class; a class's label is its position among the names."""
-    return [Item(name, label, place) for label, c in enumerate(names) for name, place in classes.get(c, [])]
+    return [Item(name, label, location) for label, c in enumerate(names) for name, location in classes.get(c, [])]
 
 
 def _is_image(path: str) -> bool:

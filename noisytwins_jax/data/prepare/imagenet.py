@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from noisytwins_jax.data.prepare.files import Place, list_files, list_nested_tar, read_file
+from noisytwins_jax.data.prepare.files import Location, list_files, list_nested_tar, read_file
+from noisytwins_jax.data.prepare.image_lists import class_folders, find_items, read_list
 from noisytwins_jax.data.prepare.listing import Item, Listing, Problems, Reader
-from noisytwins_jax.data.prepare.lists import class_folders, find_items, read_list
 from noisytwins_jax.utils.errors import UserError
 
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -46,11 +46,13 @@ def imagenet(source: Path, unpack_in: Path) -> Listing:
         raise UserError(f"There is no {source}; give {_TRAIN_TAR}, or a folder that holds it or its images.")
     problems = Problems()
     files = _train_files(source, unpack_in).items()
-    train = _in_classes({path: place for path, place in files if not _NOT_TRAINING & {*path.split("/")[:-2]}})
+    train = _in_classes({path: location for path, location in files if not _NOT_TRAINING & {*path.split("/")[:-2]}})
     class_names = sorted({path.split("/")[0] for path in train})
     check_classes(class_names, source)
     labels = {wnid: label for label, wnid in enumerate(class_names)}
-    splits = {"train": [Item(f"train/{path}", labels[path.split("/")[0]], place) for path, place in train.items()]}
+    splits = {
+        "train": [Item(f"train/{path}", labels[path.split("/")[0]], location) for path, location in train.items()]
+    }
     folder = source.parent if source.is_file() or source.name in ("train", _TRAIN) else source
     if reference := _validation_items(folder, labels, unpack_in, problems):
         splits["reference"] = reference
@@ -171,14 +173,14 @@ def imagenet_lt_listing(
     )
 
 
-def _in_classes(files: dict[str, Place]) -> dict[str, Place]:
+def _in_classes(files: dict[str, Location]) -> dict[str, Location]:
     """The images whose folder is a WordNet id, by that and file name: ``n01440764/n01440764_10026.JPEG``."""
     found = {}
-    for path, place in files.items():
+    for path, location in files.items():
         wnid, _, file = path.rpartition("/")
         wnid = wnid.rpartition("/")[2]
         if _WORDNET_ID.fullmatch(wnid) and file.lower().endswith(_IMAGES):
-            found[f"{wnid}/{file}"] = place
+            found[f"{wnid}/{file}"] = location
     return found
 
 
@@ -191,11 +193,11 @@ def _validation_items(folder: Path, labels: dict[str, int], unpack_in: Path, pro
     files = list_files(where, unpack_in)
     if in_classes := _in_classes(files):
         items = []
-        for path, place in in_classes.items():
+        for path, location in in_classes.items():
             wnid, file = path.split("/")
             if wnid in labels:
                 name = file if file.startswith("ILSVRC2012_val_") else path  # others may come in every class
-                items.append(Item(f"val/{name}", labels[wnid], place))
+                items.append(Item(f"val/{name}", labels[wnid], location))
             else:
                 problems.add("validation images of classes without training images", f"{where}: {path}")
         return items
@@ -212,37 +214,37 @@ def _validation_items(folder: Path, labels: dict[str, int], unpack_in: Path, pro
             f"{list_path} has the class id {largest}, but class ids are 0 to {len(labels) - 1}, in the order of the "
             "WordNet ids; get Caffe's val.txt."
         )
-    places = {f"val/{path.rsplit('/', 1)[-1]}": place for path, place in files.items()}
-    return find_items(entries, places.get, problems, listed_in=list_path, source=where)
+    locations = {f"val/{path.rsplit('/', 1)[-1]}": location for path, location in files.items()}
+    return find_items(entries, locations.get, problems, listed_in=list_path, source=where)
 
 
-def _finder(source: Path, folder: Path, unpack_in: Path) -> Callable[[str], Place | None]:
+def _finder(source: Path, folder: Path, unpack_in: Path) -> Callable[[str], Location | None]:
     """Gives the place of an image of a list; looks at the training or validation images when one is asked for."""
 
     @functools.cache
-    def train() -> dict[str, Place]:
+    def train() -> dict[str, Location]:
         """By class folder and file name."""
         files = _train_files(source, unpack_in)
-        return {"/".join(path.split("/")[-2:]): place for path, place in files.items()}
+        return {"/".join(path.split("/")[-2:]): location for path, location in files.items()}
 
     @functools.cache
-    def val() -> dict[str, Place]:
+    def val() -> dict[str, Location]:
         """By file name."""
         where = _first(folder, _VAL_TAR, "val", "ILSVRC2012_img_val")
         if where is None:
             raise UserError(
                 f"The lists name images of val, but {folder} holds neither {_VAL_TAR} nor a folder val; add one of them."
             )
-        return {path.rsplit("/", 1)[-1]: place for path, place in list_files(where, unpack_in).items()}
+        return {path.rsplit("/", 1)[-1]: location for path, location in list_files(where, unpack_in).items()}
 
-    def find(name: str) -> Place | None:
+    def find(name: str) -> Location | None:
         parts = name.split("/")
         return val().get(parts[-1]) if parts[0] == "val" else train().get("/".join(parts[-2:]))
 
     return find
 
 
-def _train_files(source: Path, unpack_in: Path) -> dict[str, Place]:
+def _train_files(source: Path, unpack_in: Path) -> dict[str, Location]:
     """The training images; their paths end with class folder and file name."""
     where = _first(source, _TRAIN_TAR, "train", "ILSVRC2012_img_train") or source
     if where.is_dir() and where == source and not any(source.glob("n[0-9]*/")):

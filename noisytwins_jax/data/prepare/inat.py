@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from noisytwins_jax.data.prepare.files import list_files, read_file
+from noisytwins_jax.data.prepare.image_lists import find_items
 from noisytwins_jax.data.prepare.listing import Listing, Problems
-from noisytwins_jax.data.prepare.lists import find_items
 from noisytwins_jax.utils.errors import UserError, first_line
 
 _IMAGES = "train_val2019"
@@ -38,7 +38,7 @@ def inat19(source: Path, unpack_in: Path, annotations: Path | None = None) -> Li
 
     categories = {c["id"]: str(c.get("name", c["id"])) for c in train["categories"]}
     labels = {category: label for label, category in enumerate(sorted(categories))}
-    files = {_below_top(path): place for path, place in list_files(_image_source(source), unpack_in).items()}
+    files = {_below_top(path): location for path, location in list_files(_image_source(source), unpack_in).items()}
     splits = {}
     for split, path, content in (("train", paths[0], train), ("reference", paths[1], reference)):
         entries = _entries(path, content, labels, problems)

@@ -22,10 +22,10 @@ class Item:
 
     name: str
     label: int
-    place: Any
+    location: Any
 
 
-class Drawn(NamedTuple):
+class RenderedImage(NamedTuple):
     """An image that a reader makes at its final size instead of reading it from a file.
 
     Attributes:
@@ -40,7 +40,7 @@ class Drawn(NamedTuple):
 # Reads one image: the bytes of an image file, decoded pixels uint8 [H, W] or [H, W, 3], or a drawn image. It is called
 # in several processes, so it must survive pickling (a function of a module, a partial of one or an instance of a class);
 # it raises OSError or ValueError for what cannot be read.
-Reader = Callable[[Item], bytes | np.ndarray | Drawn]
+Reader = Callable[[Item], bytes | np.ndarray | RenderedImage]
 
 
 class Problems:

@@ -23,15 +23,15 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from noisytwins_jax.data import records
-from noisytwins_jax.data.prepare.listing import Drawn, Item, Listing, Problems, Reader
+from noisytwins_jax.data.prepare.listing import Item, Listing, Problems, Reader, RenderedImage
 from noisytwins_jax.data.preprocessing import Preprocessing
 from noisytwins_jax.utils.errors import UserError, first_line
 from noisytwins_jax.utils.retry import is_full
 
 SHARD_BYTES = 2**25  # of pixels: what a killed run loses for each process, unless there would be too many shards
-FEWEST, FEW_SHARDS = 256, 16  # small sets have smaller shards, so that every core has some
-MOST_SHARDS = 256  # of a split: every reading thread keeps all of them open, and a process has often 1024 files
-TOO_MANY = 1000  # wrong images, after which nothing more is tried
+MIN_SHARD_IMAGES, MIN_SHARDS = 256, 16  # small sets have smaller shards, so that every core has some
+MAX_SHARDS = 256  # of a split: every reading thread keeps all of them open, and a process has often 1024 files
+MAX_UNREADABLE = 1000  # wrong images, after which nothing more is tried
 UNREADABLE = "unreadable images"
 DUPLICATES = "training images that are reference images too"
 _REPORT_EVERY = 32  # images, between two reports of a process
@@ -63,13 +63,13 @@ class Shard:
     format: Format
 
     @property
-    def notes_path(self) -> Path:
+    def metadata_path(self) -> Path:
         """Where it says what is in the shard."""
         return self.path.with_name(f"{self.path.name}.json")
 
 
 @dataclass
-class Notes:
+class ShardMetadata:
     """What is in a shard, image by image, and what went wrong with the others."""
 
     names: list[str] = field(default_factory=list)
@@ -87,8 +87,8 @@ def plan_shards(listing: Listing, format: Format, directory: Path, name: str) ->
     largest = max(1, SHARD_BYTES // int(np.prod(format.shape)))
     shards = []
     for split, items in listing.splits.items():
-        size = min(largest, max(FEWEST, -(-len(items) // FEW_SHARDS)))
-        size = max(size, -(-len(items) // MOST_SHARDS))
+        size = min(largest, max(MIN_SHARD_IMAGES, -(-len(items) // MIN_SHARDS)))
+        size = max(size, -(-len(items) // MAX_SHARDS))
         order = np.random.Generator(np.random.PCG64(0)).permutation(len(items))
         count = -(-len(items) // size)
         for i in range(count):
@@ -98,7 +98,7 @@ def plan_shards(listing: Listing, format: Format, directory: Path, name: str) ->
     return shards
 
 
-def fingerprint_of_plan(listing: Listing, format: Format) -> str:
+def plan_fingerprint(listing: Listing, format: Format) -> str:
     """SHA-256 of everything that decides what is written, except where the source lies."""
     digest = hashlib.sha256(repr((format.shape, format.preprocessing.name, SHARD_BYTES)).encode())
     digest.update(repr((tuple(listing.class_names), listing.factor_names)).encode())
@@ -111,10 +111,10 @@ def fingerprint_of_plan(listing: Listing, format: Format) -> str:
     return digest.hexdigest()
 
 
-def read_notes(shard: Shard) -> Notes | None:
+def read_metadata(shard: Shard) -> ShardMetadata | None:
     """What is in a shard, or ``None`` if it is not there as a whole."""
     try:
-        notes = Notes(**json.loads(shard.notes_path.read_text()))
+        notes = ShardMetadata(**json.loads(shard.metadata_path.read_text()))
         return notes if shard.path.stat().st_size == notes.size else None
     except (OSError, ValueError, TypeError):
         return None
@@ -140,9 +140,9 @@ def write_shards(shards: Sequence[Shard], jobs: int, description: str) -> None:
                 ended, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 bar.update(done.value - bar.n)
                 wrong += sum(future.result() for future in ended)
-                if wrong > TOO_MANY:
+                if wrong > MAX_UNREADABLE:
                     raise UserError(
-                        f"More than {TOO_MANY} images cannot be read; see whether --source is the right one and whole."
+                        f"More than {MAX_UNREADABLE} images cannot be read; see whether --source is the right one and whole."
                     )
             bar.update(total - bar.n)
         except BrokenProcessPool:
@@ -170,7 +170,7 @@ def write_shard(shard: Shard, leave_out: Mapping[str, str] | None = None) -> int
     Raises:
       OSError: the shard cannot be written; what there is of it does not count.
     """
-    notes, problems = Notes(), Problems()
+    notes, problems = ShardMetadata(), Problems()
     unfinished = shard.path.with_name(f"{shard.path.name}.part")
     written = 0
     try:
@@ -202,11 +202,11 @@ def write_shard(shard: Shard, leave_out: Mapping[str, str] | None = None) -> int
         unfinished.unlink()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(unfinished))
     notes.wrong, notes.converted = problems.wrong, dict(problems.converted)
-    shard.notes_path.unlink(missing_ok=True)  # those of an earlier shard, which may have the same size
+    shard.metadata_path.unlink(missing_ok=True)  # those of an earlier shard, which may have the same size
     os.replace(unfinished, shard.path)
-    text = shard.notes_path.with_name(f"{shard.notes_path.name}.part")
+    text = shard.metadata_path.with_name(f"{shard.metadata_path.name}.part")
     text.write_text(json.dumps(vars(notes)))
-    os.replace(text, shard.notes_path)
+    os.replace(text, shard.metadata_path)
     return len(problems)
 
 
@@ -214,7 +214,7 @@ def _read(item: Item, shard: Shard, problems: Problems) -> records.Record | None
     resolution, channels, preprocess = shard.format
     try:
         found: Any = shard.read(item)
-        if isinstance(found, Drawn):
+        if isinstance(found, RenderedImage):
             return records.Record(found.image, item.label, item.name, np.asarray(found.factors, np.float32))
         return records.Record(preprocess(found, resolution, channels, problems.convert), item.label, item.name)
     except Exception as error:  # image libraries raise many types for what they cannot read

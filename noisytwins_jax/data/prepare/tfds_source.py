@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from noisytwins_jax.data.prepare.cifar import cifar10_listing
+from noisytwins_jax.data.prepare.image_lists import find_items, read_list
 from noisytwins_jax.data.prepare.imagenet import (
     LISTS,
     check_classes,
@@ -22,14 +23,13 @@ from noisytwins_jax.data.prepare.imagenet import (
     note_missing_reference,
 )
 from noisytwins_jax.data.prepare.listing import Item, Listing, Problems
-from noisytwins_jax.data.prepare.lists import find_items, read_list
 from noisytwins_jax.utils.errors import UserError, first_line
 
 PREFIX = "tfds:"
 _OPEN_FILES = 4096
 
 
-class Place(NamedTuple):
+class TfdsLocation(NamedTuple):
     """Where an image is: a TFDS data set (a name or a directory), a split of it, and the position there."""
 
     name: str
@@ -53,8 +53,8 @@ def cifar10_lt(source: str, imbalance_factor: float = 0.01, seed: int = 0) -> Li
     train.sort(key=lambda entry: entry[0])
     test.sort(key=lambda entry: entry[0])
     return cifar10_listing(
-        [(place, label) for _, place, label in train],
-        [(place, label) for _, place, label in test],
+        [(location, label) for _, location, label in train],
+        [(location, label) for _, location, label in test],
         _class_names(name),
         read_tfds,
         imbalance_factor,
@@ -79,10 +79,10 @@ def imagenet(source: str) -> Listing:
     check_classes(class_names, source)
     # TFDS has shuffled the images; a listing sorts them by name.
     train = _entries(name, "train", "file_name")
-    splits = {"train": [Item(f"train/{class_names[label]}/{file}", label, place) for file, place, label in train]}
+    splits = {"train": [Item(f"train/{class_names[label]}/{file}", label, location) for file, location, label in train]}
     if "validation" in _builder(name).info.splits:
         reference = _entries(name, "validation", "file_name")
-        splits["reference"] = [Item(f"val/{file}", label, place) for file, place, label in reference]
+        splits["reference"] = [Item(f"val/{file}", label, location) for file, location, label in reference]
     else:
         note_missing_reference(f"TFDS's {name} has no split validation")
     return imagenet_listing(class_names, splits, read_tfds, Problems())
@@ -104,15 +104,17 @@ def imagenet_lt(source: str, lists: Path | None = None) -> Listing:
     train = _entries(name, "train", "file_name")
     if lists is None:
         splits = {"train": train, "reference": _entries(name, "validation", "file_name")}
-        items = {split: [Item(file, label, place) for file, place, label in found] for split, found in splits.items()}
+        items = {
+            split: [Item(file, label, location) for file, location, label in found] for split, found in splits.items()
+        }
     else:
-        places = {file: place for file, place, _ in train}
+        locations = {file: location for file, location, _ in train}
         items = {}
         for split, file in zip(("train", "reference"), LISTS, strict=True):
             path = Path(lists) / file
             items[split] = find_items(
                 read_list(path, problems),
-                lambda entry: places.get(entry.rsplit("/", 1)[-1]),
+                lambda entry: locations.get(entry.rsplit("/", 1)[-1]),
                 problems,
                 listed_in=path,
                 source=Path(source),
@@ -121,11 +123,11 @@ def imagenet_lt(source: str, lists: Path | None = None) -> Listing:
 
 
 def read_tfds(item: Item) -> bytes:
-    """The bytes of the image file at ``item.place``, a `Place`."""
-    return _data_source(item.place.name, item.place.split)[item.place.index]["image"]
+    """The bytes of the image file at ``item.place``, a `TfdsLocation`."""
+    return _data_source(item.location.name, item.location.split)[item.location.index]["image"]
 
 
-def _entries(name: str, split: str, key: str) -> list[tuple[str, Place, int]]:
+def _entries(name: str, split: str, key: str) -> list[tuple[str, TfdsLocation, int]]:
     """Key, place and class id of every image of a split."""
     source = _data_source(name, split)
     entries = []
@@ -136,7 +138,7 @@ def _entries(name: str, split: str, key: str) -> list[tuple[str, Place, int]]:
             raise UserError(
                 f"TFDS's {name} has no feature {key!r} in its split {split}; give another data set of TFDS."
             )
-        entries.append((record[key].decode(), Place(name, split, index), int(record["label"])))
+        entries.append((record[key].decode(), TfdsLocation(name, split, index), int(record["label"])))
     return entries
 
 

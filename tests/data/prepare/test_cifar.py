@@ -169,7 +169,7 @@ def test_finds_the_version_in_a_folder(tmp_path):
 def test_pixels_are_mapped_not_read(tmp_path):
     source = write(tmp_path, "binary", "folder", contents("binary", *images_and_labels()))
     item = cifar10_lt(source, tmp_path, 1.0).splits["train"][0]
-    pixels, _ = cifar._load(item.place.file, item.place.binary)
+    pixels, _ = cifar._load(item.location.file, item.location.binary)
     while isinstance(pixels.base, np.ndarray):
         pixels = pixels.base
     assert isinstance(pixels, np.memmap)

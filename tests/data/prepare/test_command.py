@@ -7,12 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from waiting import TIMEOUT, wait_until
 
 from noisytwins_jax.data.prepare import command, shards
 from noisytwins_jax.data.prepared import INFO_FILE, prepared_splits
@@ -154,7 +154,7 @@ shape = list(info.features["image"].shape)
 assert "tensorflow" not in sys.modules
 print(json.dumps([info.name, str(info.version), info.features["label"].names, shape, rows]))
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT)
     assert result.returncode == 0, result.stderr
     name, version, class_names, shape, rows = json.loads(result.stdout)
     assert (name, version, class_names, shape) == ("farm", "1.0.0", ["ant", "bee", "cow"], [8, 8, 3])
@@ -277,7 +277,7 @@ def test_killed_and_going_on(tmp_path, many, in_process):
     working = prepared(tmp_path / "killed").with_name("1.0.0.incomplete")
     process = subprocess.Popen(program, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        until(lambda: list(working.glob("*.array_record-*.json")) or process.poll() is not None)
+        wait_until(lambda: list(working.glob("*.array_record-*.json")), process)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -302,21 +302,14 @@ def test_processes_end_with_the_first_one(tmp_path, many):
     working = prepared(tmp_path).with_name("1.0.0.incomplete")
     process = subprocess.Popen(program, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        until(lambda: list(working.glob("*.part")))
+        wait_until(lambda: list(working.glob("*.part")), process)
         process.kill()
         process.wait()
         assert process.returncode == -signal.SIGKILL
-        until(lambda: not alive(process.pid), seconds=5)
+        wait_until(lambda: not alive(process.pid), timeout=60)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def until(true, seconds=60):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.01)
 
 
 def alive(group):

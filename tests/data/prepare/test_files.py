@@ -51,7 +51,7 @@ def write(folder, kind, content):
 
 
 def read_all(listed):
-    return {name: read_file(pickle.loads(pickle.dumps(Item(name, 0, place)))) for name, place in listed.items()}
+    return {name: read_file(pickle.loads(pickle.dumps(Item(name, 0, location)))) for name, location in listed.items()}
 
 
 @pytest.mark.parametrize("kind", ["", ".zip", *TARS])
@@ -64,11 +64,11 @@ def test_lists_and_reads(tmp_path, kind):
 
 def test_tar_and_zip_are_read_where_they_are(tmp_path):
     for kind in (".tar", ".zip"):
-        place = list_files(write(tmp_path, kind, CONTENT), tmp_path)["a/1.png"]
-        assert place.path == str(tmp_path / f"data{kind}")
+        location = list_files(write(tmp_path, kind, CONTENT), tmp_path)["a/1.png"]
+        assert location.path == str(tmp_path / f"data{kind}")
     data = (tmp_path / "data.tar").read_bytes()
-    place = list_files(tmp_path / "data.tar", tmp_path)["a/deep/3.png"]
-    assert data[place.offset : place.offset + place.size] == CONTENT["a/deep/3.png"]
+    location = list_files(tmp_path / "data.tar", tmp_path)["a/deep/3.png"]
+    assert data[location.offset : location.offset + location.size] == CONTENT["a/deep/3.png"]
 
 
 def test_the_later_file_of_a_path_counts(tmp_path):
@@ -108,7 +108,7 @@ def test_folders_may_be_links_even_circular_ones(tmp_path):
 def test_processes_read_at_the_same_time(tmp_path, kind, method):
     content = {f"{i}.png": os.urandom(100_000) for i in range(40)}
     listed = list_files(write(tmp_path, kind, content), tmp_path)
-    items = [Item(name, 0, place) for name, place in listed.items()]
+    items = [Item(name, 0, location) for name, location in listed.items()]
     assert [read_file(item) for item in items] == list(map(content.get, listed))  # the parent has it open, too
     with multiprocessing.get_context(method).Pool(2) as pool:
         assert pool.map(read_file, items * 5, chunksize=1) == [content[name] for name in listed] * 5
@@ -205,9 +205,9 @@ def test_reading_fails_with_an_os_error(tmp_path):
     start = data.index(b"a/deep/3.png") + len(b"a/deep/3.png")
     data[start : start + 4] = b"\xff" * 4
     archive.write_bytes(data)
-    for place in (in_tar, in_zip, str(tmp_path / "gone.png")):
+    for location in (in_tar, in_zip, str(tmp_path / "gone.png")):
         with pytest.raises(OSError):
-            read_file(Item("x", 0, place))
+            read_file(Item("x", 0, location))
 
 
 def nested(folder, cut=None):
@@ -229,7 +229,7 @@ def test_nested_tar(tmp_path):
 
 def test_nested_tar_reads_headers_only(tmp_path, monkeypatch):
     tar = nested(tmp_path)
-    monkeypatch.setattr(files, "read_place", None)
+    monkeypatch.setattr(files, "read_location", None)
     monkeypatch.setattr(tarfile.TarFile, "extractfile", None)
     assert len(list_nested_tar(tar)) == 4
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from noisytwins_jax.data.prepare import finish, shards
-from noisytwins_jax.data.prepare.listing import Drawn, Item, Listing, Problems
+from noisytwins_jax.data.prepare.listing import Item, Listing, Problems, RenderedImage
 from noisytwins_jax.data.prepared import INFO_FILE, VERSION, PreparedSource
 from noisytwins_jax.data.preprocessing import Preprocessing
 from noisytwins_jax.utils.errors import UserError
@@ -16,22 +16,22 @@ REFERENCE = {f"reference/{i}": i % 3 for i in range(6)}
 
 def shade(item):
     """An image of one shade, its place; there is none at a negative one."""
-    if item.place < 0:
+    if item.location < 0:
         raise OSError("damaged")
-    return np.full((8, 8, 3), item.place, np.uint8)
+    return np.full((8, 8, 3), item.location, np.uint8)
 
 
 def drawn(item):
-    return Drawn(shade(item), np.array([item.place, 0.5], np.float32))
+    return RenderedImage(shade(item), np.array([item.location, 0.5], np.float32))
 
 
-def items(labels, start, places):
-    return [Item(name, label, places.get(name, start + i)) for i, (name, label) in enumerate(labels.items())]
+def items(labels, start, locations):
+    return [Item(name, label, locations.get(name, start + i)) for i, (name, label) in enumerate(labels.items())]
 
 
-def written(directory, places=None, **changes):
+def written(directory, locations=None, **changes):
     """A listing of seven training and six reference images and its shards, written; places say what is shown."""
-    splits = {"train": items(TRAIN, 0, places or {}), "reference": items(REFERENCE, 100, places or {})}
+    splits = {"train": items(TRAIN, 0, locations or {}), "reference": items(REFERENCE, 100, locations or {})}
     listing = Listing(
         **{"class_names": ["a", "b", "c"], "splits": splits, "read": shade, "description": "Grey."} | changes
     )
@@ -89,7 +89,7 @@ def test_collects_splits(tmp_path):
     assert splits["train"]["class_counts"] == [3, 2, 1]
     assert splits["reference"]["class_counts"] == [2, 2, 0]  # a class may lack reference images
     (shard,) = splits["train"]["shards"]
-    notes = shards.read_notes(planned[0])
+    notes = shards.read_metadata(planned[0])
     assert shard == {"file": planned[0].path.name, "images": 6, "bytes": notes.size, "sha256": notes.sha256}
 
 
@@ -103,7 +103,9 @@ def test_fingerprints_are_of_pixels_and_labels(tmp_path):
     other_names = {"train": items({f"x{name}": label for name, label in TRAIN.items()}, 0, {})}
     first = fingerprint("first")
     assert first == fingerprint("names", splits=other_names)
-    assert len({first, fingerprint("pixels", places={"train/0": 99}), fingerprint("labels", splits=other_labels)}) == 3
+    assert (
+        len({first, fingerprint("pixels", locations={"train/0": 99}), fingerprint("labels", splits=other_labels)}) == 3
+    )
 
 
 @pytest.mark.parametrize(("damaged", "named"), [("train/6", "class 2"), ("train/4 train/5", "class 1")])
@@ -126,7 +128,7 @@ def test_shard_that_is_gone(tmp_path):
 
 
 def test_writes_what_the_data_set_is(tmp_path):
-    info = data_set(tmp_path, places={"train/1": -1})
+    info = data_set(tmp_path, locations={"train/1": -1})
     assert json.loads((tmp_path / INFO_FILE).read_text()) == info
     assert (info["name"], info["version"], info["resolution"], info["channels"]) == ("set", VERSION, 8, 3)
     assert (info["preprocessing"], info["options"], info["class_names"]) == ("center-lanczos", {"seed": 3}, list("abc"))

@@ -13,8 +13,8 @@ from grain.sources import ArrayRecordDataSource
 
 from noisytwins_jax.data import records
 from noisytwins_jax.data.prepare import shards
-from noisytwins_jax.data.prepare.drawn import digits_lt, petals
-from noisytwins_jax.data.prepare.listing import Drawn, Item, Listing
+from noisytwins_jax.data.prepare.embedded import digits_lt, petals
+from noisytwins_jax.data.prepare.listing import Item, Listing, RenderedImage
 from noisytwins_jax.data.preprocessing import Preprocessing
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.retry import is_full
@@ -24,9 +24,9 @@ SMALL, LARGE = (shards.Format(size, 3, Preprocessing()) for size in (8, 64))
 
 def noise(item, size=8):
     """Pixels that are drawn from the place; there are none at a negative one."""
-    if item.place < 0:
-        raise OSError(f"damaged at {item.place}\nand a second line")
-    return np.random.default_rng(item.place).integers(0, 256, (size, size, 3), np.uint8)
+    if item.location < 0:
+        raise OSError(f"damaged at {item.location}\nand a second line")
+    return np.random.default_rng(item.location).integers(0, 256, (size, size, 3), np.uint8)
 
 
 def grey(item):
@@ -34,7 +34,7 @@ def grey(item):
 
 
 def drawn(item):
-    return Drawn(noise(item), np.array([item.place / 3, -1.0], np.float32))
+    return RenderedImage(noise(item), np.array([item.location / 3, -1.0], np.float32))
 
 
 def no_space(item):
@@ -73,9 +73,9 @@ def limit_files():
 
 def test_shard_and_notes(tmp_path):
     shard = one_shard(tmp_path)
-    assert shards.read_notes(shard) is None
+    assert shards.read_metadata(shard) is None
     assert shards.write_shard(shard) == 0
-    notes = shards.read_notes(shard)
+    notes = shards.read_metadata(shard)
     images = [noise(item) for item in shard.items]
     assert notes.names == [item.name for item in shard.items]
     assert notes.labels == [item.label for item in shard.items]
@@ -86,7 +86,7 @@ def test_shard_and_notes(tmp_path):
     for image, item, record in zip(images, shard.items, stored(shard), strict=True):
         np.testing.assert_array_equal(record.image, image)
         assert (record.label, record.name, record.factors) == (item.label, item.name, None)
-    assert set(tmp_path.iterdir()) == {shard.path, shard.notes_path}
+    assert set(tmp_path.iterdir()) == {shard.path, shard.metadata_path}
 
 
 def test_same_bytes_again(tmp_path):
@@ -95,14 +95,14 @@ def test_same_bytes_again(tmp_path):
         shard.path.parent.mkdir()
         shards.write_shard(shard)
     assert first.path.read_bytes() == second.path.read_bytes()
-    assert first.notes_path.read_bytes() == second.notes_path.read_bytes()
+    assert first.metadata_path.read_bytes() == second.metadata_path.read_bytes()
 
 
 def test_unreadable_images_are_left_out(tmp_path):
     shard = one_shard(tmp_path, damaged=(2, 7))
     assert shards.write_shard(shard) == 2
-    notes = shards.read_notes(shard)
-    whole = [item.name for item in shard.items if item.place >= 0]
+    notes = shards.read_metadata(shard)
+    whole = [item.name for item in shard.items if item.location >= 0]
     assert len(whole) == 10
     assert notes.names == whole == [record.name for record in stored(shard)]
     assert len(notes.labels) == len(notes.hashes) == 10
@@ -113,13 +113,13 @@ def test_unreadable_images_are_left_out(tmp_path):
 def test_shard_of_unreadable_images_alone(tmp_path):
     shard = one_shard(tmp_path, train=3, damaged=(0, 1, 2))
     assert shards.write_shard(shard) == 3
-    assert shards.read_notes(shard).names == []
+    assert shards.read_metadata(shard).names == []
 
 
 def test_leaves_duplicates_out(tmp_path):
     shard = one_shard(tmp_path)
     assert shards.write_shard(shard, {"train/4": "reference/1", "train/99": "reference/2"}) == 1
-    notes = shards.read_notes(shard)
+    notes = shards.read_metadata(shard)
     assert notes.wrong == {shards.DUPLICATES: ["train/4: as reference/1"]}
     assert notes.names == [item.name for item in shard.items if item.name != "train/4"]
     assert len(stored(shard)) == 11
@@ -128,15 +128,15 @@ def test_leaves_duplicates_out(tmp_path):
 def test_notes_conversions(tmp_path):
     shard = one_shard(tmp_path, read=grey)
     shards.write_shard(shard)
-    assert shards.read_notes(shard).converted == {"grey images": 12}
+    assert shards.read_metadata(shard).converted == {"grey images": 12}
     np.testing.assert_array_equal(stored(shard)[0].image[..., 2], grey(shard.items[0]))
 
 
 def test_notes_factors(tmp_path):
     shard = one_shard(tmp_path, read=drawn)
     shards.write_shard(shard)
-    expected = np.array([(item.place / 3, -1) for item in shard.items], np.float32)
-    np.testing.assert_array_equal(np.array(shards.read_notes(shard).factors, np.float32), expected)
+    expected = np.array([(item.location / 3, -1) for item in shard.items], np.float32)
+    np.testing.assert_array_equal(np.array(shards.read_metadata(shard).factors, np.float32), expected)
     np.testing.assert_array_equal([record.factors for record in stored(shard)], expected)
 
 
@@ -144,10 +144,10 @@ def test_notes_factors(tmp_path):
 def test_damaged_notes_do_not_count(tmp_path, text):
     shard = one_shard(tmp_path)
     shards.write_shard(shard)
-    shard.notes_path.unlink() if text is None else shard.notes_path.write_text(text)
-    assert shards.read_notes(shard) is None
+    shard.metadata_path.unlink() if text is None else shard.metadata_path.write_text(text)
+    assert shards.read_metadata(shard) is None
     shards.write_shard(shard)
-    assert len(shards.read_notes(shard).names) == 12
+    assert len(shards.read_metadata(shard).names) == 12
 
 
 def test_notes_without_their_shard_do_not_count(tmp_path):
@@ -155,9 +155,9 @@ def test_notes_without_their_shard_do_not_count(tmp_path):
     shards.write_shard(shard)
     with shard.path.open("ab") as file:
         file.write(b"x")
-    assert shards.read_notes(shard) is None
+    assert shards.read_metadata(shard) is None
     shard.path.unlink()
-    assert shards.read_notes(shard) is None
+    assert shards.read_metadata(shard) is None
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -178,14 +178,14 @@ def test_stopped_at_any_step(tmp_path, monkeypatch, step, again):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(shards.os, "replace", replace_or_stop)
         shards.write_shard(shard, {"train/4": "reference/1"})
-    notes = shards.read_notes(shard)
+    notes = shards.read_metadata(shard)
     if notes is not None:
         assert notes.sha256 == hashlib.sha256(shard.path.read_bytes()).hexdigest()
     assert again or notes is None
     shards.write_shard(shard)
-    assert len(shards.read_notes(shard).names) == len(stored(shard)) == 12
+    assert len(shards.read_metadata(shard).names) == len(stored(shard)) == 12
     assert not again or shard.path.stat().st_size == size
-    assert set(tmp_path.iterdir()) == {shard.path, shard.notes_path}
+    assert set(tmp_path.iterdir()) == {shard.path, shard.metadata_path}
 
 
 @pytest.mark.parametrize("lacking", [1, 5000, 70_000, 150_000])
@@ -193,7 +193,7 @@ def test_full_disk_leaves_nothing(tmp_path, limit_files, lacking):
     shard = one_shard(tmp_path, LARGE, read=functools.partial(noise, size=64))
     shards.write_shard(shard)
     size = shard.path.stat().st_size
-    for path in (shard.path, shard.notes_path):
+    for path in (shard.path, shard.metadata_path):
         path.unlink()
     limit_files(size - lacking)
     with pytest.raises(OSError, match="array_record") as raised:
@@ -206,7 +206,7 @@ def test_full_disk_is_no_unreadable_image(tmp_path):
     shard = one_shard(tmp_path, read=no_space)
     with pytest.raises(OSError, match="No space left"):
         shards.write_shard(shard)
-    assert shards.read_notes(shard) is None
+    assert shards.read_metadata(shard) is None
 
 
 def test_no_such_directory(tmp_path):
@@ -220,12 +220,12 @@ def test_full_disk_and_going_on(tmp_path, limit_files):
     limit_files(2**17)  # enough for the reference images alone
     with pytest.raises(UserError, match=f"^There is no space left in {tmp_path}; free some and run the same command"):
         shards.write_shards([reference, train], 1, "Test")
-    assert shards.read_notes(train) is None and not train.path.exists()
-    assert len(shards.read_notes(reference).names) == 5
+    assert shards.read_metadata(train) is None and not train.path.exists()
+    assert len(shards.read_metadata(reference).names) == 5
     limit_files(None)
     before = reference.path.stat()
-    shards.write_shards([shard for shard in planned if shards.read_notes(shard) is None], 1, "Test")
-    assert len(shards.read_notes(train).names) == 20
+    shards.write_shards([shard for shard in planned if shards.read_metadata(shard) is None], 1, "Test")
+    assert len(shards.read_metadata(train).names) == 20
     assert reference.path.stat().st_mtime_ns == before.st_mtime_ns
 
 
@@ -236,11 +236,11 @@ def test_progress_is_on_stderr(tmp_path, capsys):
     output = capsys.readouterr()
     assert output.out == ""
     assert "Preparing set" in output.err and "640/640" in output.err
-    assert sum(len(shards.read_notes(shard).names) for shard in planned) == 640
+    assert sum(len(shards.read_metadata(shard).names) for shard in planned) == 640
 
 
 def test_far_too_much_is_wrong(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "TOO_MANY", 3)
+    monkeypatch.setattr(shards, "MAX_UNREADABLE", 3)
     planned = shards.plan_shards(listing(damaged=range(4)), SMALL, tmp_path, "set")
     with pytest.raises(
         UserError, match=r"^More than 3 images cannot be read; see whether --source is the right one and whole\.$"
@@ -252,7 +252,7 @@ def test_process_that_is_killed(tmp_path):
     planned = shards.plan_shards(listing(read=killed), SMALL, tmp_path, "set")
     with pytest.raises(UserError, match=r"^A process that prepares images was killed, .* with fewer --jobs\.$"):
         shards.write_shards(planned, 1, "Test")
-    assert [shards.read_notes(shard) for shard in planned] == [None, None]
+    assert [shards.read_metadata(shard) for shard in planned] == [None, None]
 
 
 def test_plan_has_every_image_once(tmp_path):
@@ -297,10 +297,10 @@ def changed_item(split="train", **changes):
 
 
 def test_fingerprint_is_not_of_the_place():
-    expected = shards.fingerprint_of_plan(listing(), SMALL)
-    assert expected == shards.fingerprint_of_plan(listing(), SMALL)
-    assert expected == shards.fingerprint_of_plan(changed_item(place="elsewhere"), SMALL)
-    assert expected == shards.fingerprint_of_plan(listing(read=grey), SMALL)
+    expected = shards.plan_fingerprint(listing(), SMALL)
+    assert expected == shards.plan_fingerprint(listing(), SMALL)
+    assert expected == shards.plan_fingerprint(changed_item(location="elsewhere"), SMALL)
+    assert expected == shards.plan_fingerprint(listing(read=grey), SMALL)
 
 
 def test_fingerprint_is_of_what_is_written():
@@ -320,17 +320,17 @@ def test_fingerprint_is_of_what_is_written():
         (plain, SMALL._replace(preprocessing=Preprocessing.parse("center-box"))),
         (plain, SMALL._replace(preprocessing=Preprocessing.parse("center-lanczos-white"))),
     ]
-    assert len({shards.fingerprint_of_plan(*plan) for plan in plans}) == len(plans)
+    assert len({shards.plan_fingerprint(*plan) for plan in plans}) == len(plans)
 
 
 @pytest.mark.parametrize("draw", [functools.partial(petals, 8, 2, 4, 0.5, 1, 1), functools.partial(digits_lt, 8)])
 def test_fingerprint_is_of_the_seed_of_drawn_images(draw):
-    first, again, second = (shards.fingerprint_of_plan(draw(seed=seed), SMALL) for seed in (0, 0, 1))
+    first, again, second = (shards.plan_fingerprint(draw(seed=seed), SMALL) for seed in (0, 0, 1))
     assert first == again != second
 
 
 def test_notes_are_json(tmp_path):
     shard = one_shard(tmp_path)
     shards.write_shard(shard)
-    assert shard.notes_path.name == f"{shard.path.name}.json"
-    assert json.loads(shard.notes_path.read_text())["size"] == shard.path.stat().st_size
+    assert shard.metadata_path.name == f"{shard.path.name}.json"
+    assert json.loads(shard.metadata_path.read_text())["size"] == shard.path.stat().st_size

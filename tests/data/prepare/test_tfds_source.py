@@ -11,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
+from waiting import TIMEOUT
 
 from noisytwins_jax.data.prepare import cifar, tfds_source
 from noisytwins_jax.data.preprocessing import Preprocessing
@@ -150,7 +151,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIM
 entries = tfds_source._entries({source.removeprefix("tfds:")!r}, "train", "id")
 assert [place.index for _, place, _ in entries] == list(range({shards}))
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT)
     assert result.returncode == 0, result.stderr
 
 

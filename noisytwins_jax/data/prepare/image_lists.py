@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from noisytwins_jax.data.prepare.files import Place
+from noisytwins_jax.data.prepare.files import Location
 from noisytwins_jax.data.prepare.listing import Item, Problems
 from noisytwins_jax.utils.errors import UserError, first_line
 
@@ -51,7 +51,7 @@ def read_list(path: Path, problems: Problems) -> list[tuple[str, int]]:
 
 def find_items(
     entries: Sequence[tuple[str, int]],
-    find: Callable[[str], Place | None],
+    find: Callable[[str], Location | None],
     problems: Problems,
     *,
     listed_in: Path,
@@ -69,18 +69,18 @@ def find_items(
     Raises:
       UserError: none of the images is there.
     """
-    places = [find(name) for name, _ in entries]
-    if not any(place is not None for place in places):
+    locations = [find(name) for name, _ in entries]
+    if not any(location is not None for location in locations):
         raise UserError(
             f"None of the {len(entries)} images of {listed_in} is in {source}, the first one being {entries[0][0]}; "
             "give the source that holds them."
         )
     items = []
-    for (name, label), place in zip(entries, places, strict=True):
-        if place is None:
+    for (name, label), location in zip(entries, locations, strict=True):
+        if location is None:
             problems.add("listed images that are missing", f"{listed_in}: {name}")
         else:
-            items.append(Item(name, label, place))
+            items.append(Item(name, label, location))
     return items
 
 

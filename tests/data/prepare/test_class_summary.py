@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from noisytwins_jax.data.long_tail import class_groups
-from noisytwins_jax.data.prepare.statistics import describe_classes, draw_class_counts
+from noisytwins_jax.data.prepare.class_summary import describe_classes, draw_class_counts
 from noisytwins_jax.utils.plotting import RUN_COLOURS
 
 

@@ -1,7 +1,7 @@
 import pytest
 
+from noisytwins_jax.data.prepare.image_lists import class_folders, find_items, read_list
 from noisytwins_jax.data.prepare.listing import Problems
-from noisytwins_jax.data.prepare.lists import class_folders, find_items, read_list
 from noisytwins_jax.utils.errors import UserError
 
 
@@ -46,7 +46,7 @@ def test_find_items(tmp_path):
     problems = Problems()
     entries = [("b", 1), ("gone", 0), ("a", 0)]
     items = find_items(entries, {"a": "A", "b": "B"}.get, problems, listed_in=tmp_path / "list.txt", source=tmp_path)
-    assert [(item.name, item.label, item.place) for item in items] == [("b", 1, "B"), ("a", 0, "A")]
+    assert [(item.name, item.label, item.location) for item in items] == [("b", 1, "B"), ("a", 0, "A")]
     assert problems.wrong == {"listed images that are missing": [f"{tmp_path / 'list.txt'}: gone"]}
     with pytest.raises(UserError, match=r"None of the 3 images of .*list\.txt is in .*, the first one being b; give"):
         find_items(entries, {}.get, problems, listed_in=tmp_path / "list.txt", source=tmp_path)

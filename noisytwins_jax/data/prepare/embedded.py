@@ -7,7 +7,7 @@ import numpy as np
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.long_tail import long_tail_counts
 from noisytwins_jax.data.petals import FACTORS, draw, species
-from noisytwins_jax.data.prepare.listing import Drawn, Item, Listing
+from noisytwins_jax.data.prepare.listing import Item, Listing, RenderedImage
 from noisytwins_jax.data.source import ArraySource, DataSplits, check_resolution
 from noisytwins_jax.utils.errors import UserError
 
@@ -83,7 +83,7 @@ def petals(
     )
 
 
-def petals_drawn(resolution: int = 64, **options: int | float) -> DataSplits:
+def petals_splits(resolution: int = 64, **options: int | float) -> DataSplits:
     """The splits of `petals`, drawn into memory: for small sets, without preparing them."""
     listing = petals(resolution, **options)
 
@@ -124,13 +124,13 @@ def digits_lt(resolution: int = 8, imbalance_factor: float = 0.05, largest: int 
     )
 
 
-def _draw_item(item: Item, resolution: int, seed: int) -> Drawn:
-    label, index = item.place
-    return Drawn(*draw(label, index, resolution, seed))
+def _draw_item(item: Item, resolution: int, seed: int) -> RenderedImage:
+    label, index = item.location
+    return RenderedImage(*draw(label, index, resolution, seed))
 
 
 def _read_digit(item: Item, options: tuple[int, float, int, int]) -> np.ndarray:
-    split, i = item.place
+    split, i = item.location
     return getattr(_digits(*options), split).images[i, :, :, 0]
 
 

@@ -7,8 +7,8 @@ import pytest
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.long_tail import long_tail_counts
 from noisytwins_jax.data.petals import FACTORS, draw
-from noisytwins_jax.data.prepare.drawn import CLASSIFIER_START, REFERENCE_START, digits_lt, petals
-from noisytwins_jax.data.prepare.listing import Drawn
+from noisytwins_jax.data.prepare.embedded import CLASSIFIER_START, REFERENCE_START, digits_lt, petals
+from noisytwins_jax.data.prepare.listing import RenderedImage
 from noisytwins_jax.utils.errors import UserError
 
 
@@ -31,11 +31,11 @@ def test_petals_listing():
 
 
 def test_petals_splits_are_disjoint():
-    places = {split: {item.place for item in items} for split, items in petals(8).splits.items()}
-    assert len(set.union(*places.values())) == sum(map(len, places.values()))
-    assert max(index for _, index in places["train"]) < REFERENCE_START
-    assert min(index for _, index in places["reference"]) >= REFERENCE_START
-    assert max(index for _, index in places["reference"]) < CLASSIFIER_START
+    locations = {split: {item.location for item in items} for split, items in petals(8).splits.items()}
+    assert len(set.union(*locations.values())) == sum(map(len, locations.values()))
+    assert max(index for _, index in locations["train"]) < REFERENCE_START
+    assert min(index for _, index in locations["reference"]) >= REFERENCE_START
+    assert max(index for _, index in locations["reference"]) < CLASSIFIER_START
 
 
 @pytest.mark.parametrize("split", ["train", "reference", "classifier"])
@@ -45,18 +45,18 @@ def test_petals_reader(split):
     read = pickle.loads(pickle.dumps(listing.read))
     for item in pickle.loads(pickle.dumps(listing.splits[split])):
         drawn = read(item)
-        assert isinstance(drawn, Drawn)
+        assert isinstance(drawn, RenderedImage)
         assert drawn.image.shape == (16, 16, 3) and drawn.image.dtype == np.uint8
         assert drawn.factors.shape == (len(FACTORS),) and drawn.factors.dtype == np.float32
-        image, factors = draw(*item.place, 16, seed=4)
+        image, factors = draw(*item.location, 16, seed=4)
         assert (drawn.image == image).all() and (drawn.factors == factors).all()
-        assert item.place[0] == item.label
+        assert item.location[0] == item.label
 
 
 def test_petals_of_many_classes_begin_like_those_of_few():
     few, many = (petals(8, num_classes=k, largest=4, imbalance_factor=1) for k in (10, 1010))
     assert many.class_names[0] == "species 0000" and many.class_names[-1] == "species 1009"
-    assert [item.place for item in few.splits["train"]] == [item.place for item in many.splits["train"][:40]]
+    assert [item.location for item in few.splits["train"]] == [item.location for item in many.splits["train"][:40]]
     first, same = few.read(few.splits["train"][39]), many.read(many.splits["train"][39])
     assert (first.image == same.image).all() and (first.factors == same.factors).all()
 

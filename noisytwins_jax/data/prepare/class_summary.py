@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.utils.plotting import RUN_COLOURS, figure_png, new_figure, style_axes
 
-PICTURE_FILE = "class_counts.png"
+CLASS_COUNTS_FILE = "class_counts.png"
 _COLOURS = {"head": RUN_COLOURS[0], "medium": RUN_COLOURS[6], "tail": RUN_COLOURS[1]}
 _BARS = 40  # in the text's histogram, characters
 _ROWS = 10
