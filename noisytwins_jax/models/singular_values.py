@@ -1,14 +1,14 @@
-"""The largest singular values of every weight of a network (Brock et al., "Large Scale GAN Training for High Fidelity
-Natural Image Synthesis" (BigGAN), ICLR 2019, Sec. 4.1 and App. F): what foretells the collapse of training best.
+"""The largest singular values of every weight of a network, the earliest sign that training is about to collapse
+(Brock et al., "Large Scale GAN Training for High Fidelity Natural Image Synthesis" (BigGAN), ICLR 2019, Sec. 4.1, App. F).
 
-A weight is looked at as it is stored: before spectral normalisation, and without the gains of equalised learning rates.
-BigGAN's, which start orthogonal, have all singular values 1 at first. StyleGAN2's are stored with unit variance (the
-mapping network's with the inverse of its learning-rate multiplier) and multiplied by multiplier/√fan_in at run time, so
-that one of m × n starts near (√m + √n)/multiplier.
+Weights are taken as stored: before spectral normalisation, and without the gains of equalised learning rates. BigGAN's
+weights start orthogonal, with all singular values 1. StyleGAN2's are stored with unit variance (the mapping network's
+with the inverse of its learning-rate multiplier) and multiplied by multiplier/√fan_in at run time, so that an m × n weight
+starts near (√m + √n)/multiplier.
 
-The values come from subspace iteration with a warm start: weights move little from one look to the next, so that one
-iteration a look follows them. Sizes: k = min(3, m, n) values of an m × n matrix; functions are pure and take weights on
-any number of devices.
+The values come from subspace iteration with a warm start: weights change little between two calls, so that one iteration
+a call tracks them. Sizes: k = min(3, m, n) values of an m × n matrix; functions are pure and take weights on any number of
+devices.
 """
 
 import functools
@@ -28,17 +28,17 @@ FIRST_ITERATIONS = 20  # from a random start
 _product = functools.partial(jnp.matmul, precision="highest")
 
 
-class Spectra(NamedTuple):
-    """The leading singular values and vectors of each weight, by its name."""
+class SingularTriplets(NamedTuple):
+    """The largest singular values of each weight, with the vectors of the first, by the weight's name."""
 
     values: dict[str, Array]  # [k], descending, never above the true ones
-    bases: dict[str, Array]  # [min(m, n), k] orthonormal: singular vectors of the smaller side, for the next `advance`
+    bases: dict[str, Array]  # [min(m, n), k] orthonormal: singular vectors of the smaller side, for the next iteration
     left: dict[str, Array]  # [m], u of the first singular value
     right: dict[str, Array]  # [n], v of the same; one of the two is zero for a weight of zeros
 
 
-def matrices(params: PyTree) -> dict[str, Array]:
-    """The weights of a network as matrices ``[m, n]`` with a filter a column.
+def weight_matrices(params: PyTree) -> dict[str, Array]:
+    """Reshape the weights of a network to matrices ``[m, n]`` with one filter per column.
 
     Args:
       params: a tree of dictionaries. Parameters of two or four axes are weights, filters along their last axis; others
@@ -52,10 +52,12 @@ def matrices(params: PyTree) -> dict[str, Array]:
 
 
 def init_bases(params: PyTree, k: int = 3) -> dict[str, Array]:
-    """Where subspace iteration starts: `FIRST_ITERATIONS` from random vectors that depend on a weight's name alone.
+    """Compute the bases that subspace iteration starts from.
+
+    They are `FIRST_ITERATIONS` iterations away from random vectors that depend on the name of a weight only.
 
     Returns:
-      ``[min(m, n), min(k, m, n)]`` for each of `matrices`, orthonormal, in float32 or the weight's wider type.
+      ``[min(m, n), min(k, m, n)]`` for each of `weight_matrices`, orthonormal, in float32 or the weight's wider type.
     """
 
     def start(name: str, matrix: Array) -> Array:
@@ -63,29 +65,29 @@ def init_bases(params: PyTree, k: int = 3) -> dict[str, Array]:
         small = min(matrix.shape)
         return jax.random.normal(key, (small, min(k, small)), _dtype(matrix))
 
-    bases = {name: start(name, matrix) for name, matrix in matrices(params).items()}
-    return advance(params, _by_shape(_orthonormal, bases), FIRST_ITERATIONS).bases
+    bases = {name: start(name, matrix) for name, matrix in weight_matrices(params).items()}
+    return subspace_iteration(params, _by_shape(_orthonormal, bases), FIRST_ITERATIONS).bases
 
 
-def advance(params: PyTree, bases: Mapping[str, Array], iterations: int = 1) -> Spectra:
-    """Moves bases towards the leading singular vectors of the weights, and reads the singular values off them.
+def subspace_iteration(params: PyTree, bases: Mapping[str, Array], iterations: int = 1) -> SingularTriplets:
+    """Move bases towards the leading singular vectors of the weights, and compute the singular values.
 
     An iteration is ``Q ← orth(M MᵀQ)``, M being the weight, or its transpose if that has fewer rows. The values are those
     of the projected ``QQᵀM`` (Rayleigh-Ritz).
 
     Args:
-      params: the tree that `init_bases` had, some updates later.
-      bases: what `init_bases` or the last `advance` gave.
+      params: the tree given to `init_bases`, after any number of updates.
+      bases: from `init_bases` or the previous `subspace_iteration`.
       iterations: at least 1; static.
 
     Returns:
-      Values and vectors, without gradient. A weight that is not finite gives values that are not, and keeps its basis.
+      Values and vectors, without gradient. A weight with non-finite entries gives non-finite values; its basis is kept.
     """
-    weights = {name: jax.lax.stop_gradient(x).astype(_dtype(x)) for name, x in matrices(params).items()}
+    weights = {name: jax.lax.stop_gradient(x).astype(_dtype(x)) for name, x in weight_matrices(params).items()}
     wide = {name: x if x.shape[0] <= x.shape[1] else x.T for name, x in weights.items()}
 
     def iterate(_: int, bases: dict[str, Array]) -> dict[str, Array]:
-        return _by_shape(_orthonormal, {name: _moved(m, bases[name]) for name, m in wide.items()})
+        return _by_shape(_orthonormal, {name: _power_step(m, bases[name]) for name, m in wide.items()})
 
     bases = jax.lax.fori_loop(0, iterations, iterate, {name: bases[name] for name in wide})
     projected = {name: _product(m.T, bases[name]) for name, m in wide.items()}
@@ -101,45 +103,45 @@ def advance(params: PyTree, bases: Mapping[str, Array], iterations: int = 1) -> 
         if weights[name].shape[0] > weights[name].shape[1]:
             left[name], right[name] = right[name], left[name]
         bases[name] = jnp.where(jnp.isfinite(basis).all(), basis, bases[name])
-    return Spectra(values, bases, left, right)
+    return SingularTriplets(values, bases, left, right)
 
 
-def scalars(values: Mapping[str, Array], network: str) -> dict[str, Array]:
-    """Singular values under the names they are logged by: ``spectra/<network>/<path>/0`` the largest, ``…/1``, ``…/2``."""
+def to_metrics(values: Mapping[str, Array], network: str) -> dict[str, Array]:
+    """Return singular values under their names in the log: ``spectra/<network>/<path>/0`` the largest, ``…/1``, ``…/2``."""
     return {f"spectra/{network}/{name}/{i}": x[i] for name, x in values.items() for i in range(len(x))}
 
 
-def clamp(params: PyTree, spectra: Spectra, sigma: float | Array | Mapping[str, float | Array]) -> PyTree:
-    """``W - max(0, σ0 - σ_clamp) u0 v0ᵀ`` (eq. 4) for every weight: no first singular value above σ_clamp.
+def clamp(params: PyTree, triplets: SingularTriplets, sigma: float | Array | Mapping[str, float | Array]) -> PyTree:
+    """Clamp the first singular value of every weight: ``W - max(0, σ0 - σ_clamp) u0 v0ᵀ`` (eq. 4).
 
-    Only the first is clamped: a second one that is above σ_clamp as well becomes the first of the result, and is clamped
-    in its turn by the next ``clamp(params, advance(params, bases), sigma)``. The others stay what they are as far as the
-    vectors have converged, as those of a warm start have; no singular value ever grows.
+    Only the first is clamped: if the second is above σ_clamp as well, it becomes the first of the result, and the next
+    ``clamp(params, subspace_iteration(params, bases), sigma)`` clamps it. The others do not change as far as the vectors
+    have converged, as they have after a warm start; no singular value ever grows.
 
     Args:
-      params: the tree that `advance` had.
-      spectra: what it gave.
-      sigma: σ_clamp of all weights, or of each by its name; weights without one are left as they are. For a ratio r of
-        the second singular value: `ratio_limits`.
+      params: the tree given to `subspace_iteration`.
+      triplets: its result.
+      sigma: σ_clamp of all weights, or of each by its name; weights without one are unchanged. For a ratio r of the
+        second singular value see `ratio_limits`.
 
     Returns:
-      The tree with its weights clamped, in their own type.
+      The tree with clamped weights, in their own type.
     """
 
-    def one(path: tuple[Any, ...], weight: Array) -> Array:
+    def clamp_weight(path: tuple[Any, ...], weight: Array) -> Array:
         name = _name(path)
         limit = sigma.get(name) if isinstance(sigma, Mapping) else sigma
         if limit is None or not _is_weight(weight):
             return weight
-        excess = jnp.maximum(spectra.values[name][0] - limit, 0.0)
-        excess = (excess * jnp.outer(spectra.left[name], spectra.right[name])).reshape(weight.shape)
+        excess = jnp.maximum(triplets.values[name][0] - limit, 0.0)
+        excess = (excess * jnp.outer(triplets.left[name], triplets.right[name])).reshape(weight.shape)
         return (weight - excess).astype(weight.dtype)
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(clamp_weight, params)
 
 
 def ratio_limits(values: Mapping[str, Array], ratio: float) -> dict[str, Array]:
-    """``r·σ1`` of each weight that has a second singular value."""
+    """Compute ``r·σ1`` for each weight that has a second singular value."""
     return {name: ratio * x[1] for name, x in values.items() if len(x) > 1}
 
 
@@ -159,8 +161,8 @@ def _dtype(x: Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _moved(matrix: Array, basis: Array) -> Array:
-    """``M MᵀQ`` up to a factor, which keeps it from overflowing; Q itself where that is zero, to stay a generic start."""
+def _power_step(matrix: Array, basis: Array) -> Array:
+    """Compute ``M MᵀQ`` up to a factor, against overflow; return Q itself where that is zero, to stay a generic start."""
     large = _product(matrix.T, basis)
     norm = jnp.linalg.norm(large)
     return jnp.where(norm > 0, _product(matrix, large / jnp.where(norm > 0, norm, 1.0)), basis)
@@ -171,12 +173,12 @@ def _orthonormal(columns: Array) -> Array:
 
 
 def _by_shape(decompose: Callable[[Array], PyTree], arrays: Mapping[str, Array]) -> dict[str, PyTree]:
-    """A batched decomposition of each array, one for all arrays of a shape: compiling decompositions takes long."""
+    """Apply a batched decomposition once to all arrays of a shape, as compiling decompositions is slow."""
     groups: dict[Any, list[str]] = {}
     for name, x in arrays.items():
         groups.setdefault((x.shape, x.dtype), []).append(name)
     results = {}
     for names in groups.values():
-        together = decompose(jnp.stack([arrays[name] for name in names]))
-        results |= {name: jax.tree.map(lambda x, i=i: x[i], together) for i, name in enumerate(names)}
+        batch = decompose(jnp.stack([arrays[name] for name in names]))
+        results |= {name: jax.tree.map(lambda x, i=i: x[i], batch) for i, name in enumerate(names)}
     return results

@@ -3,14 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from noisytwins_jax.evaluation.report.singular_values_figure import in_order, spectra_figure
-from noisytwins_jax.models import singular_values as spectra
+from noisytwins_jax.evaluation.report.singular_values_figure import singular_values_figure, sort_layers
+from noisytwins_jax.models import singular_values
 from noisytwins_jax.utils.plotting import figure_image
 
 
 def record(step, values, kimg=True, network="generator", **others):
     return {"step": step, **({"kimg": step / 10} if kimg else {}), **others} | {
-        name: None if value is None else float(value) for name, value in spectra.scalars(values, network).items()
+        name: None if value is None else float(value) for name, value in singular_values.to_metrics(values, network).items()
     }
 
 
@@ -32,7 +32,7 @@ def curves(axes):
 
 
 def test_a_curve_for_every_weight_of_each_network(records):
-    figure = spectra_figure(records, "run")
+    figure = singular_values_figure(records)
     titles = {axes.get_title(loc="left"): axes for axes in figure.axes}
     first, second = titles["Generator: σ0 of every weight"], titles["Generator: σ0/σ1"]
     linear, conv, output = curves(first)  # first layer to last
@@ -53,7 +53,7 @@ def test_a_curve_for_every_weight_of_each_network(records):
 
 
 def test_the_layers_that_grew_most_are_named(records):
-    words = [axes for axes in spectra_figure(records).axes if axes.get_legend()]
+    words = [axes for axes in singular_values_figure(records).axes if axes.get_legend()]
     generator = [text.get_text() for text in words[0].get_legend().get_texts()]
     assert generator[0] == "linear (× 10.8)"
     assert set(generator[1:]) == {"blocks_0/conv1 (× 1)", "output_conv (× 1)"}
@@ -61,7 +61,7 @@ def test_the_layers_that_grew_most_are_named(records):
 
 def test_one_network_alone_over_steps():
     records = [record(step, {"a/weight": [2.0 + step, 1.0]}, kimg=False, network="discriminator") for step in (0, 7)]
-    figure = spectra_figure(records)
+    figure = singular_values_figure(records)
     assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == [
         "Discriminator: σ0 of every weight",
         "Discriminator: σ0/σ1",
@@ -71,7 +71,7 @@ def test_one_network_alone_over_steps():
 
 
 def test_marks_stand_at_their_steps(records):
-    figure = spectra_figure(records, marks={82.5: "collapse"})
+    figure = singular_values_figure(records, marks={82.5: "collapse"})
     marked = [axes for axes in figure.axes if axes.get_title(loc="left").startswith("Generator")]
     for axes in marked:
         assert list(axes.get_lines()[-1].get_xdata()) == [8.25, 8.25]
@@ -81,7 +81,7 @@ def test_marks_stand_at_their_steps(records):
 def test_numbers_that_a_logarithm_cannot_show_are_gaps():
     values = [2.0, None, math.nan, 0.0, 3.0]
     records = [record(step, {"w": [value, 1.0], "dead": [0.0, 0.0]}) for step, value in enumerate(values)]
-    figure = spectra_figure(records)
+    figure = singular_values_figure(records)
     shown = dict(enumerate(curves(figure.axes[0])))
     np.testing.assert_array_equal(shown[1][:, 1], [2, np.nan, np.nan, np.nan, 3])
     assert np.isnan(shown[0]).any(axis=1).all()
@@ -90,21 +90,21 @@ def test_numbers_that_a_logarithm_cannot_show_are_gaps():
 
 def test_rounding_does_not_look_like_change():
     records = [record(step, {"w": [1.0 + 1e-7 * (step % 2)]}) for step in range(20)]
-    low, high = spectra_figure(records).axes[0].get_ylim()
+    low, high = singular_values_figure(records).axes[0].get_ylim()
     assert high / low > 2
 
 
 def test_without_singular_values_there_is_no_figure():
-    assert spectra_figure([]) is None
-    assert spectra_figure([{"step": 1, "loss/generator": 2.0}]) is None
+    assert singular_values_figure([]) is None
+    assert singular_values_figure([{"step": 1, "loss/generator": 2.0}]) is None
 
 
 def test_order_of_layers():
     stylegan2 = ["synthesis/b16/conv0", "synthesis/b4/conv1", "synthesis/b8/conv0", "mapping/fc1", "mapping/embed"]
-    assert in_order(stylegan2, "generator") == [stylegan2[i] for i in (4, 3, 1, 2, 0)]
+    assert sort_layers(stylegan2, "generator") == [stylegan2[i] for i in (4, 3, 1, 2, 0)]
     discriminator = ["b4/conv", "output", "b16/conv0", "b8/conv0", "b32/fromrgb", "mapping/fc0"]
-    assert in_order(discriminator, "discriminator") == [discriminator[i] for i in (4, 2, 3, 0, 5, 1)]
+    assert sort_layers(discriminator, "discriminator") == [discriminator[i] for i in (4, 2, 3, 0, 5, 1)]
     biggan = ["blocks_10/conv1", "blocks_2/conv1", "blocks_2/bn1/gain", "linear", "output_conv", "shared"]
-    assert in_order(biggan, "generator") == [biggan[i] for i in (3, 5, 2, 1, 0, 4)]
+    assert sort_layers(biggan, "generator") == [biggan[i] for i in (3, 5, 2, 1, 0, 4)]
     biggan = ["blocks_1/conv1", "blocks_0/conv1", "embed", "linear", "input_conv"]
-    assert in_order(biggan, "discriminator") == [biggan[i] for i in (4, 1, 0, 2, 3)]
+    assert sort_layers(biggan, "discriminator") == [biggan[i] for i in (4, 1, 0, 2, 3)]
