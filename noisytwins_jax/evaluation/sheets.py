@@ -15,7 +15,7 @@ from noisytwins_jax.evaluation.report.latent_sheets import Band, interpolation_s
 from noisytwins_jax.evaluation.report.neighbour_sheet import neighbour_sheet
 from noisytwins_jax.generation.sampler import build_sampler
 from noisytwins_jax.generation.sheets import head_to_tail, sample_sheet
-from noisytwins_jax.models.latents import SYMBOLS, Truncation, check_truncation
+from noisytwins_jax.models.latents import TRUNCATION_SYMBOLS, Truncation, check_truncation
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.multihost import broadcast_from_primary, distributed_map
 
@@ -126,7 +126,7 @@ def _truncations(config: RunConfig, variables: dict, splits: DataSplits, path: P
     for cut in cuts:
         sampler = build_sampler(config, variables, splits, truncation=cut, seed=config.evaluation.seed)
         rows.append(distributed_map(lambda some, sampler=sampler: sampler(labels[some], indices[some]), len(labels))[0])
-    names = ["no truncation" if cut is None else f"{SYMBOLS[cut.kind]} {cut.strength:g}" for cut in cuts]
+    names = ["no truncation" if cut is None else f"{TRUNCATION_SYMBOLS[cut.kind]} {cut.strength:g}" for cut in cuts]
     images = {c: np.stack([row[labels == c] for row in rows]) for c in classes}
     return broadcast_from_primary(lambda: truncation_sheet(images, names, train.class_names, train.class_counts, path))
 

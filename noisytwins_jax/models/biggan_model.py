@@ -100,7 +100,9 @@ class BigGANModel(Model):
         dropout = real.dropout
         both = jax.tree.map(alternate, real._replace(dropout=None), fake._replace(dropout=None))
         both, stats = self.discriminate(variables, both._replace(dropout=dropout), update_stats=True)
-        real_output, fake_output = (jax.tree.map(lambda x, i=i: x.reshape(n, 2, *x.shape[1:])[:, i], both) for i in (0, 1))
+        real_output, fake_output = (
+            jax.tree.map(lambda x, i=i: x.reshape(n, 2, *x.shape[1:])[:, i], both) for i in (0, 1)
+        )
         return real_output, fake_output, stats
 
     @override

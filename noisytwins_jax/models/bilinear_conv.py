@@ -3,7 +3,7 @@
 A convolution ``S(y, w)``, its transpose in the input ``T(x, w)`` and its transpose in the weights ``W(y, x)`` are each
 other's derivatives: differentiating any of the three, any number of times in reverse mode, gives only these three. With
 one custom rule each, R1 and path length (gradients of gradients) therefore run on the lowerings chosen here instead of
-the ones automatic differentiation would emit. Two things are gained:
+the ones automatic differentiation would emit. This has two advantages:
 
 * XLA computes a transposed stride-2 convolution on a zero-stuffed grid, four times the work. Here ``T`` is four exact
   convolutions of 4, 2, 2 and 1 taps on the low-resolution grid, interleaved.
@@ -32,7 +32,7 @@ _WEIGHT_GRADIENT = lax.ConvDimensionNumbers(lhs_spec=(3, 0, 1, 2), rhs_spec=(3, 
 def _bilinear_family(
     forward: BilinearMap, transpose: BilinearMap, weight_gradient: BilinearMap
 ) -> tuple[BilinearMap, BilinearMap, BilinearMap]:
-    """Ties S, T and W together: each one's derivatives are the other two."""
+    """Define the derivatives of S, T and W by each other."""
     s, t, w = jax.custom_vjp(forward), jax.custom_vjp(transpose), jax.custom_vjp(weight_gradient)
     s.defvjp(lambda y, k: (s(y, k), (y, k)), lambda r, g: (t(g, r[1]), w(r[0], g)))
     t.defvjp(lambda x, k: (t(x, k), (x, k)), lambda r, g: (s(g, r[1]), w(g, r[0])))
@@ -48,7 +48,7 @@ def _conv(x: Array, w: Array, stride: int, padding: str | list[tuple[int, int]])
 
 
 def _swap(w: Array) -> Array:
-    """Exchanges input and output channels of an HWIO kernel."""
+    """Swap input and output channels of an HWIO kernel."""
     return jnp.swapaxes(w, 2, 3)
 
 
@@ -69,19 +69,19 @@ def _weight_gradient(y: Array, x: Array, dilation: int, padding: int) -> Array:
 
 
 def _neighbours(x: Array) -> Array:
-    """The 3×3 pixels around each, zeros beyond the border, row by row: ``[N, H, W, C] → [N, H, W, 9·C]``."""
+    """Gather the 3×3 pixels around each, row by row, zeros beyond the border: ``[N, H, W, C] → [N, H, W, 9·C]``."""
     height, width = x.shape[1:3]
     padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
     return jnp.concatenate([padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=-1)
 
 
 def _rows(w: Array) -> Array:
-    """A kernel as a matrix for `_neighbours`: ``[3, 3, I, O] → [9·I, O]``."""
+    """Reshape a kernel to a matrix for `_neighbours`: ``[3, 3, I, O] → [9·I, O]``."""
     return w.reshape(-1, w.shape[-1])
 
 
 def _to_taps(gradient: Array) -> Array:
-    """From ``[I, 9·O]``, of `_neighbours` of the outputs, to ``[3, 3, I, O]``: an output sees its inputs the other way."""
+    """Reshape a gradient ``[I, 9·O]``, from `_neighbours` of the outputs, to a kernel ``[3, 3, I, O]``, whose taps are reversed."""
     taps = gradient.reshape(gradient.shape[0], 3, 3, -1)[:, ::-1, ::-1]
     return taps.transpose(1, 2, 0, 3)
 
@@ -91,8 +91,8 @@ def _strided(y: Array, w: Array) -> Array:
 
 
 def _transposed_in_phases(x: Array, w: Array) -> Array:
-    """``out[2m + k] += x[m] w[k]`` for k = 0, 1, 2: even outputs have two taps an axis, odd ones a single tap."""
-    k = _swap(w.astype(x.dtype))  # cast once, before it is cut up
+    """Compute ``out[2m + k] += x[m] w[k]`` for k = 0, 1, 2: even outputs have two taps an axis, odd ones a single tap."""
+    k = _swap(w.astype(x.dtype))  # cast once, before slicing
     even, odd = slice(None, None, -2), slice(1, 2)  # taps (2, 0) meet x[m-1], x[m]; tap 1 meets x[m]
     two, one = (1, 1), (0, 0)
     ee = _conv(x, k[even, even], 1, [two, two])
@@ -114,10 +114,10 @@ conv1x1, _, _ = _bilinear_family(
     lambda x, w: _conv(x, _swap(w[None, None]), 1, "VALID"),
     lambda y, x: _weight_gradient(y, x, dilation=1, padding=0)[0, 0],
 )
-conv1x1.__doc__ = """A matrix for every pixel, as a convolution: ``[N, H, W, I] × [I, O] → [N, H, W, O]``.
+conv1x1.__doc__ = """Multiply every pixel by a matrix, as a convolution: ``[N, H, W, I] × [I, O] → [N, H, W, O]``.
 
-On TPUs. The gradient of a matrix product sums over N, H and W in this order, and to bring them into it XLA lays out the
-activations of the whole network differently from what its convolutions want, with copies between.
+The form for TPUs. The gradient of a matrix product sums over N, H and W in this order, for which XLA would lay out the
+activations of the whole network differently from what its convolutions need, with copies in between.
 """
 
 pixelwise_product, _, _ = _bilinear_family(
@@ -125,29 +125,32 @@ pixelwise_product, _, _ = _bilinear_family(
     lambda x, w: jnp.einsum("nhwo,io->nhwi", x, w.astype(x.dtype)),
     lambda y, x: jnp.einsum("nhwi,nhwo->io", y, x.astype(y.dtype), preferred_element_type=_at_least_float32(y)),
 )
-pixelwise_product.__doc__ = """`conv1x1` as a matrix product: two to four times as fast on CPUs."""
+pixelwise_product.__doc__ = """Compute `conv1x1` as a matrix product: two to four times as fast on CPUs."""
 
 conv3x3, _, _ = _bilinear_family(
     lambda y, w: _conv(y, w, 1, "SAME"),
     lambda x, w: _conv(x, _swap(w[::-1, ::-1]), 1, "SAME"),
     lambda y, x: _weight_gradient(y, x, dilation=1, padding=1),
 )
-conv3x3.__doc__ = """Correlation with zero padding: ``[N, H, W, I] × [3, 3, I, O] → [N, H, W, O]``."""
+conv3x3.__doc__ = """Correlate with zero padding: ``[N, H, W, I] × [3, 3, I, O] → [N, H, W, O]``."""
 
 conv3x3_to_few, _, _ = _bilinear_family(
     lambda y, w: _conv(y, w, 1, "SAME"),
     lambda x, w: _conv(_neighbours(x), _rows(_swap(w[::-1, ::-1]))[None, None], 1, "VALID"),
     lambda y, x: _to_taps(_weight_gradient(y, _neighbours(x), dilation=1, padding=0)[0, 0]),
 )
-conv3x3_to_few.__doc__ = """`conv3x3` to a few outputs, those of an image: its gradients are 1×1 convolutions of nine shifted copies.
+conv3x3_to_few.__doc__ = """Compute `conv3x3` with few outputs, as of an image: its gradients are 1×1 convolutions of nine shifted copies.
 
-As convolutions from three channels they cost a TPU more than the rest of a block: 57 Mcycles of a step of BigGAN-deep at
-256 px.
+As convolutions from three channels the gradients cost a TPU more than the rest of a block: 57 Mcycles of a step of
+BigGAN-deep at 256 px.
 """
 
 strided_conv3x3, transposed_conv3x3, _ = _bilinear_family(
     _strided, _transposed_in_phases, lambda y, x: _weight_gradient(y, x, dilation=2, padding=0)
 )
-strided_conv3x3.__doc__ = """Stride-2 correlation, no padding: ``[N, 2H+1, 2W+1, I] × [3, 3, I, O] → [N, H, W, O]``."""
-transposed_conv3x3.__doc__ = """Transpose of `strided_conv3x3` in its input: ``[N, H, W, O] × [3, 3, I, O] →
-[N, 2H+1, 2W+1, I]``."""
+strided_conv3x3.__doc__ = (
+    """Correlate with stride 2 and no padding: ``[N, 2H+1, 2W+1, I] × [3, 3, I, O] → [N, H, W, O]``."""
+)
+transposed_conv3x3.__doc__ = (
+    """Transpose `strided_conv3x3` in its input: ``[N, H, W, O] × [3, 3, I, O] → [N, 2H+1, 2W+1, I]``."""
+)

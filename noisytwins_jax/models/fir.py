@@ -22,11 +22,17 @@ from noisytwins_jax.models.bilinear_conv import strided_conv3x3, transposed_conv
 Array = jax.Array
 UpImpl = Literal["conv", "shift"]
 
+
+def default_up_impl(platform: str | None = None) -> UpImpl:
+    """Return the fastest form on a platform, as ``jax.default_backend()`` names it, which is the default."""
+    return "shift" if (platform or jax.default_backend()) == "cpu" else "conv"
+
+
 FILTER = np.array([1.0, 3.0, 3.0, 1.0]) / 8.0  # sums to one; upsampling doubles it per axis
 
 
 def upsample2d(x: Array) -> Array:
-    """Doubles height and width: ``[N, H, W, C] → [N, 2H, 2W, C]``."""
+    """Double height and width: ``[N, H, W, C] → [N, 2H, 2W, C]``."""
     for axis in (1, 2):
         before, after = _shifted(x, axis)
         phases = [0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after]
@@ -37,7 +43,7 @@ def upsample2d(x: Array) -> Array:
 
 
 def downsample2d(x: Array, impl: UpImpl = "shift") -> Array:
-    """Halves height and width: ``[N, 2H, 2W, C] → [N, H, W, C]``.
+    """Halve height and width: ``[N, 2H, 2W, C] → [N, H, W, C]``.
 
     With ``"conv"`` one depthwise 4×4 convolution: for activations on TPUs. Images have too few channels to gain by it.
     """
@@ -53,7 +59,7 @@ def downsample2d(x: Array, impl: UpImpl = "shift") -> Array:
 
 
 def upsampling_conv3x3(x: Array, w: Array, impl: UpImpl) -> Array:
-    """Transposed 3×3 convolution and filter: ``[N, H, W, I] × [3, 3, I, O] → [N, 2H, 2W, O]``.
+    """Apply a transposed 3×3 convolution and the filter: ``[N, H, W, I] × [3, 3, I, O] → [N, 2H, 2W, O]``.
 
     The kernel acts as a true convolution (flipped), as in the published networks.
     """
@@ -61,12 +67,12 @@ def upsampling_conv3x3(x: Array, w: Array, impl: UpImpl) -> Array:
 
 
 def downsampling_conv3x3(x: Array, w: Array, impl: UpImpl) -> Array:
-    """Filter and stride-2 3×3 correlation: ``[N, 2H, 2W, I] × [3, 3, I, O] → [N, H, W, O]``."""
+    """Apply the filter and a stride-2 3×3 correlation: ``[N, 2H, 2W, I] × [3, 3, I, O] → [N, H, W, O]``."""
     return strided_conv3x3(_filter(x, 2, 1.0, impl, columns_first=True), w)
 
 
 def _shifted(x: Array, axis: int) -> tuple[Array, Array]:
-    """The neighbours ``x[i-1]`` and ``x[i+1]`` along `axis`, zero beyond the border."""
+    """Return the neighbours ``x[i-1]`` and ``x[i+1]`` along `axis`, zero beyond the border."""
     pad = [(0, 0)] * x.ndim
     pad[axis] = (1, 1)
     padded, size = jnp.pad(x, pad), x.shape[axis]
@@ -74,7 +80,7 @@ def _shifted(x: Array, axis: int) -> tuple[Array, Array]:
 
 
 def _filter(x: Array, padding: int, gain: float, impl: UpImpl, columns_first: bool) -> Array:
-    """The filter along both axes, each of which changes by ``2·padding - 3`` pixels.
+    """Apply the filter along both axes, each of which changes by ``2·padding - 3`` pixels.
 
     Depthwise with rows first beside a transposed convolution, columns first before a strided one, whose transpose is rows
     first again: the TPU compiler then fuses the passes with each other and with what surrounds them.
@@ -90,7 +96,7 @@ def _filter(x: Array, padding: int, gain: float, impl: UpImpl, columns_first: bo
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _shifted_sums(x: Array, padding: int, gain: float) -> Array:
-    """The filter, whose transpose is itself with the rest of the padding: differentiated, slices would become pads."""
+    """Apply the filter as sums of slices. Its gradient, defined here, is the filter with the other padding: no pads of slices."""
     outer, inner = (float(gain * tap) for tap in FILTER[:2])
     for axis in (1, 2):
         size = x.shape[axis] + 2 * padding - 3
@@ -108,7 +114,7 @@ _shifted_sums.defvjp(
 
 
 def _depthwise(x: Array, taps: Array, padding: list[tuple[int, int]], stride: int = 1) -> Array:
-    """Correlates every channel with the same `taps`, ``[height, width]``."""
+    """Correlate every channel with the same `taps`, ``[height, width]``."""
     channels = x.shape[3]
     return lax.conv_general_dilated(
         x,

@@ -1,7 +1,7 @@
-"""Latent distributions, and truncation of what is drawn from them (Brock et al., "Large Scale GAN Training for High
-Fidelity Natural Image Synthesis" (BigGAN), ICLR 2019, section 3.1 and appendix E).
+"""Latent distributions and their truncation (Brock et al., "Large Scale GAN Training for High Fidelity Natural Image
+Synthesis" (BigGAN), ICLR 2019, section 3.1 and appendix E).
 
-Everything here can be traced, with the strength of a truncation too: one compiled program serves a whole sweep.
+Everything here can be traced, including the strength of a truncation: one compiled program serves a whole sweep.
 """
 
 import math
@@ -17,27 +17,29 @@ from noisytwins_jax.utils.errors import UserError, did_you_mean
 Array = jax.Array
 
 
-def _half(key: Array, shape: tuple[int, int]) -> Array:
+def _fair_bernoulli(key: Array, shape: tuple[int, int]) -> Array:
     return jax.random.bernoulli(key, 0.5, shape).astype(float)
 
 
 def _normal_bernoulli(key: Array, shape: tuple[int, int]) -> Array:
     normal, bernoulli = jax.random.split(key)
-    return jax.random.normal(normal, shape) * _half(bernoulli, shape)
+    return jax.random.normal(normal, shape) * _fair_bernoulli(bernoulli, shape)
 
 
 def _mixed(key: Array, shape: tuple[int, int]) -> Array:
     normal, bernoulli = jax.random.split(key)
     n, dim = shape
     discrete = dim // 2
-    return jnp.concatenate([jax.random.normal(normal, (n, dim - discrete)), _half(bernoulli, (n, discrete))], axis=1)
+    return jnp.concatenate(
+        [jax.random.normal(normal, (n, dim - discrete)), _fair_bernoulli(bernoulli, (n, discrete))], axis=1
+    )
 
 
-# Name → (key, (n, z_dim)) → latents [n, z_dim]. All elements are independent; p is 1/2 wherever there is a coin.
+# Name → (key, (n, z_dim)) → latents [n, z_dim]. All elements are independent; Bernoulli variables have p = 1/2.
 LATENTS: dict[str, Callable[[Array, tuple[int, int]], Array]] = {
     "normal": jax.random.normal,  # N(0, 1)
     "uniform": lambda key, shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0),  # U[-1, 1]
-    "bernoulli": _half,  # {0, 1}
+    "bernoulli": _fair_bernoulli,  # {0, 1}
     "censored": lambda key, shape: jax.nn.relu(jax.random.normal(key, shape)),  # max(N(0, 1), 0)
     "sign": lambda key, shape: jax.random.rademacher(key, shape, float),  # {-1, 1}
     "ternary": lambda key, shape: jax.random.randint(key, shape, -1, 2).astype(float),  # {-1, 0, 1}, a third each
@@ -48,23 +50,23 @@ LATENTS: dict[str, Callable[[Array, tuple[int, int]], Array]] = {
 
 TRUNCATIONS = (
     "psi",  # in W, towards its mean: w_avg + ψ·(w - w_avg)
-    "threshold",  # of the BigGAN paper: elements of z are drawn again until |z| ≤ threshold
-    "scaled",  # of the published BigGAN modules: strength times a normal z that is truncated to [-2, 2]
+    "threshold",  # of the BigGAN paper: elements of z are resampled until |z| ≤ threshold
+    "scaled",  # of the published BigGAN modules: strength times a normal z truncated to [-2, 2]
     "std",  # of BigGAN's PyTorch release: strength times z
 )
 
 
-KINDS = {  # what each does, for people
-    "psi": "w is drawn towards its mean",
-    "threshold": "elements of z above the threshold are drawn again",
-    "scaled": "z is a normal one cut off at 2, times the scale",
+TRUNCATION_DESCRIPTIONS = {  # for reports
+    "psi": "w is moved towards its mean",
+    "threshold": "elements of z above the threshold are resampled",
+    "scaled": "z is a normal variable truncated at 2, times the scale",
     "std": "z has this standard deviation",
 }
-SYMBOLS = {"psi": "ψ =", "threshold": "|z| ≤", "scaled": "scale =", "std": "std ="}  # before a strength, for people
+TRUNCATION_SYMBOLS = {"psi": "ψ =", "threshold": "|z| ≤", "scaled": "scale =", "std": "std ="}  # before a strength
 
 
 class Truncation(NamedTuple):
-    """One way of truncating, of `TRUNCATIONS`, and how far; the smaller the strength, the less variety."""
+    """A kind of truncation, of `TRUNCATIONS`, and its strength; the smaller the strength, the less variety."""
 
     kind: str
     strength: float
@@ -73,7 +75,7 @@ class Truncation(NamedTuple):
 class Latents(NamedTuple):
     """A distribution of latents.
 
-    `std_range` are the bounds of σ of kind ``"random_std"``, drawn uniformly for each sample; other kinds ignore it.
+    `std_range` are the bounds of σ of kind ``"random_std"``, uniform for each sample; other kinds ignore it.
     """
 
     z_dim: int
@@ -88,14 +90,14 @@ class Latents(NamedTuple):
         truncation_kind: str | None = None,
         strength: float | Array | None = None,
     ) -> Array:
-        """Draws latents ``[n, z_dim]`` in jax's default float type.
+        """Sample latents ``[n, z_dim]`` in jax's default float type.
 
         Kind ``"normal"`` is ``jax.random.normal(key, (n, z_dim))`` to the bit, at std 1 and without truncation.
 
         Args:
-          key: of the draw. One key gives latents that move continuously with the strength of a truncation.
+          key: PRNG key. With the same key, latents change continuously with the strength of a truncation.
           n: how many.
-          std: what untruncated latents are multiplied by (`annealed_std`); may be traced.
+          std: factor of the untruncated latents (`annealed_std`); may be traced.
           truncation_kind: of `TRUNCATIONS`, or ``None``. ``"psi"`` changes nothing here: it acts in W.
           strength: see `TRUNCATIONS`; may be traced. A threshold bounds the latents as they are returned, std included.
 
@@ -105,7 +107,7 @@ class Latents(NamedTuple):
         shape = (n, self.z_dim)
         if truncation_kind in ("threshold", "scaled"):
             if self.kind != "normal":
-                raise ValueError(f"truncation {truncation_kind!r} is of normal latents, not of {self.kind!r}.")
+                raise ValueError(f"truncation {truncation_kind!r} needs normal latents, not {self.kind!r}.")
             if truncation_kind == "scaled":
                 return strength * std * _truncated_normal(key, shape, 2.0)
             return std * _truncated_normal(key, shape, strength / jnp.asarray(std, float))
@@ -118,25 +120,25 @@ class Latents(NamedTuple):
 
 
 def annealed_std(kimg: float | Array, start: float, end: float, over_kimg: float) -> Array:
-    """Variance annealing: σ from `start` to `end`, linearly over the first `over_kimg` (above 0), and `end` from then on.
+    """Anneal σ linearly from `start` to `end` over the first `over_kimg` (above 0); it is `end` from then on.
 
-    BigGAN's appendix E has 2 to 1 "over the course of training"; which of the schedules tried, it does not say.
+    BigGAN's appendix E anneals from 2 to 1 "over the course of training" without stating the schedule.
     """
     return start + (end - start) * jnp.clip(jnp.asarray(kimg, float) / over_kimg, 0.0, 1.0)
 
 
 def parse_truncation(text: str, default_kind: str) -> Truncation | None:
-    """Reads ``0.7`` (of the default kind), ``threshold:0.5``, or nothing at all for no truncation (``None``).
+    """Parse ``0.7`` (of the default kind), ``threshold:0.5``, or an empty text for no truncation (``None``).
 
-    Whether it fits the network is for `check_truncation` to say.
+    Whether it fits the network is checked by `check_truncation`.
 
     Raises:
-      UserError: for anything else.
+      UserError: the text is anything else.
     """
     text = text.strip()
     if not text:
         return None
-    kind, _, number = (word.strip() for word in text.rpartition(":"))
+    kind, _, number = (part.strip() for part in text.rpartition(":"))
     kind = kind if ":" in text else default_kind
     _check_kind(kind)
     try:
@@ -148,7 +150,7 @@ def parse_truncation(text: str, default_kind: str) -> Truncation | None:
 
 
 def check_truncation(kind: str, strength: float, latents_kind: str, has_w: bool) -> None:
-    """Checks that a truncation can be done, and does something.
+    """Check that a truncation is possible and has an effect.
 
     Args:
       kind: of `TRUNCATIONS`.
@@ -157,12 +159,12 @@ def check_truncation(kind: str, strength: float, latents_kind: str, has_w: bool)
       has_w: whether the generator has a mapping network: StyleGAN2 has, BigGAN has none.
 
     Raises:
-      UserError: otherwise.
+      UserError: it is not possible, or has no effect.
     """
     _check_kind(kind)
     if kind == "psi" and not has_w:
         raise UserError(
-            "Truncation psi is in W, which this generator does not have; truncate its latents: threshold:0.5 or std:0.5."
+            "Truncation psi acts in W, which this generator does not have; truncate its latents: threshold:0.5 or std:0.5."
         )
     if kind in ("scaled", "std") and has_w:
         raise UserError(
@@ -170,7 +172,7 @@ def check_truncation(kind: str, strength: float, latents_kind: str, has_w: bool)
         )
     if kind in ("threshold", "scaled") and latents_kind != "normal":
         raise UserError(
-            f"Truncation {kind} is of normal latents, and these are {latents_kind}; use {'psi' if has_w else 'std'}, "
+            f"Truncation {kind} needs normal latents, and these are {latents_kind}; use {'psi' if has_w else 'std'}, "
             f"as {'psi:0.7' if has_w else 'std:0.5'}."
         )
     if kind == "psi" and not math.isfinite(strength):
@@ -187,12 +189,12 @@ def _check_kind(kind: str) -> None:
 
 
 def _truncated_normal(key: Array, shape: tuple[int, int], threshold: float | Array) -> Array:
-    """N(0, 1) given |z| ≤ threshold: ``Φ⁻¹`` of uniform numbers between ``Φ(-threshold)`` and ``Φ(threshold)``.
+    """Sample N(0, 1) given |z| ≤ threshold: ``Φ⁻¹`` of uniform numbers between ``Φ(-threshold)`` and ``Φ(threshold)``.
 
-    The uniform numbers are those of ``jax.random.normal(key, shape)``, which is so the limit of high thresholds.
+    The uniform numbers are those of ``jax.random.normal(key, shape)``, which is the limit of high thresholds.
     """
     threshold = jnp.asarray(threshold, float)
     above = np.nextafter(np.array(-1.0, threshold.dtype), np.array(0.0, threshold.dtype))  # -1 itself would give -∞
     u = jax.random.uniform(key, shape, threshold.dtype, minval=above, maxval=1.0)
     z = math.sqrt(2) * jax.lax.erf_inv(u * jax.lax.erf(threshold / math.sqrt(2)))
-    return jnp.clip(z, -threshold, threshold)  # of rounding at the ends
+    return jnp.clip(z, -threshold, threshold)  # rounding at the ends

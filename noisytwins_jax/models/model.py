@@ -27,12 +27,13 @@ class GeneratorInputs(NamedTuple):
 class DiscriminatorInputs(NamedTuple):
     """Inputs of the discriminator for N real or generated images."""
 
-    images: Array  # [N, H, W, C], after augmentation
+    images: Array  # [N, H, W, C]
     labels: Array  # [N] int32
     class_noise: Array  # [N, class_noise_dims[1]]
     low_images: Array | None = None  # [N, h, w, C], where there are low logits
     dropout: Array | None = None  # key, for a discriminator that drops features; None to drop none
     instances: Array | None = None  # [N, d], features of instances
+    augment_key: Array | None = None  # of the augmentation still to be done; networks take augmented images
 
 
 class Model(abc.ABC):

@@ -60,7 +60,7 @@ def test_of_any_network(changes, message):
         ({"biggan.attention": "8,x"}, "config.biggan.attention=8,x is no list of resolutions"),
         (
             {"evaluation.truncations": "0.5", "evaluation.truncation_kind": "psi"},
-            "Truncation psi is in W, which this generator does not have",
+            "Truncation psi acts in W, which this generator does not have",
         ),
         (
             INSTANCES | {"biggan.shared_embedding": False, "biggan.skip_z": False},

@@ -13,11 +13,12 @@ import tiny_biggan
 import tiny_run
 from biggan_networks import quick_jit, shapes
 from paths import HELPERS
+from waiting import TIMEOUT
 
 from noisytwins_jax.config import parse_config
 from noisytwins_jax.generation.sampler import Sampler, standing_statistics
 from noisytwins_jax.models.biggan import Discriminator, Generator
-from noisytwins_jax.models.instance_sampling import draw_features_of_classes, draw_pairs
+from noisytwins_jax.models.instance_sampling import sample_features_of_classes, sample_instances_and_labels
 from noisytwins_jax.models.model import DiscriminatorInputs
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.instance_conditioning import abstract_table
@@ -105,7 +106,9 @@ def test_both_networks_look_at_the_instance(model, networks):
 
 
 def test_pairs_are_an_instance_and_the_label_of_a_neighbour():
-    instances, labels = jax.device_get(jax.jit(draw_pairs, static_argnums=2)(jax.random.key(0), TABLE, 20_000))
+    instances, labels = jax.device_get(
+        jax.jit(sample_instances_and_labels, static_argnums=2)(jax.random.key(0), TABLE, 20_000)
+    )
     possible = TABLE.labels[TABLE.neighbours]
     assert (possible[instances] == labels[:, None]).any(axis=1).all()
     np.testing.assert_allclose(np.bincount(instances, minlength=N) / 20_000, 1 / N, atol=0.006)
@@ -116,7 +119,7 @@ def test_pairs_are_an_instance_and_the_label_of_a_neighbour():
 def test_an_instance_of_a_class_is_uniformly_drawn_among_its_images():
     labels = np.arange(20_000) % len(COUNTS)
     keys = jax.random.split(jax.random.key(0), len(labels))
-    found = np.asarray(jax.jit(draw_features_of_classes)(keys, TABLE, labels))
+    found = np.asarray(jax.jit(sample_features_of_classes)(keys, TABLE, labels))
     features = np.asarray(TABLE.features, found.dtype)
     numbers = (found @ features.T).argmax(axis=1)
     np.testing.assert_array_equal(found, features[numbers])
@@ -124,7 +127,7 @@ def test_an_instance_of_a_class_is_uniformly_drawn_among_its_images():
     for c, count in enumerate(COUNTS):
         shares = np.bincount(numbers[labels == c], minlength=N)[TABLE.labels == c] / (labels == c).sum()
         np.testing.assert_allclose(shares, 1 / count, atol=0.04)
-    assert draw_features_of_classes(keys, None, labels) is None
+    assert sample_features_of_classes(keys, None, labels) is None
 
 
 def test_fakes_have_the_features_of_their_instances_and_twins_share_them(model):
