@@ -1,13 +1,13 @@
-"""Petals: drawn flowers, any number of classes, every picture with the true factors that it was made from.
+"""Petals: rendered flowers in any number of classes, every image with its true factors of variation.
 
 A class is a species: the number, shape and colours of the petals and of the centre. Within a class seven factors vary,
-independent of each other and in the same way in every class, so both class consistency and the diversity of generated
-images have a ground truth. A picture is a pure function of (class, index, resolution, seed): nothing is downloaded.
+independently of each other and identically in every class, so that both the class consistency and the diversity of
+generated images have a ground truth. An image is a pure function of (class, index, resolution, seed); no download.
 
-Pictures are drawn in the plane [-1, 1] x [-1, 1], x to the right and y down, as layers from back to front: background,
-stem, rings of petals, centre. The outline of a ring is a function of the plane that is positive inside; dividing it by
-the length of its gradient gives the distance to the outline, to first order, and so the share of a pixel that is covered
-(G. Taubin, "Distance approximations for rasterizing implicit curves", ACM Transactions on Graphics 13(1), 1994).
+Images are drawn in the plane [-1, 1] x [-1, 1], x to the right and y down, as layers from back to front: background,
+stem, rings of petals, centre. The outline of a ring is the zero set of a function that is positive inside; the function
+divided by the norm of its gradient is, to first order, the distance to the outline, which gives the covered fraction of
+a pixel (G. Taubin, "Distance approximations for rasterizing implicit curves", ACM Transactions on Graphics 13(1), 1994).
 """
 
 import colorsys
@@ -24,47 +24,46 @@ FACTORS: tuple[str, ...] = ("x", "y", "size", "turn", "tilt", "hue", "background
 PATTERNS: tuple[str, ...] = ("plain", "stripes", "ring", "spots", "edge", "throat")
 TEXTURE_SHAPE = (6, 6)
 
-_SPECIES, _PICTURE = 1, 2  # purposes of random streams
-_SMALLEST_DRAWN = 64  # pixels; petals are too thin for coarser grids
+_SPECIES, _IMAGE = 1, 2  # purposes of random streams
+_SMALLEST_RENDERED = 64  # pixels; petals are too thin for coarser grids
 
-# Ranges of the factors in the picture.
+# Ranges of the factors in the image.
 _PLACE = (-0.22, 0.22)  # centre
 _SIZE = (0.54, 0.92)  # length of the longest petal
 _TURN = (-1.1, 1.1)  # radians from the longest petal to straight down
 _ASPECT = (1.0, 0.5)  # height over width of the ring of petals
-_HUE = (-0.04, 0.04)  # of the colour circle, around the hue of the species
+_HUE = (-0.04, 0.04)  # relative to the hue of the species
 _GROUND = np.array([[0.15, 0.10, 0.07], [0.34, 0.44, 0.22], [0.75, 0.83, 0.90]])  # soil, leaves, sky
-# Hues of petals at equal steps: from blue over violet, pink, red and orange to yellow. There is no green, which is for
-# leaves, and red to yellow have more room than on the colour circle.
+# Hues of petals at equal steps: from blue over violet, pink, red and orange to yellow. There is no green, the colour of
+# leaves, and red to yellow have a larger range than in HSV.
 _PETAL_HUES = (0.56, 0.68, 0.86, 0.98, 1.06, 1.17)
 _STEM = (0.33, 0.50, 0.20)
 _SHORTEST = 0.68  # length of the petals opposite the longest one over its length
 _RING = 0.68  # length of a ring of petals over that of the ring below
 
-# Step of each species parameter on the unit circle from one class to the next: the part behind the point of the golden
-# ratio and of square roots of primes. Multiples of irrational numbers fill the unit interval evenly from the beginning
-# on (a Kronecker sequence), so few classes are far apart and no two of many are the same. The primes are those below 300
-# for which the nearest two of 1010 classes are far apart and the parameters of the first dozen little correlated, as far
-# as a random search found them.
+# Step of each species parameter on the unit circle from one class to the next: the fractional parts of the golden ratio
+# and of square roots of primes. Multiples of irrational numbers fill the unit interval evenly from the start (a Kronecker
+# sequence), so a few classes are far apart and no two of many coincide. A random search over the primes below 300 chose
+# these: the nearest two of 1010 classes are far apart, and the parameters of the first twelve hardly correlated.
 _PRIMES = (131, 137, 53, 107, 73, 151, 139, 163, 13, 283, 17, 241, 97)
 _STEPS = np.sqrt([(3 + math.sqrt(5)) / 2, *_PRIMES]) % 1
 
 
 class Species(NamedTuple):
-    """What all flowers of one class have in common. Lengths are relative to the longest petal, hues in [0, 1).
+    """The parameters shared by all flowers of a class. Lengths are relative to the longest petal, hues in [0, 1).
 
     Attributes:
-      petals: petals of a ring, 3 to 13.
+      petals: petals per ring, 3 to 13.
       rings: rings of petals, each shorter than the one below and turned by half a petal; 1 to 3.
       width: largest half width of a petal over its length, about 0.08 to 0.5.
-      widest: where along the petal that is, 0.4 (ovals) to 0.75 (wedges), less for pointed petals.
-      point: form of the tip: 0.3 blunt, 0.5 round, 1 pointed.
+      widest: position of that width along the petal, 0.4 (ovals) to 0.75 (wedges), less for pointed petals.
+      point: shape of the tip: 0.3 blunt, 0.5 round, 1 pointed.
       notch: depth of the notch in the tip, 0 to 0.3; half of the species have none.
-      hue: of the petals at factor hue = 0.5, from blue over red to yellow.
-      saturation: of the petals, 0.4 to 0.95.
+      hue: hue of the petals at factor hue = 0.5, from blue over red to yellow.
+      saturation: saturation of the petals, 0.4 to 0.95.
       value: brightness of the petals, 0.72 to 1.
       centre: radius of the centre, 0.12 to 0.34.
-      centre_hue: of the centre, from red-brown to green.
+      centre_hue: hue of the centre, from red-brown to green.
       centre_value: brightness of the centre, 0.3 to 1.
       pattern: marking of the petals, one of `PATTERNS`.
       accent: hue of the marking, far from `hue`.
@@ -88,11 +87,11 @@ class Species(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def species(label: int, seed: int = 0) -> Species:
-    """The species of a class; it does not depend on how many classes there are.
+    """Return the species of a class; it is independent of the number of classes.
 
     Args:
       label: class id, from 0.
-      seed: of the data set.
+      seed: seed of the data set.
 
     Raises:
       UserError: an argument is negative.
@@ -101,13 +100,13 @@ def species(label: int, seed: int = 0) -> Species:
     start = np.random.Generator(np.random.PCG64([_SPECIES, seed])).random(len(_STEPS))
     u = ((start + label * _STEPS) % 1).tolist()
     petals = 3 + int(11 * u[1])
-    room = 0.62 * math.tan(math.pi / petals)  # half the distance of neighbouring petals at 0.62 of their length
+    spacing = 0.62 * math.tan(math.pi / petals)  # half the distance of neighbouring petals at 0.62 of their length
     point = _mix(0.3, 1.0, u[5])
     return Species(
         petals=petals,
         rings=1 + int(3 * u[4]),
-        width=_mix(min(0.24, 0.6 * room), min(0.5, 1.3 * room), u[2]),
-        widest=min(_mix(0.4, 0.75, u[3]), 1.2 / (1.2 + point)),  # else petals are too thin where they begin
+        width=_mix(min(0.24, 0.6 * spacing), min(0.5, 1.3 * spacing), u[2]),
+        widest=min(_mix(0.4, 0.75, u[3]), 1.2 / (1.2 + point)),  # otherwise petals are too thin at their base
         point=point,
         notch=max(0.0, _mix(-0.3, 0.3, u[6])),
         hue=_petal_hue(u[0]),
@@ -122,69 +121,69 @@ def species(label: int, seed: int = 0) -> Species:
 
 
 def draw(label: int, index: int, resolution: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Draws one picture of a class: the same arguments always give the same picture and factors.
+    """Draw one image of a class: the same arguments always give the same image and factors.
 
-    Pictures of one class, index and seed at two resolutions show the same flower, and have the same factors. Factors are
-    the same on all machines; pixels may differ by a grey level where processors round in different ways.
+    Images of one class, index and seed at two resolutions show the same flower with the same factors. The factors are
+    identical on all machines; pixels may differ by one grey level where processors round differently.
 
     Args:
       label: class id, from 0.
-      index: which picture of the class, from 0; any number of them are independent of each other.
+      index: index of the image in its class, from 0; images are independent of each other.
       resolution: pixels, a power of two of at least 8.
-      seed: of the data set.
+      seed: seed of the data set.
 
     Returns:
-      The picture, uint8 ``[resolution, resolution, 3]``, and its factors, float32 ``[7]`` in [0, 1), as in `FACTORS`.
+      The image, uint8 ``[resolution, resolution, 3]``, and its factors, float32 ``[7]`` in [0, 1), as in `FACTORS`.
 
     Raises:
       UserError: an argument is out of range.
     """
     _check_not_negative(label=label, index=index, seed=seed)
-    rng = np.random.Generator(np.random.PCG64([_PICTURE, seed, label, index]))
+    rng = np.random.Generator(np.random.PCG64([_IMAGE, seed, label, index]))
     factors = rng.random(len(FACTORS), dtype=np.float32)
     return render(species(label, seed), factors, resolution, rng.standard_normal(TEXTURE_SHAPE)), factors
 
 
 def render(flower: Species, factors: np.ndarray, resolution: int, texture: np.ndarray) -> np.ndarray:
-    """Draws a species with given factors.
+    """Render a species with given factors.
 
-    Mirroring a picture left to right gives one of the same species with the factors 1 - x and 1 - turn, so mirrored
+    Mirroring an image left to right gives an image of the same species with the factors 1 - x and 1 - turn, so mirrored
     training images have the same distribution.
 
     Args:
-      flower: what is drawn.
+      flower: the species.
       factors: ``[7]`` in [0, 1], in the order of `FACTORS`:
 
-        * x, y: place of the centre, from left to right and from top to bottom;
+        * x, y: position of the centre, from left to right and from top to bottom;
         * size: length of the longest petal;
         * turn: direction of the longest petal, within 63 degrees of straight down; the petals become shorter towards
-          the opposite side, so turning by a petal does not give the same picture;
+          the opposite side, so a rotation by one petal changes the image;
         * tilt: from a flower seen from above to one half as high as wide;
-        * hue: of the petals, around that of the species;
+        * hue: hue of the petals, relative to that of the species;
         * background: from dark soil over leaves to light sky.
 
       resolution: pixels, a power of two of at least 8.
       texture: ``TEXTURE_SHAPE``, about standard normal: weights of waves over the height and the width of the
-        background. A nuisance, no factor; it does not change the background's mean colour.
+        background. A nuisance variable, not a factor; it does not change the background's mean colour.
 
     Returns:
       uint8 ``[resolution, resolution, 3]``.
 
     Raises:
-      UserError: the resolution is no power of two of at least 8.
+      UserError: the resolution is not a power of two of at least 8.
     """
     check_resolution(resolution)
-    drawn = max(resolution, _SMALLEST_DRAWN)
-    picture = _render(flower, [float(f) for f in factors], drawn, texture)
-    if drawn != resolution:
-        k = drawn // resolution
-        picture = picture.reshape(3, resolution, k, resolution, k).mean((2, 4))
-    picture = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(picture.transpose(1, 2, 0))
+    rendered = max(resolution, _SMALLEST_RENDERED)
+    image = _render(flower, [float(f) for f in factors], rendered, texture)
+    if rendered != resolution:
+        k = rendered // resolution
+        image = image.reshape(3, resolution, k, resolution, k).mean((2, 4))
+    image = np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(image.transpose(1, 2, 0))
 
 
 def _render(flower: Species, factors: list[float], resolution: int, texture: np.ndarray) -> np.ndarray:
-    """`render` without rounding: float32 ``[3, resolution, resolution]``, nearly all in [0, 1]."""
+    """Render without rounding: float32 ``[3, resolution, resolution]``, nearly all in [0, 1]."""
     x, y, size, turn, tilt, hue, background = factors
     across, waves = _grid(resolution)
     x, y, size, aspect = _mix(*_PLACE, x), _mix(*_PLACE, y), _mix(*_SIZE, size), _mix(*_ASPECT, tilt)
@@ -193,25 +192,25 @@ def _render(flower: Species, factors: list[float], resolution: int, texture: np.
     p = (across - x) / size
     q = (across[:, None] - y) / (size * aspect)
     radius = np.sqrt(p * p + q * q)
-    up = -q / (radius + 0.1)  # cosine of the angle to the upward direction, without its jump at the centre
+    up = -q / (radius + 0.1)  # cosine of the angle to the upward direction, smoothed at the centre
     angle = np.arctan2(p, q) - _mix(*_TURN, turn)
     near = 0.5 + 0.5 * np.cos(angle)  # 1 at the longest petal, 0 opposite
     radius /= _SHORTEST + (1 - _SHORTEST) * near
     angle *= np.float32(flower.petals / (2 * math.pi))  # in petals
 
-    picture = _ground(background, texture, waves)
-    picture *= 1 - 0.4 * np.exp(-2.2 * (p * p + (q - 0.12) ** 2))  # shadow of the flower
-    _draw_stem(picture, across, x, y)
+    image = _ground(background, texture, waves)
+    image *= 1 - 0.4 * np.exp(-2.2 * (p * p + (q - 0.12) ** 2))  # shadow of the flower
+    _draw_stem(image, across, x, y)
 
     petal_colour = _rgb(flower.hue + _mix(*_HUE, hue), flower.saturation, flower.value)
     for ring in range(flower.rings):
-        _draw_ring(picture, flower, ring, radius, angle, up, petal_colour)
-    _draw_centre(picture, flower, p, (across[:, None] - y) / size, aspect, angle)
-    return picture
+        _draw_ring(image, flower, ring, radius, angle, up, petal_colour)
+    _draw_centre(image, flower, p, (across[:, None] - y) / size, aspect, angle)
+    return image
 
 
 def _draw_ring(
-    picture: np.ndarray,
+    image: np.ndarray,
     flower: Species,
     ring: int,
     radius: np.ndarray,
@@ -219,9 +218,9 @@ def _draw_ring(
     up: np.ndarray,
     petal_colour: np.ndarray,
 ) -> None:
-    """Draws one ring of petals, 0 is the outer one; ``angle`` counts petals, ``up`` is 1 above and -1 below."""
+    """Draw one ring of petals, 0 is the outer one; ``angle`` is in petals, ``up`` is 1 above and -1 below."""
     length = _RING**ring
-    above = _RING * length if ring + 1 < flower.rings else flower.centre  # radius of what lies on this ring
+    above = _RING * length if ring + 1 < flower.rings else flower.centre  # radius of the layer on top of this ring
     angle = angle + 0.5 * (ring % 2)
     bend = (angle - np.round(angle)) * np.float32(2 * math.pi / flower.petals)  # to the axis of the nearest petal
     side = radius * np.sin(bend) * np.float32(1 / (flower.width * length))  # 1 is the largest half width
@@ -244,19 +243,19 @@ def _draw_ring(
     light -= 0.10 * np.exp(-60 * side2)  # the middle vein
     light *= 1 - 0.35 * np.exp(-((np.maximum(radius - above, 0) / 0.11) ** 2))
     light *= mask
-    picture *= 1 - mask
+    image *= 1 - mask
     accent_colour = _rgb(flower.accent, 0.8, 0.62 if flower.value > 0.86 else 0.95)
     marking = _marking(flower.pattern, t, side, edge)
     if marking is None:
-        picture += petal_colour * light
+        image += petal_colour * light
     else:
         marked = marking * light
-        picture += petal_colour * (light - marked)
-        picture += accent_colour * marked
+        image += petal_colour * (light - marked)
+        image += accent_colour * marked
 
 
 def _marking(pattern: str, t: np.ndarray, side: np.ndarray, edge: np.ndarray) -> np.ndarray | None:
-    """How much of the accent colour a place of a petal has, in [0, 1]; None for none."""
+    """Compute the share of the accent colour at each point of a petal, in [0, 1]; None for no marking."""
     if pattern == "stripes":
         return _smooth(0.2, 0.8, np.cos(side * np.float32(2.6 * math.pi))) * _smooth(0.95, 0.6, t)
     if pattern == "ring":
@@ -271,9 +270,9 @@ def _marking(pattern: str, t: np.ndarray, side: np.ndarray, edge: np.ndarray) ->
 
 
 def _draw_centre(
-    picture: np.ndarray, flower: Species, p: np.ndarray, q: np.ndarray, aspect: float, angle: np.ndarray
+    image: np.ndarray, flower: Species, p: np.ndarray, q: np.ndarray, aspect: float, angle: np.ndarray
 ) -> None:
-    """Draws the centre, a dome with florets: it is foreshortened less than the petals and rises above them."""
+    """Draw the centre, a dome with florets: it is foreshortened less than the petals and rises above them."""
     q = (q + 0.4 * flower.centre * (1 - aspect)) / (0.5 + 0.5 * aspect)
     d2 = (p * p + q * q) * np.float32(1 / flower.centre**2)
     mask = _cover(1 - d2)
@@ -281,23 +280,23 @@ def _draw_centre(
     florets = np.cos(np.sqrt(d2) * np.float32(6 * math.pi)) * np.cos(angle * np.float32(4 * math.pi)) * d2
     light = 1.1 - 0.5 * d2 - 0.35 * q * np.float32(1 / flower.centre) * mask + 0.16 * florets
     colour = _rgb(flower.centre_hue, 0.85, flower.centre_value)
-    picture *= 1 - mask
-    picture += colour * (light * mask)
+    image *= 1 - mask
+    image += colour * (light * mask)
 
 
-def _draw_stem(picture: np.ndarray, across: np.ndarray, x: float, y: float) -> None:
-    """Draws the stem from the centre down to the lower edge, half the way to the middle there."""
+def _draw_stem(image: np.ndarray, across: np.ndarray, x: float, y: float) -> None:
+    """Draw the stem from the centre down to the lower edge, which it meets halfway to the middle."""
     down = np.maximum((across - y) / (1 - y), 0)[:, None]
     half = np.float32(0.035)
     distance = (across - x * (1 - 0.5 * down * down)) / half
     pixel = (across[1] - across[0]) / half
     mask = np.clip((1 - np.abs(distance)) / pixel + 0.5, 0, 1) * (across[:, None] > y)
-    picture *= 1 - mask
-    picture += np.float32(_STEM)[:, None, None] * (mask * (1 - 0.35 * np.minimum(distance * distance, 1)))
+    image *= 1 - mask
+    image += np.float32(_STEM)[:, None, None] * (mask * (1 - 0.35 * np.minimum(distance * distance, 1)))
 
 
 def _ground(background: float, texture: np.ndarray, waves: np.ndarray) -> np.ndarray:
-    """The background, float32 ``[3, resolution, resolution]``."""
+    """Compute the background, float32 ``[3, resolution, resolution]``."""
     position = background * (len(_GROUND) - 1)
     i = min(int(position), len(_GROUND) - 2)
     colour = _GROUND[i] + (_GROUND[i + 1] - _GROUND[i]) * (position - i)
@@ -307,7 +306,7 @@ def _ground(background: float, texture: np.ndarray, waves: np.ndarray) -> np.nda
 
 @functools.lru_cache(maxsize=8)
 def _grid(resolution: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of pixels along an axis, float32 ``[resolution]``, and waves there, ``[waves, resolution]``."""
+    """Compute pixel centres along an axis, float32 ``[resolution]``, and waves there, ``[waves, resolution]``."""
     across = (2 * np.arange(resolution, dtype=np.float32) + 1) / resolution - 1
     waves = np.cos(np.pi / 2 * np.arange(TEXTURE_SHAPE[0], dtype=np.float32)[:, None] * (across + 1))
     for array in (across, waves):
@@ -317,7 +316,7 @@ def _grid(resolution: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=1)
 def _texture_scale() -> np.ndarray:
-    """Amplitudes of the waves: fine ones are weaker, and the constant one is left out."""
+    """Compute the amplitudes of the waves: high frequencies are weaker, and the constant is left out."""
     height, width = np.indices(TEXTURE_SHAPE)
     scale = np.float32(0.10) / np.maximum(np.hypot(height, width), 1)
     scale[0, 0] = 0
@@ -325,9 +324,9 @@ def _texture_scale() -> np.ndarray:
 
 
 def _cover(inside: np.ndarray) -> np.ndarray:
-    """Share of each pixel that lies inside, in [0, 1], from a function that is positive there and 0 on the outline."""
+    """Compute the covered fraction of each pixel, in [0, 1], from a function that is positive inside the outline."""
     slope = np.empty_like(inside)
-    # The difference of both neighbours is twice the slope a pixel; the border takes that of the next row or column.
+    # The difference of both neighbours is twice the slope per pixel; the border copies the next row or column.
     down, right = inside[2:, 1:-1] - inside[:-2, 1:-1], inside[1:-1, 2:] - inside[1:-1, :-2]
     slope[1:-1, 1:-1] = np.sqrt(down * down + right * right)
     slope[0], slope[-1] = slope[1], slope[-2]
@@ -336,23 +335,23 @@ def _cover(inside: np.ndarray) -> np.ndarray:
 
 
 def _smooth(low: float, high: float, values: np.ndarray) -> np.ndarray:
-    """Rises smoothly from 0 at ``low`` to 1 at ``high``, or falls where ``low`` is the higher one."""
+    """Interpolate smoothly from 0 at ``low`` to 1 at ``high``, which may be below ``low``."""
     s = np.clip((values - low) * np.float32(1 / (high - low)), 0, 1)
     return s * s * (3 - 2 * s)
 
 
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
-    """A colour, float32 ``[3, 1, 1]``."""
+    """Convert a colour to RGB, float32 ``[3, 1, 1]``."""
     return np.float32(colorsys.hsv_to_rgb(hue % 1, saturation, value))[:, None, None]
 
 
 def _mix(first: float, second: float, share: float) -> float:
-    """The value at ``share`` of the way from the first to the second."""
+    """Interpolate linearly from the first value to the second."""
     return first + (second - first) * share
 
 
 def _petal_hue(share: float) -> float:
-    """A hue of flowers in [0, 1), from blue to yellow."""
+    """Return a hue of petals in [0, 1), from blue to yellow."""
     position = share * (len(_PETAL_HUES) - 1)
     i = min(int(position), len(_PETAL_HUES) - 2)
     return _mix(_PETAL_HUES[i], _PETAL_HUES[i + 1], position - i) % 1

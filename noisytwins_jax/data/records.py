@@ -1,7 +1,7 @@
-"""Records of prepared data: one `tf.train.Example` an image, as TFDS reads them, without TensorFlow.
+"""Records of prepared data: one `tf.train.Example` per image, as TFDS reads them, without TensorFlow.
 
-An example holds ``image`` (raw bytes of uint8 ``[H, W, C]``, row major), ``label`` (int64), ``id`` (text: what the image
-was called in its source) and, for drawn images, ``factors`` (float32 ``[F]``).
+An example holds ``image`` (raw bytes of uint8 ``[H, W, C]``, row major), ``label`` (int64), ``id`` (text, the image's name
+in its source) and, for rendered images, ``factors`` (float32 ``[F]``).
 """
 
 import functools
@@ -14,7 +14,7 @@ _Field = descriptor_pb2.FieldDescriptorProto
 
 
 class Record(NamedTuple):
-    """One image as it is stored."""
+    """A stored image with its label, name and factors."""
 
     image: np.ndarray  # uint8 [H, W, C]
     label: int
@@ -23,7 +23,7 @@ class Record(NamedTuple):
 
 
 def encode(record: Record) -> bytes:
-    """A record as the bytes of a serialised example; the same record always gives the same bytes."""
+    """Serialize a record as an example; equal records give equal bytes."""
     example = _example_class()()
     feature = example.features.feature
     feature["image"].bytes_list.value.append(np.ascontiguousarray(record.image).tobytes())
@@ -35,39 +35,20 @@ def encode(record: Record) -> bytes:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """The pixels of a serialised example alone, uint8 ``[H·W·C]`` (read-only): what training reads of a record.
+    """Read only the pixels of a serialized example, uint8 ``[H·W·C]`` (read-only).
 
     Raises:
-      ValueError: the bytes are no such example.
+      ValueError: the bytes are not an example with an image.
     """
     try:
         return np.frombuffer(_example_class().FromString(data).features.feature["image"].bytes_list.value[0], np.uint8)
-    except Exception as error:  # protobuf's own types, or no value
-        raise ValueError(f"not a record of prepared images ({error})") from error
-
-
-def decode(data: bytes, shape: tuple[int, int, int]) -> Record:
-    """All of a serialised example, whose image has a known shape ``[H, W, C]``.
-
-    Raises:
-      ValueError: the bytes are no such example.
-    """
-    try:
-        feature = _example_class().FromString(data).features.feature
-        factors = np.array(feature["factors"].float_list.value, np.float32) if "factors" in feature else None
-        return Record(
-            np.frombuffer(feature["image"].bytes_list.value[0], np.uint8).reshape(shape),
-            feature["label"].int64_list.value[0],
-            feature["id"].bytes_list.value[0].decode(),
-            factors,
-        )
-    except Exception as error:  # as in `decode_image`
+    except Exception as error:  # types of protobuf, or no value
         raise ValueError(f"not a record of prepared images ({error})") from error
 
 
 @functools.cache
 def _example_class() -> Any:
-    """The message `tensorflow.Example`, from its public definition, in a pool of our own beside TensorFlow's."""
+    """Build the message `tensorflow.Example` from its public definition, in a pool separate from TensorFlow's."""
     file = descriptor_pb2.FileDescriptorProto(
         name="noisytwins_jax/example.proto", package="tensorflow", syntax="proto3"
     )
@@ -83,8 +64,7 @@ def _example_class() -> Any:
     entry.options.map_entry = True
     _add_field(entry, "key", 1, "STRING")
     _add_field(entry, "value", 2, "MESSAGE", type_name=".tensorflow.Feature")
-    map_of = ".tensorflow.Features.FeatureEntry"
-    _add_field(features, "feature", 1, "MESSAGE", repeated=True, type_name=map_of)
+    _add_field(features, "feature", 1, "MESSAGE", repeated=True, type_name=".tensorflow.Features.FeatureEntry")
     example = file.message_type.add(name="Example")
     _add_field(example, "features", 1, "MESSAGE", type_name=".tensorflow.Features")
     pool = descriptor_pool.DescriptorPool()

@@ -1,4 +1,4 @@
-"""Prepared data in a bucket: copied to this machine once, file by file, and read from there."""
+"""Local copies of prepared data in a bucket."""
 
 import fcntl
 import json
@@ -16,18 +16,18 @@ DEFAULT_CACHE = Path("~/.cache/noisytwins_jax/data")
 
 
 def local_directory(address: str, info_file: str, cache: str = "") -> Path:
-    """A directory of this machine with the files of a prepared data set.
+    """Return a local directory with the files of a prepared data set, copying them first if necessary.
 
-    A local path is returned as it is. For anything with ``://`` (gs://, s3://, …; fsspec's file systems) the files that
-    `info_file` names are copied into `cache` if they are not there yet; several processes of a machine share one copy.
+    A local path is returned unchanged. For an address with ``://`` (gs://, s3://, …; fsspec's file systems), the files
+    that `info_file` lists are copied into `cache` unless they are there; the processes of a machine share one copy.
 
     Args:
-      address: of the data set's directory.
-      info_file: the file in it that names the others, with their sizes.
-      cache: a directory; empty for `DEFAULT_CACHE`.
+      address: directory of the data set.
+      info_file: name of the file in it that lists the others with their sizes.
+      cache: local directory; empty for `DEFAULT_CACHE`.
 
     Raises:
-      UserError: the address cannot be read, a file of the data set is missing there, or there is no space.
+      UserError: the address cannot be read, a file of the data set is missing, or the disk is full.
     """
     if "://" not in address:
         return Path(address).expanduser()
@@ -35,15 +35,15 @@ def local_directory(address: str, info_file: str, cache: str = "") -> Path:
     try:
         target.mkdir(parents=True, exist_ok=True)
         with (target / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of this machine wait, and find everything there
+            fcntl.flock(lock, fcntl.LOCK_EX)  # this machine's other processes wait, then find all files
             _mirror(address, info_file, target)
     except UserError:
         raise
     except FileNotFoundError:
-        pass  # of the data set as a whole: the caller says so
+        pass  # the whole data set is missing: the caller reports it
     except ImportError as error:
         raise UserError(f"{address} needs a package that is not installed ({first_line(error)}).") from None
-    except Exception as error:  # of many types, one for each kind of storage
+    except Exception as error:  # every file system has its own types
         if is_full(error):
             raise UserError(
                 f"There is no space left in {target} for {address}; free some, or set config.data.cache."
@@ -55,13 +55,13 @@ def local_directory(address: str, info_file: str, cache: str = "") -> Path:
 def _mirror(address: str, info_file: str, target: Path) -> None:
     files, root = fsspec.core.url_to_fs(address)
     text = retry(lambda: files.cat_file(f"{root}/{info_file}"), f"Reading {address}/{info_file}")
-    wanted = dict(_files_of(json.loads(text)))
-    whole, begun = target / info_file, target / f".{info_file}.part"
-    if text not in (_content(whole), _content(begun)):  # prepared anew: other files, though of the same sizes perhaps
-        for path in (whole, begun, *(target / name for name in wanted)):
+    sizes = dict(_list_files(json.loads(text)))
+    complete, partial = target / info_file, target / f".{info_file}.part"
+    if text not in (_read_bytes(complete), _read_bytes(partial)):  # prepared again: sizes may agree, contents differ
+        for path in (complete, partial, *(target / name for name in sizes)):
             path.unlink(missing_ok=True)
-    begun.write_bytes(text)
-    missing = {name: size for name, size in wanted.items() if _size(target / name) != size}
+    partial.write_bytes(text)
+    missing = {name: size for name, size in sizes.items() if _size(target / name) != size}
     with tqdm(
         total=sum(missing.values()), unit="B", unit_scale=True, desc=f"Copying {address}", disable=not missing
     ) as bar:
@@ -76,16 +76,16 @@ def _mirror(address: str, info_file: str, target: Path) -> None:
                 raise UserError(f"{address}/{name} is missing; copy all of the prepared data there.") from None
             os.replace(part, target / name)
             bar.update(size)
-    os.replace(begun, whole)  # last: now it is whole
+    os.replace(partial, complete)  # last: it marks the copy as complete
 
 
-def _files_of(info: dict[str, Any]) -> list[tuple[str, int]]:
-    """Every file of a data set and its size in bytes."""
+def _list_files(info: dict[str, Any]) -> list[tuple[str, int]]:
+    """Return the name and size in bytes of every file of a data set."""
     shards = [(shard["file"], shard["bytes"]) for split in info["splits"].values() for shard in split["shards"]]
     return shards + [(entry["file"], entry["bytes"]) for entry in info["files"]]
 
 
-def _content(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 

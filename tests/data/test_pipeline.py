@@ -2,6 +2,7 @@ import time
 
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.source import ArraySource
@@ -122,10 +123,7 @@ def test_state_ignores_what_is_prefetched():
         for k in range(5):
             next(batches)
             assert batches.state() == {"next_index": k + 1}
-        deadline = time.monotonic() + 10
-        while source.reads < 10 * 8 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert source.reads >= 10 * 8  # far ahead of the caller,
+        wait_until(lambda: source.reads >= 10 * 8)  # far ahead of the caller,
         assert batches.state() == {"next_index": 5}  # and yet
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
+from decode_records import decode
 from grain.sources import ArrayRecordDataSource
 
 from noisytwins_jax.data.digits import digits_splits
@@ -14,7 +15,7 @@ from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.prepare.command import parse_arguments, prepare
 from noisytwins_jax.data.prepare.embedded import petals
 from noisytwins_jax.data.prepared import INFO_FILE, VERSION, load_info, prepared_splits, split_fingerprint
-from noisytwins_jax.data.records import Record, decode, encode
+from noisytwins_jax.data.records import Record, encode
 from noisytwins_jax.data.source import ArraySource, DataSplits, read_images
 from noisytwins_jax.utils.errors import UserError
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from waiting import TIMEOUT
 
 from noisytwins_jax.data.prepare.command import parse_arguments, prepare
 from noisytwins_jax.data.prepared import INFO_FILE, VERSION, prepared_splits
@@ -253,7 +254,7 @@ def load_in_a_process(directory: str, cache: str, results: str, barrier) -> None
         return get_file(self, source, target, **options)
 
     LocalFileSystem.get_file = slow
-    barrier.wait(60)
+    barrier.wait(TIMEOUT)
     train = load(directory, cache).train
     images = train.take(np.arange(len(train)))["image"]
     result = {"copied": copied, "fingerprint": train.fingerprint, "sum": int(images.astype(int).sum())}
@@ -269,7 +270,7 @@ def test_processes_of_a_machine_share_one_copy(data_dirs, tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(TIMEOUT)
     assert [process.exitcode for process in processes] == [0, 0]
     first, second = (json.loads(path.read_text()) for path in results.iterdir())
     assert sorted(first["copied"] + second["copied"]) == sorted(sizes(data_dirs[0]))

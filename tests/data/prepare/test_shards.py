@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from decode_records import decode
 from grain.sources import ArrayRecordDataSource
 
-from noisytwins_jax.data import records
 from noisytwins_jax.data.prepare import shards
 from noisytwins_jax.data.prepare.embedded import digits_lt, petals
 from noisytwins_jax.data.prepare.listing import Item, Listing, RenderedImage
@@ -60,7 +60,7 @@ def one_shard(directory, format=SMALL, **changes):
 
 def stored(shard):
     with ArrayRecordDataSource([str(shard.path)]) as source:
-        return [records.decode(data, shard.format.shape) for data in source.__getitems__(range(len(source)))]
+        return [decode(data, shard.format.shape) for data in source.__getitems__(range(len(source)))]
 
 
 @pytest.fixture
