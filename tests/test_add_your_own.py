@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import tiny_run
 from paths import ROOT
+from waiting import TIMEOUT
 
 from noisytwins_jax.utils.logging import read_metrics
 
@@ -36,7 +37,7 @@ def test_the_example_of_the_readme(tmp_path):
         env=tiny_run.environment(1) | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TIMEOUT,
     )
     assert result.returncode == 0, result.stderr
     (workdir,) = (tmp_path / "runs").glob("digits_lt-*")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 from paths import ROOT
+from waiting import TIMEOUT
 
 from noisytwins_jax import sweep
 from noisytwins_jax.config import flatten
@@ -226,7 +227,7 @@ def test_a_real_grid(tmp_path):
     command += ["--grid=config.noisytwins.weight=0.05,0.5", f"--out={tmp_path}", "--jobs=2"]
     command += ["--config.total_kimg=0.32", "--config.evaluation.samples_per_class=8"]
     for finished in (0, 2):
-        result = subprocess.run(command, env=tiny_run.environment(1), capture_output=True, text=True, timeout=600)
+        result = subprocess.run(command, env=tiny_run.environment(1), capture_output=True, text=True, timeout=TIMEOUT)
         assert result.returncode == 0, result.stderr
         assert f"2 runs in {tmp_path}, {finished} of them finished already." in result.stdout
         assert result.stdout.count("Compiling") == 2 - finished

@@ -10,6 +10,7 @@ import jax
 import methods_program
 import pytest
 import tiny_run
+from waiting import TIMEOUT
 
 from noisytwins_jax.config import RunConfig, flatten, parse_config
 from noisytwins_jax.data.config import DataConfig
@@ -387,9 +388,9 @@ def faster_compilation() -> str:
     return f"--{option}=false"
 
 
-def finish(process: subprocess.Popen, timeout: float) -> dict[str, dict]:
+def finish(process: subprocess.Popen) -> dict[str, dict]:
     """What the program found, by row."""
-    output, errors = process.communicate(timeout=timeout)
+    output, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
     reports = [json.loads(line) for line in output.splitlines() if line.startswith("{")]  # others are of progress
     return {report["row"]: report for report in reports}
@@ -434,7 +435,7 @@ def disagreements(one: dict, many: dict) -> dict[str, tuple[float, float]]:
 def some():
     """Reports of the default selection, by number of devices; all programs run at the same time."""
     one, *four = start(1, SOME_ON_ONE), start(4, SOME[::2]), start(4, SOME[1::2])
-    return {1: finish(one, timeout=600), 4: {row: x for process in four for row, x in finish(process, 600).items()}}
+    return {1: finish(one), 4: {row: x for process in four for row, x in finish(process).items()}}
 
 
 @pytest.mark.parametrize("row", SOME)
@@ -458,7 +459,7 @@ def test_two_steps_of_every_row():
             distinct.setdefault(repr(fields), row)
     names = list(distinct.values())
     processes = {devices: start(devices, names) for devices in (1, 4)}
-    found = {devices: finish(process, timeout=7200) for devices, process in processes.items()}
+    found = {devices: finish(process) for devices, process in processes.items()}
     wrong = {(row, devices): problems(found[devices][row], devices) for devices in found for row in names}
     wrong = {key: value for key, value in wrong.items() if value}
     assert not wrong

@@ -9,6 +9,7 @@ import sys
 import pytest
 import tiny_run
 from paths import HELPERS
+from waiting import TIMEOUT
 
 PROGRAM = HELPERS / "evaluation_program.py"
 
@@ -25,7 +26,7 @@ def start(folder, devices, batch_size, stop_after=0, network="classifier"):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=900)
+    out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
 
@@ -63,7 +64,7 @@ def compare(tmp_path, network, stop_after):
     forget_features(tmp_path)
 
     killed = start(tmp_path / "killed", 8, 16, stop_after, network)
-    assert killed.wait(timeout=900) == -signal.SIGKILL
+    assert killed.wait(timeout=TIMEOUT) == -signal.SIGKILL
     again = finish(start(tmp_path / "killed", 1, 100, network=network))
     assert again["written"] == first["written"] - stop_after and not again["left"]
     check_same(first["result"], again["result"])

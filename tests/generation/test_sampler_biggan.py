@@ -13,6 +13,7 @@ import tiny_biggan
 import tiny_run
 from flax.traverse_util import flatten_dict
 from paths import HELPERS
+from waiting import TIMEOUT
 
 from noisytwins_jax.generation import sampler as sampling
 from noisytwins_jax.generation.sampler import Sampler, quantize, standing_statistics

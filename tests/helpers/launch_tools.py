@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from paths import ROOT
+from waiting import TIMEOUT
 
 LAUNCH = ROOT / "launch"
 RUN = ["--config=configs/inat19.py:noisytwins,128", "--workdir=/mnt/b/runs/it's"]
@@ -35,7 +36,7 @@ for key, outcomes in answers.items():
 """
 
 
-def launch(script: str, *words: str, timeout: float = 120, **variables: str) -> subprocess.CompletedProcess:
+def launch(script: str, *words: str, timeout: float = TIMEOUT, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["bash", str(LAUNCH / script), *words],
         env={**os.environ, **PYTHON, **variables},

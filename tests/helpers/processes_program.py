@@ -14,6 +14,7 @@ import sys
 import jax
 import numpy as np
 import tiny_run
+from waiting import TIMEOUT
 
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.multihost import broadcast_from_primary, distributed_map, local_copy
@@ -102,7 +103,7 @@ def main(what: str, *arguments: str) -> None:
     *arguments, address, count, process = arguments
     try:
         if int(count) > 1:
-            join_processes(address, int(count), int(process), timeout=60)
+            join_processes(address, int(count), int(process), timeout=TIMEOUT)
         globals()[what](*arguments)
     except UserError as error:
         sys.exit(f"Error: {error}")

@@ -6,6 +6,7 @@ import sys
 
 import tiny_run
 from paths import HELPERS
+from waiting import TIMEOUT
 
 PROGRAM = HELPERS / "processes_program.py"
 
@@ -31,7 +32,7 @@ def run(count, *arguments, devices=1, double=False):
         for i in range(count)
     ]
     try:
-        outputs = [process.communicate(timeout=600)[0] for process in processes]
+        outputs = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from waiting import TIMEOUT
 
 from noisytwins_jax.config import RunConfig, default_config, parse_config
 from noisytwins_jax.training.profiling import SPEED
@@ -63,7 +64,7 @@ def start(workdir: Path, devices: int = 1, **changes: Any) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> str:
     """What a process printed, once it has ended well."""
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, output
     return output
 

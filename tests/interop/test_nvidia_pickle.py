@@ -12,7 +12,7 @@ from paths import GOLDEN
 from torch_files import call, items, name, pickled, text
 
 from noisytwins_jax.interop.stylegan2.architecture import Architecture
-from noisytwins_jax.interop.stylegan2.conversion import read_stylegan2, write_stylegan2
+from noisytwins_jax.interop.stylegan2.state_dict import read_stylegan2, write_stylegan2
 from noisytwins_jax.interop.stylegan2.nvidia_options import config_fields
 from noisytwins_jax.interop.stylegan2.nvidia_pickle import read_nvidia_pickle
 from noisytwins_jax.utils.errors import UserError
@@ -247,7 +247,7 @@ TENSORFLOW = b"](" + name("dnnlib.tflib.network", "Network") + b")\x81e"
     [
         (b"", "is empty"),
         (b"<!DOCTYPE html>", "web page"),
-        (gzip.compress(b"x"), "no snapshot"),
+        (gzip.compress(b"x", mtime=0), "no snapshot"),
         (pickle.dumps({"a": 1}), "no snapshot"),
         (pickle.dumps([1, 2]), "no snapshot"),
         (pickled(TENSORFLOW), "for TensorFlow"),

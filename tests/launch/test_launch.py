@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from launch_tools import GKE, LAUNCH, RUN, TPU, Tools, dry, launch
+from waiting import TIMEOUT
 
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 
@@ -267,4 +268,4 @@ def test_a_mistake_in_one_slurm_task_is_its_jobs_status(tools: Tools) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGTERM)  # as SLURM: to all of a step's processes
-    assert (process.communicate(timeout=30)[0], process.returncode) == ("saved\n", 143)
+    assert (process.communicate(timeout=TIMEOUT)[0], process.returncode) == ("saved\n", 143)

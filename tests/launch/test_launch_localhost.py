@@ -6,12 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from launch_tools import LAUNCH, PYTHON, RUN, launch
 from tiny_run import environment
+from waiting import TIMEOUT
 
 
 def test_localhost_commands() -> None:
@@ -29,6 +29,7 @@ def test_localhost_commands() -> None:
 
 
 PROGRAM = """
+
 import os, pathlib, signal, sys, time
 flags = dict(word[2:].split("=") for word in sys.argv[1:] if word.startswith("--"))
 me, mode = flags["process_id"], sys.argv[1]
@@ -49,7 +50,7 @@ if mode == "fails" and me == "1":
 if mode == "killed" and me == "1":
     os.kill(os.getpid(), 9)
 if mode != "ends":
-    time.sleep(30)
+    time.sleep(36000)
 """
 
 
@@ -74,9 +75,8 @@ def test_localhost_finds_a_port_and_marks_lines(program: str) -> None:
 
 @pytest.mark.parametrize(("mode", "status"), [("fails", 7), ("killed", 137)])
 def test_localhost_ends_all_when_one_fails(program: str, mode: str, status: int) -> None:
-    began = time.monotonic()
     result = launch("localhost.sh", program, "--platform=cpu", "--processes=3", "--", mode)
-    assert result.returncode == status and time.monotonic() - began < 15
+    assert result.returncode == status
     assert f"Process 1 ended with status {status}" in result.stderr
     assert result.stdout.count("ended by 15") == 2
 
@@ -92,7 +92,7 @@ def test_localhost_passes_signals_on(program: str, number: signal.Signals) -> No
         seen = [process.stdout.readline() for _ in range(2)]
         assert all("waits" in line for line in seen)
         process.send_signal(number)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 128 + number, errors
         assert output.count(f"ended by {int(number)}") == 2
 
@@ -103,9 +103,7 @@ def test_localhost_trains(tmp_path: Path) -> None:
     run = ["--config=configs/digits_lt.py:noisytwins,smoke", f"--workdir={tmp_path / 'smoke'}"]
     for _ in range(2):
         variables = {**environment(1), **PYTHON}
-        result = launch(
-            "localhost.sh", "--platform=cpu", "--processes=2", "--devices=1", "--", *run, timeout=600, **variables
-        )
+        result = launch("localhost.sh", "--platform=cpu", "--processes=2", "--devices=1", "--", *run, **variables)
         assert result.returncode == 0, result.stdout + result.stderr
         reports = [line for line in result.stdout.splitlines() if "Report:" in line]
         assert reports and (tmp_path / "smoke" / "report.html").exists()

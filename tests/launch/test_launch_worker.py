@@ -5,10 +5,10 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from launch_tools import LAUNCH, PYTHON
+from waiting import TIMEOUT, wait_until
 
 
 class Worker:
@@ -25,7 +25,7 @@ class Worker:
     def __call__(self, *words: str, **variables: str) -> subprocess.CompletedProcess:
         command = ["bash", str(self.directory / "launch" / "worker.sh"), *words]
         return subprocess.run(
-            command, env={**os.environ, **PYTHON, **variables}, capture_output=True, text=True, timeout=60
+            command, env={**os.environ, **PYTHON, **variables}, capture_output=True, text=True, timeout=TIMEOUT
         )
 
     def state(self) -> str:
@@ -35,13 +35,6 @@ class Worker:
         return (self.directory / ".run" / "log").read_text()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-
-
 WAITS = """
 import signal, sys, time
 def save(number, frame):
@@ -49,7 +42,7 @@ def save(number, frame):
     sys.exit(128 + number)
 signal.signal(signal.SIGTERM, save)
 print("ready", sys.argv[1:], flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 
@@ -57,14 +50,14 @@ def test_worker_runs_detached_and_saves_when_stopped(tmp_path: Path) -> None:
     worker = Worker(tmp_path, WAITS)
     assert worker.state() == "idle"
     assert worker("start", "--a=it's").stdout.split()[2:] == ["running"]
-    wait_for(lambda: 'ready ["--a=it\'s"]' in worker.log())
+    wait_until(lambda: 'ready ["--a=it\'s"]' in worker.log())
     again = worker("start", "--a")
     assert again.returncode == 2 and "going on" in again.stderr
     assert worker("stop").stdout.split()[2:] == ["stopped"]
     assert worker.log().endswith("saved\n")
     assert (tmp_path / ".run" / "status").read_text().split()[0] == "143"
     assert worker("start").stdout.split()[2:] == ["running"]  # and is no longer stopped
-    wait_for(lambda: worker.log().count("ready") == 2)
+    wait_until(lambda: worker.log().count("ready") == 2)
     assert worker("stop", "30").stdout.split()[2:4] == ["ended", "143"]  # by watch, which is about to start it again
 
 
@@ -73,7 +66,7 @@ def test_worker_tells_how_a_run_ended(tmp_path: Path) -> None:
     for status in (0, 2):
         began = int(time.time())
         worker("start", str(status))
-        wait_for(lambda: "ended" in worker.state())
+        wait_until(lambda: "ended" in worker.state())
         word, ended, when = worker.state().split()
         assert (word, int(ended)) == ("ended", status) and began <= int(when) <= time.time()
     assert worker("start", PYTHON="/nowhere").returncode == 2
@@ -82,16 +75,16 @@ def test_worker_tells_how_a_run_ended(tmp_path: Path) -> None:
 def test_worker_knows_a_machine_that_was_lost(tmp_path: Path) -> None:
     worker = Worker(tmp_path, WAITS)
     worker("start")
-    wait_for(lambda: "ready" in worker.log())
+    wait_until(lambda: "ready" in worker.log())
     pid = int((tmp_path / ".run" / "pid").read_text())
     os.killpg(os.getpgid(pid), signal.SIGKILL)  # with the shell that would have noted its status
-    wait_for(lambda: worker.state() == "lost")
+    wait_until(lambda: worker.state() == "lost")
     (tmp_path / ".run" / "pid").write_text(str(os.getpid()))  # another process has the number now
     assert worker.state() == "lost"
 
 
 def test_worker_stop_does_not_wait_for_ever(tmp_path: Path) -> None:
-    worker = Worker(tmp_path, "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('deaf')\ntime.sleep(60)")
+    worker = Worker(tmp_path, "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('deaf')\ntime.sleep(3600)")
     worker("start")
-    wait_for(lambda: "deaf" in worker.log())
+    wait_until(lambda: "deaf" in worker.log())
     assert worker("stop", "1").stdout.split()[2:4] == ["ended", "137"]

@@ -8,6 +8,7 @@ import sys
 import pytest
 import tiny_run
 from paths import HELPERS
+from waiting import TIMEOUT
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def report():
     program, helpers = HELPERS / "biggan_networks_program.py", HELPERS
     path = os.pathsep.join(filter(None, [str(helpers), os.environ.get("PYTHONPATH")]))
     environment = {**tiny_run.environment(8), "JAX_ENABLE_X64": "1", "PYTHONPATH": path}
-    result = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=600)
+    result = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

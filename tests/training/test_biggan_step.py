@@ -14,10 +14,11 @@ import tiny_biggan
 import tiny_run
 from flax.traverse_util import flatten_dict
 from paths import HELPERS
+from waiting import TIMEOUT
 
 from noisytwins_jax.config.groups import InterventionConfig
 from noisytwins_jax.losses.base import Progress
-from noisytwins_jax.models import singular_values as spectra
+from noisytwins_jax.models import singular_values
 from noisytwins_jax.models.model import DiscriminatorInputs
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.compiled_step import CompiledStep
@@ -104,7 +105,7 @@ def on_eight_devices(*arguments):
     path = os.pathsep.join(filter(None, [str(helpers), os.environ.get("PYTHONPATH")]))
     environment = {**tiny_run.environment(8), "JAX_ENABLE_X64": "1", "PYTHONPATH": path}
     result = subprocess.run(
-        [sys.executable, program, *arguments], env=environment, capture_output=True, text=True, timeout=900
+        [sys.executable, program, *arguments], env=environment, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
@@ -382,7 +383,7 @@ def test_singular_values_are_those_of_the_weights(run):
     logged = {name: value for name, value in numbers.items() if name.startswith("spectra/")}
     expected = {}
     for name in ("generator", "discriminator"):
-        for path, matrix in spectra.matrices(getattr(state, name).params).items():
+        for path, matrix in singular_values.weight_matrices(getattr(state, name).params).items():
             values = np.linalg.svd(np.asarray(matrix), compute_uv=False)[:3]
             expected |= {f"spectra/{name}/{path}/{i}": x for i, x in enumerate(values)}
     assert logged.keys() == expected.keys()
@@ -401,7 +402,7 @@ def test_the_clamp_holds(run):
     rng = np.random.default_rng(0)
 
     def sigma(network):
-        return max(np.linalg.svd(np.asarray(x), compute_uv=False)[0] for x in spectra.matrices(network.params).values())
+        return max(np.linalg.svd(np.asarray(x), compute_uv=False)[0] for x in singular_values.weight_matrices(network.params).values())
 
     def enlarged(network):
         params, block = dict(network.params), dict(network.params["blocks_0"])

@@ -8,6 +8,7 @@ import jax
 import pytest
 import tiny_run
 from paths import HELPERS
+from waiting import TIMEOUT
 
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.sharding import Layout, split_axis
@@ -27,7 +28,7 @@ def measure(*arguments, devices=DEVICES):
     program = HELPERS / "devices_program.py"
     environment = {**tiny_run.environment(devices), "JAX_ENABLE_X64": "1"}
     result = subprocess.run(
-        [sys.executable, program, *arguments], env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, program, *arguments], env=environment, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
@@ -140,7 +141,7 @@ def test_evaluation_takes_a_device_for_each_core(told, devices):
     environment = tiny_run.environment(1)
     del environment["JAX_NUM_CPU_DEVICES"]
     result = subprocess.run(
-        [sys.executable, "-c", program], env=environment | told, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", program], env=environment | told, capture_output=True, text=True, timeout=TIMEOUT, check=True
     )
     counted, cores = map(int, result.stdout.split()[-2:])
     assert counted == (cores if devices == "cores" else devices)

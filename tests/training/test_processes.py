@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_run
 from several_processes import free_port, run
+from waiting import TIMEOUT
 
 from noisytwins_jax.utils.errors import TryAgainError, UserError
 from noisytwins_jax.utils.logging import read_metrics
@@ -64,15 +65,15 @@ def test_a_coordinator_that_does_not_answer_is_said():
 def test_waiting_for_the_others_ends():
     """In a process of its own, which is left half joined."""
     code = f"""if True:
-        from noisytwins_jax.errors import TryAgainError
-        from noisytwins_jax.sharding import join_processes
+        from noisytwins_jax.utils.errors import TryAgainError
+        from noisytwins_jax.utils.sharding import join_processes
         try:
             join_processes("localhost:{free_port()}", 2, 0, timeout=1)
         except TryAgainError as error:
             print(error)
     """
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, env=tiny_run.environment(1), capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, env=tiny_run.environment(1), capture_output=True, text=True, timeout=TIMEOUT)
     assert "Not all processes of the run came together within 1 s" in result.stdout, result.stderr
     assert result.returncode == 0
 

@@ -12,6 +12,7 @@ import pytest
 from golden_numbers import Golden, assert_close, nhwc
 from paths import ROOT
 from scipy.special import erfinv
+from waiting import TIMEOUT
 
 from noisytwins_jax.training.augment import ada, ada_geometry, ada_sampling
 from noisytwins_jax.utils.errors import UserError
@@ -281,7 +282,7 @@ def test_controller_without_images_or_at_its_target():
 _FOUR_DEVICES = """
 import re, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from noisytwins_jax.augment import ada, ada_geometry, ada_sampling
+from noisytwins_jax.training.augment import ada
 mesh = Mesh(np.array(jax.devices()), ("data",))
 split, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
 x = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
@@ -302,6 +303,11 @@ def test_devices_do_not_communicate():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     root = ROOT
     done = subprocess.run(
-        [sys.executable, "-c", _FOUR_DEVICES], env=environment, cwd=root, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", _FOUR_DEVICES],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
     )
     assert done.stdout.split() == ["0", "True"] * 2, done.stderr

@@ -6,6 +6,7 @@ import sys
 import pytest
 import tiny_run
 from paths import HELPERS
+from waiting import TIMEOUT
 
 from noisytwins_jax.training.checkpoint import Checkpoints
 
@@ -25,7 +26,7 @@ def scenes(tmp_path_factory):
         )
         for scene, workdir in workdirs.items()
     }
-    return {scene: (process.communicate(timeout=120)[1], workdirs[scene]) for scene, process in processes.items()}
+    return {scene: (process.communicate(timeout=TIMEOUT)[1], workdirs[scene]) for scene, process in processes.items()}
 
 
 def whole(workdir):

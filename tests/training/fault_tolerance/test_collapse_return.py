@@ -4,7 +4,6 @@ The collapse is a real one: from some step on, the generator's learning rate is 
 """
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import tiny_run
 from several_processes import run as run_processes
 from tiny_run import curves
+from waiting import TIMEOUT, wait_until
 
 from noisytwins_jax.config.groups import CollapseConfig
 from noisytwins_jax.evaluation.evaluate import evaluate
@@ -123,11 +123,10 @@ def test_the_report_shows_both(returned):
 def test_killed_while_it_goes_back(returned, directory, moment):
     other, _ = returned
     workdir = directory / f"killed-{Path(moment).stem}"
-    process, deadline = start(workdir), time.monotonic() + 240
-    while not (workdir / moment).exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
+    process = start(workdir)
+    wait_until((workdir / moment).exists, process, interval=0.001)
     process.kill()
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode < 0, output
     last = tiny_run.finish(start(workdir))
     if moment == "collapses.json":

@@ -4,13 +4,13 @@ import json
 import random
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_run
 from tiny_run import curves
+from waiting import TIMEOUT, wait_until
 
 
 def logged_steps(workdir: Path) -> int:
@@ -21,11 +21,9 @@ def logged_steps(workdir: Path) -> int:
 
 def send(process, workdir: Path, steps: int, number: int) -> str:
     """Waits until so many steps are logged, sends the signal, and returns what the process printed."""
-    deadline = time.monotonic() + 240
-    while logged_steps(workdir) < steps and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: logged_steps(workdir) >= steps, process)
     process.send_signal(number)
-    return process.communicate(timeout=120)[0]
+    return process.communicate(timeout=TIMEOUT)[0]
 
 
 def assert_same_run(workdir: Path, other: Path) -> None:
@@ -142,7 +140,7 @@ def test_resumes_on_another_number_of_devices(uninterrupted, directory):
 
 def test_a_workdir_of_another_configuration_is_refused(uninterrupted):
     process = tiny_run.start(uninterrupted, **{"r1.gamma": 0.5})
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     assert "was made with another configuration: r1.gamma: 0.01 → 0.5" in output
     assert "Traceback" not in output

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_run
 from test_resume import assert_same_run
+from waiting import TIMEOUT, wait_until
 
 SAVED_EVERY, EVALUATED_EVERY = 10, 40  # steps
 WAYS = (
@@ -32,14 +33,6 @@ def whole_checkpoints(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
 
 
-def wait_for(process: subprocess.Popen, happened, seconds: float = 240) -> None:
-    """Until it happened, or the process has ended."""
-    deadline = time.monotonic() + seconds
-    while not happened() and process.poll() is None:
-        assert time.monotonic() < deadline, "nothing happened for minutes"
-        time.sleep(0.002)
-
-
 def evaluating(workdir: Path) -> bool:
     """Whether the last line logged is that of a step whose evaluation is under way."""
     steps = logged_numbers(workdir)
@@ -57,12 +50,14 @@ def interrupt(workdir: Path, devices: int, way: str, step: int) -> tuple[int, st
     """Runs until it has logged `step` and ends it in some way; its status and what it printed."""
     log, began = workdir / "metrics.jsonl", time.time_ns()
     process = start(workdir, devices)
-    wait_for(process, lambda: log.exists() and log.stat().st_mtime_ns > began)  # what it resumes from is cut off there
-    wait_for(process, lambda: any(s >= step for s, _ in logged_numbers(workdir)))
+    wait_until(
+        lambda: log.exists() and log.stat().st_mtime_ns > began, process
+    )  # what it resumes from is cut off there
+    wait_until(lambda: any(s >= step for s, _ in logged_numbers(workdir)), process)
     if way == "kill while saving":
-        wait_for(process, lambda: list((workdir / "checkpoints").glob("*tmp*")))
+        wait_until(lambda: list((workdir / "checkpoints").glob("*tmp*")), process, interval=0.002)
     elif way.endswith("while evaluating"):
-        wait_for(process, lambda: evaluating(workdir))
+        wait_until(lambda: evaluating(workdir), process, interval=0.002)
     if process.poll() is None:
         if way.startswith("terminate"):
             process.send_signal(signal.SIGTERM)
@@ -70,7 +65,7 @@ def interrupt(workdir: Path, devices: int, way: str, step: int) -> tuple[int, st
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
         else:
             process.kill()
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=TIMEOUT)
     return process.returncode, output
 
 

@@ -1,6 +1,7 @@
 import time
 
 import pytest
+from waiting import wait_until
 
 from noisytwins_jax.training.fault_tolerance import watchdog as watchdog_module
 from noisytwins_jax.training.fault_tolerance.watchdog import Heartbeat, PeerStatus, Watchdog, describe
@@ -74,11 +75,15 @@ def test_never_with_zero_minutes(clock, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_thread_prints(capsys):
-    with Watchdog(minutes=0.2 / 60, period=0.01) as dog:
+def test_the_thread_prints(clock, capsys):
+    printed = []
+    with Watchdog(minutes=10, period=0.01, clock=clock) as dog:
         dog.beat(3, "saving")
-        time.sleep(0.3)
-    assert capsys.readouterr().err == "No step has ended for 0 s: the run is at step 3, saving.\n"
+        clock.now += 600
+        wait_until(lambda: printed.append(capsys.readouterr().err) or any(printed))
+        time.sleep(0.05)
+    printed.append(capsys.readouterr().err)
+    assert "".join(printed) == "No step has ended for 10 min: the run is at step 3, saving.\n"
 
 
 @pytest.mark.parametrize(

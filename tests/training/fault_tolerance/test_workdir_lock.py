@@ -12,10 +12,10 @@ from noisytwins_jax.utils.errors import UserError
 
 HOLD = """
 import sys, time
-from noisytwins_jax.survival.lock import WorkdirLock
+from noisytwins_jax.training.fault_tolerance.workdir_lock import WorkdirLock
 with WorkdirLock(sys.argv[1]):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
