@@ -19,7 +19,7 @@ from noisytwins_jax.utils.logging import METRICS_FILE, read_metrics
 
 
 def compare(groups: Mapping[str, Sequence[Path]], out: Path) -> str:
-    """Writes the comparison page of evaluated runs, or evaluated images from files, to `out`; returns their table as text.
+    """Write the comparison page of evaluated runs, or evaluated images from files; return their table as text.
 
     Args:
       groups: method → workdirs, one a seed. Methods with several seeds also get a row of means and deviations; the
@@ -35,17 +35,17 @@ def compare(groups: Mapping[str, Sequence[Path]], out: Path) -> str:
         for method, seeds in runs.items()
         for seed in seeds
     }
-    text = format_table(rows)  # first, since it refuses runs that must not be compared
+    text = format_table(rows)  # first, since it raises for runs that must not be compared
     several = {method: seeds for method, seeds in runs.items() if len(seeds) > 1}
-    shown = {method: seeds[0] | {"records": [seed["records"] for seed in seeds]} for method, seeds in runs.items()}
-    write_comparison(out, shown, title="Comparison of runs")
+    pages = {method: seeds[0] | {"records": [seed["records"] for seed in seeds]} for method, seeds in runs.items()}
+    write_comparison(out, pages)
     if several:
         text += "\n\n" + format_means({method: [s["evaluation"] for s in seeds] for method, seeds in several.items()})
     return text
 
 
 def _read_run(workdir: Path) -> dict[str, Any]:
-    """What of a workdir is compared; images from files have an evaluation alone."""
+    """Load what is compared of a workdir; images from files have only an evaluation."""
     if not (workdir / EVALUATION_FILE).exists():
         raise UserError(f"{workdir} has no {EVALUATION_FILE}; train or evaluate it first (--mode=evaluate).")
     evaluation = json.loads((workdir / EVALUATION_FILE).read_text())
@@ -59,18 +59,23 @@ def _read_run(workdir: Path) -> dict[str, Any]:
     return {"name": workdir.name, "evaluation": evaluation, "sheet": sheet, "w": w, "records": records}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m noisytwins_jax.compare", description=__doc__)
     parser.add_argument(
         "workdirs", nargs="+", type=Path, help="directories of evaluated runs, or of images (--mode=evaluate --images)"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/report.html"), help="the page to write")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = build_parser().parse_args(argv)
     names = {workdir.name for workdir in arguments.workdirs}
-    alone = len(names) == len(arguments.workdirs)  # else whole paths tell them apart
+    unique = len(names) == len(arguments.workdirs)  # otherwise name them by their paths
     try:
-        print(compare({w.name if alone else str(w): [w] for w in arguments.workdirs}, arguments.out))
+        print(compare({w.name if unique else str(w): [w] for w in arguments.workdirs}, arguments.out))
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

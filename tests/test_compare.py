@@ -16,7 +16,7 @@ def finished_run(workdir, value: float, **protocol):
     """The three files of an evaluated run of two classes."""
     workdir.mkdir(parents=True)
     rows = [{"class": c, "name": str(c), "n_train": 9 - c, "n_real": 9, "ifid": value, "recall": 0.5} for c in (0, 1)]
-    result = {"protocol": protocol, "metrics": dict.fromkeys(NUMBERS, value), "per_class": rows, "floor": {}}
+    result = {"protocol": protocol, "metrics": dict.fromkeys(NUMBERS, value), "per_class": rows, "real_vs_real": {}}
     (workdir / "evaluation.json").write_text(json.dumps(result))
     Image.new("L", (8, 8)).save(workdir / "samples.png")
     np.savez(workdir / "w.npz", w=np.random.default_rng(0).normal(size=(20, 4)), labels=np.arange(20) % 2)

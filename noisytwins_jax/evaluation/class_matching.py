@@ -1,4 +1,4 @@
-"""Which class of the reference each class of generated images is that come from files."""
+"""Matching of the classes of generated images from files to the classes of the reference."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ from noisytwins_jax.utils.errors import UserError
 
 
 class Matched(NamedTuple):
-    """Generated images and the classes of the reference.
+    """Labels of generated images as classes of the reference.
 
     Attributes:
-      labels: the class of the reference that each generated image is of, int32 ``[n]``; None: they have to be compared
-        without classes.
-      note: a sentence for the reader, or "".
+      labels: class of the reference for each generated image, int32 ``[n]``; None if they have to be compared without
+        classes.
+      note: a note for the report, or "".
     """
 
     labels: np.ndarray | None
@@ -25,16 +25,16 @@ class Matched(NamedTuple):
 
 
 def match_classes(images: ImageFiles, reference: ImageSource) -> Matched:
-    """Finds the classes of generated images among those of the reference. Not every class needs generated images.
+    """Match the classes of generated images to those of the reference. Not every class needs generated images.
 
-    Class folders, and an ``.npz`` with ``class_names``, are of the classes of the same names (numbers may have leading
-    zeros). If no name of the reference is among them, folders that are called by numbers are class ids, unless the
-    reference's classes are called by numbers too. Labels of another ``.npz`` are class ids: of a data set, or of a folder
-    whose classes are numbered as they are sorted, the places in the order of classes; of an ``.npz`` its own ids.
+    Class folders, and an ``.npz`` with ``class_names``, match the classes of the same names (numbers may have leading
+    zeros). If no name of the reference is among them, folders with numbers as names are class ids, unless the
+    reference's classes have numbers as names too. Labels of another ``.npz`` are class ids: for a data set, or a folder
+    whose classes are numbered as they are sorted, the positions in the order of classes; for an ``.npz`` its own ids.
 
     Args:
       images: the generated images.
-      reference: the real ones.
+      reference: the real images.
 
     Raises:
       UserError: both have classes, and one of the images' is not among the reference's, which is named.
@@ -48,7 +48,7 @@ def match_classes(images: ImageFiles, reference: ImageSource) -> Matched:
             else f"The {sides[0]} of this evaluation have no"
         )
         return Matched(None, f"{have} classes, so everything is compared as one class.")
-    classes = _matched(images, reference, known)
+    classes = _match_to_reference(images, reference, known)
     taken: dict[int, str] = {}
     for name, c in zip(images.class_names, classes, strict=True):
         if c in taken:
@@ -62,34 +62,34 @@ def match_classes(images: ImageFiles, reference: ImageSource) -> Matched:
     return Matched(np.array(classes, np.int32)[images.labels], note)
 
 
-def _matched(images: ImageFiles, reference: ImageSource, known: Sequence[str]) -> list[int]:
-    """The reference's class for each class of the images."""
+def _match_to_reference(images: ImageFiles, reference: ImageSource, known: Sequence[str]) -> list[int]:
+    """Return the reference's class for each class of the images."""
     names = images.class_names
     if images.class_ids is None:
         if are_numbers(names) and not are_numbers(known) and not set(names) & set(known):
-            return _by_id([int(name) for name in names], {c: c for c in range(len(known))})
-        return _by_name(names, known)
+            return _match_by_id([int(name) for name in names], {c: c for c in range(len(known))})
+        return _match_by_name(names, known)
     if not images.named or not getattr(reference, "named", True):
-        return _by_id(images.class_ids, _ids_of(reference, known))
+        return _match_by_id(images.class_ids, _get_class_ids(reference, known))
     if all(c < len(known) and known[c] == name for c, name in zip(images.class_ids, names, strict=True)):
-        return list(images.class_ids)  # numbered alike, so that classes of one name are told apart
-    return _by_name(names, known)
+        return list(images.class_ids)  # the same numbering tells classes with equal names apart
+    return _match_by_name(names, known)
 
 
-def _ids_of(reference: ImageSource, known: Sequence[str]) -> dict[int, int]:
-    """Class id → the reference's class."""
+def _get_class_ids(reference: ImageSource, known: Sequence[str]) -> dict[int, int]:
+    """Return a dict from class id to the reference's class."""
     if (ids := getattr(reference, "class_ids", None)) is not None:
-        return {c: place for place, c in enumerate(ids)}
+        return {c: position for position, c in enumerate(ids)}
     if isinstance(reference, ImageFiles) and are_numbers(known) and [*map(int, known)] != [*range(len(known))]:
         raise UserError(
-            f"The class folders of the reference are called by numbers ({_some(known)}) that are not 0 to "
+            f"The class folders of the reference are called by numbers ({_abbreviate(known)}) that are not 0 to "
             f"{len(known) - 1}, so it is not clear which class ids of the images they are; save class_names in the "
             ".npz of the images, or give them as class folders too."
         )
     return {c: c for c in range(len(known))}
 
 
-def _by_id(ids: Sequence[int], places: Mapping[int, int]) -> list[int]:
+def _match_by_id(ids: Sequence[int], places: Mapping[int, int]) -> list[int]:
     for c in ids:
         if c not in places:
             raise UserError(
@@ -100,12 +100,12 @@ def _by_id(ids: Sequence[int], places: Mapping[int, int]) -> list[int]:
     return [places[c] for c in ids]
 
 
-def _by_name(names: Sequence[str], known: Sequence[str]) -> list[int]:
+def _match_by_name(names: Sequence[str], known: Sequence[str]) -> list[int]:
     numbers = are_numbers(names) and are_numbers(known)
     places: dict[str | int, list[int]] = {}
     for c, name in enumerate(known):
         places.setdefault(int(name) if numbers else name, []).append(c)
-    found = []
+    classes = []
     for name in names:
         candidates = places.get(int(name) if numbers else name, ())
         if not candidates:
@@ -120,9 +120,9 @@ def _by_name(names: Sequence[str], known: Sequence[str]) -> list[int]:
                 f"The reference has {len(candidates)} classes called {name!r}, which cannot be told apart by name; give the "
                 "images as an .npz with labels, numbered as the reference's classes."
             )
-        found.append(candidates[0])
-    return found
+        classes.append(candidates[0])
+    return classes
 
 
-def _some(names: Sequence[str]) -> str:
+def _abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

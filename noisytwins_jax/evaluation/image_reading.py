@@ -1,7 +1,7 @@
-"""Reading images to measure or to measure against: a folder, or the arrays of an ``.npz``.
+"""Reading of generated or reference images from a folder or from the arrays of an ``.npz``.
 
 A folder holds images, or a folder of images for each class (as torchvision's ``ImageFolder`` reads them and
-PyTorch-StudioGAN's ``save_fake_images`` writes them). An ``.npz`` holds uint8 images and perhaps labels:
+PyTorch-StudioGAN's ``save_fake_images`` writes them). An ``.npz`` holds uint8 images and optionally labels:
 
 | images | labels | layout | written by |
 |---|---|---|---|
@@ -9,10 +9,10 @@ PyTorch-StudioGAN's ``save_fake_images`` writes them). An ``.npz`` holds uint8 i
 | ``arr_0`` | ``arr_1`` | ``[n, H, W, C]`` | guided-diffusion (ADM) |
 | ``x`` | ``y`` | ``[n, C, H, W]`` | BigGAN-PyTorch's ``sample.py`` |
 
-Labels are class ids. What the ids mean is said by ``class_names``, the name of every class from id 0 on, if it is there.
+Labels are class ids. An optional array ``class_names`` names every class from id 0 on.
 
-Images are square and of one size, which need not be a power of two. They are grey if all of them are, else RGB: what is
-converted is converted as in `data.preprocessing`. Class names that are numbers are in the order of the numbers.
+Images are square and of one size, which need not be a power of two. They are grey if all of them are, else RGB,
+converted as in `data.preprocessing`. Class names that are numbers are sorted as numbers.
 """
 
 import functools
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from noisytwins_jax.data.prepare.files import wanted
+from noisytwins_jax.data.prepare.files import is_visible
 from noisytwins_jax.data.preprocessing import Preprocessing
 from noisytwins_jax.evaluation.image_files import ALL, ImageFiles, are_numbers
 from noisytwins_jax.utils.errors import UserError, first_line
@@ -36,37 +36,37 @@ _ARRAYS = {"images": ("labels", "NHWC"), "arr_0": ("arr_1", "NHWC"), "x": ("y", 
 
 
 def read_image_files(path: str | os.PathLike) -> ImageFiles:
-    """The images of a folder or an ``.npz`` file, see the module.
+    """Read the images of a folder or an ``.npz`` file; see the module docstring.
 
-    Of a folder's images only the headers are read at first; the images are decoded when they are asked for. Files that
-    are hidden or no images by their names are left alone. An ``.npz`` is read into memory.
+    Of a folder's images only the headers are read at first; images are decoded on access. Hidden files and files
+    without the suffix of an image are ignored. An ``.npz`` is read into memory.
 
     Args:
       path: the folder or file.
 
     Returns:
-      The images, class by class for folders, in the order of the file for ``.npz``. Images without classes are of the
-      one class "all"; where an ``.npz`` has labels and no ``class_names``, classes are called by their ids, such as "3".
+      The images, class by class for folders, in the order of the file for ``.npz``. Images without classes have the
+      single class "all"; where an ``.npz`` has labels and no ``class_names``, classes are named by their ids, such as "3".
 
     Raises:
-      UserError: there is no such thing; it holds no images, or images of several sizes; a file cannot be read.
+      UserError: the path does not exist; it holds no images, or images of several sizes; a file cannot be read.
     """
     path = Path(os.path.abspath(path))
     if path.is_dir():
-        return _from_folder(path)
+        return _read_folder(path)
     if not path.is_file():
         raise UserError(f"There is no {path}; give a folder of images or an .npz file.")
     if path.suffix.lower() != ".npz":
         raise UserError(f"{path} is neither a folder of images nor an .npz file by its name; give one of these.")
-    return _from_npz(path)
+    return _read_npz(path)
 
 
-def _from_folder(folder: Path) -> ImageFiles:
+def _read_folder(folder: Path) -> ImageFiles:
     files, folders = _list(folder)
-    arrays = sorted(path for path in folder.glob("*.npz") if wanted(path.name))
-    if arrays and not folders:  # pictures beside them are likely to be grids of many images
-        meant = "; if you mean the images beside them, move the arrays elsewhere" if files else ""
-        raise UserError(f"{folder} holds arrays of images; give one of their files, for example {arrays[0]}{meant}.")
+    arrays = sorted(path for path in folder.glob("*.npz") if is_visible(path.name))
+    if arrays and not folders:  # images beside them are likely to be grids
+        hint = "; if you mean the images beside them, move the arrays elsewhere" if files else ""
+        raise UserError(f"{folder} holds arrays of images; give one of their files, for example {arrays[0]}{hint}.")
     if files and folders:
         raise UserError(
             f"{folder} holds images beside folders ({files[0].name} and {folders[0].name}); give a folder of images, "
@@ -83,7 +83,7 @@ def _from_folder(folder: Path) -> ImageFiles:
         raise UserError(f"{folder} holds no images ({', '.join(_SUFFIXES)}); give another folder.")
     paths = [path for images in classes.values() for path in images]
     labels = np.repeat(np.arange(len(classes)), [len(images) for images in classes.values()])
-    (width, height), grey = _size_and_colours(folder, paths)
+    (width, height), grey = _read_headers(folder, paths)
     _check_square(str(folder), height, width)
     channels = 1 if grey else 3
     read = functools.partial(_decode, paths, width, channels)
@@ -91,9 +91,9 @@ def _from_folder(folder: Path) -> ImageFiles:
 
 
 def _list(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Images by their names, sorted, and folders; neither hidden."""
+    """List the images (by suffix) and the folders of a folder, sorted and without hidden ones."""
     try:
-        entries = sorted((path for path in folder.iterdir() if wanted(path.name)), key=lambda path: path.name)
+        entries = sorted((path for path in folder.iterdir() if is_visible(path.name)), key=lambda path: path.name)
         folders = [path for path in entries if path.is_dir()]
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be listed ({first_line(error)}); make it readable.") from None
@@ -112,25 +112,25 @@ def _images_of_class(folder: Path) -> list[Path]:
     return images
 
 
-def _size_and_colours(folder: Path, paths: list[Path]) -> tuple[tuple[int, int], bool]:
-    """The size (width, height) that all images have, and whether all are grey; from their headers."""
+def _read_headers(folder: Path, paths: list[Path]) -> tuple[tuple[int, int], bool]:
+    """Read from their headers the size (width, height) that all images have, and whether all are grey."""
 
-    def look(path: Path) -> tuple[tuple[int, int], str]:
+    def read_header(path: Path) -> tuple[tuple[int, int], str]:
         try:
             with Image.open(path) as image:
                 return image.size, image.mode
-        except Exception as error:  # Pillow's readers raise of everything
-            raise _unreadable(path, error) from None
+        except Exception as error:  # Pillow raises many types
+            raise _unreadable_error(path, error) from None
 
     grey, size = True, None
     with ThreadPoolExecutor() as pool:
-        for path, (its_size, mode) in zip(paths, pool.map(look, paths), strict=True):
-            if mode == "F":  # 0 to 1 as likely as 0 to 255
+        for path, (image_size, mode) in zip(paths, pool.map(read_header, paths), strict=True):
+            if mode == "F":  # the range may be 0 to 1 or 0 to 255
                 raise UserError(f"{path} holds floating-point numbers; save images with 8 bits a channel, 0 to 255.")
-            size, grey = size or its_size, grey and (mode in ("1", "L", "LA", "La") or mode.startswith("I"))
-            if its_size != size:
+            size, grey = size or image_size, grey and (mode in ("1", "L", "LA", "La") or mode.startswith("I"))
+            if image_size != size:
                 first, other = (
-                    f"{p.relative_to(folder)} of {w}x{h}" for p, (w, h) in ((paths[0], size), (path, its_size))
+                    f"{p.relative_to(folder)} of {w}x{h}" for p, (w, h) in ((paths[0], size), (path, image_size))
                 )
                 raise UserError(
                     f"{folder} holds images of several sizes, {first} and {other} pixels: resize them to one size or, "
@@ -141,37 +141,37 @@ def _size_and_colours(folder: Path, paths: list[Path]) -> tuple[tuple[int, int],
 
 
 def _decode(paths: list[Path], resolution: int, channels: int, indices: np.ndarray) -> np.ndarray:
-    """Images uint8 ``[B, resolution, resolution, channels]`` of files, in threads."""
+    """Decode files in threads to images uint8 ``[B, resolution, resolution, channels]``."""
     convert = Preprocessing()
 
     def decode(index: int) -> np.ndarray:
         try:
             return convert(paths[index].read_bytes(), resolution, channels)
         except Exception as error:  # as above
-            raise _unreadable(paths[index], error) from None
+            raise _unreadable_error(paths[index], error) from None
 
     with ThreadPoolExecutor() as pool:
         return np.stack([*pool.map(decode, indices)])
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def _unreadable_error(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} cannot be read as an image ({first_line(error)}); replace or remove it.")
 
 
-def _from_npz(path: Path) -> ImageFiles:
+def _read_npz(path: Path) -> ImageFiles:
     _check_archive(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             key = next((key for key in _ARRAYS if key in file.files), None)
             if key is None:
-                wanted_arrays = "; ".join(f"{images} and {of[0]}" for images, of in _ARRAYS.items())
+                wanted_arrays = "; ".join(f"{images} and {labels}" for images, (labels, _) in _ARRAYS.items())
                 raise UserError(
                     f"{path} has the arrays {', '.join(file.files) or '(none)'}, but images and labels are to be "
                     f"called {wanted_arrays} (labels may be missing)."
                 )
-            labelled, layout = _ARRAYS[key]
+            labels_key, layout = _ARRAYS[key]
             images = file[key]
-            labels = file[labelled] if labelled in file.files else None
+            labels = file[labels_key] if labels_key in file.files else None
             all_names = file[_CLASS_NAMES] if labels is not None and _CLASS_NAMES in file.files else None
     except UserError:
         raise
@@ -200,17 +200,17 @@ def _from_npz(path: Path) -> ImageFiles:
     if labels is not None:
         if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
             raise UserError(
-                f"{path} has {len(images)} images, but {labelled} is {labels.dtype} of shape {list(labels.shape)}; save "
+                f"{path} has {len(images)} images, but {labels_key} is {labels.dtype} of shape {list(labels.shape)}; save "
                 "one class id from 0 for each image."
             )
         ids, numbers = np.unique(labels, return_inverse=True)
-        names = [str(c) for c in ids] if all_names is None else _names_of(path, ids, all_names)
+        names = [str(c) for c in ids] if all_names is None else _select_names(path, ids, all_names)
         classes = (numbers, names, ids, all_names is not None)
     return ImageFiles(path.name, lambda indices: images[indices], images.shape[1], images.shape[3], *classes)
 
 
 def _check_archive(path: Path) -> None:
-    """Looks whether a file is what its name says, before numpy guesses what else it may be."""
+    """Check that a file is a zip archive, before numpy guesses what else it may be."""
     if zipfile.is_zipfile(path):
         return
     try:
@@ -220,11 +220,11 @@ def _check_archive(path: Path) -> None:
         raise UserError(f"{path} cannot be read ({first_line(error)}); make it readable.") from None
     if head.startswith(b"PK"):
         raise UserError(f"{path} is damaged or cut off, its end is missing; copy or write it again.")
-    begins = f"it begins with {head.decode('latin-1')!a}" if head else "it is empty"
-    raise UserError(f"{path} is no .npz ({begins}); give a file that numpy.savez wrote.")
+    start = f"it begins with {head.decode('latin-1')!a}" if head else "it is empty"
+    raise UserError(f"{path} is no .npz ({start}); give a file that numpy.savez wrote.")
 
 
-def _names_of(path: Path, ids: np.ndarray, all_names: np.ndarray) -> list[str]:
+def _select_names(path: Path, ids: np.ndarray, all_names: np.ndarray) -> list[str]:
     if not isinstance(all_names, np.ndarray) or all_names.dtype.kind != "U" or all_names.ndim != 1:
         raise UserError(f"The {_CLASS_NAMES} of {path} are no list of strings; save numpy.array(names, str).")
     if len(all_names) <= ids.max():

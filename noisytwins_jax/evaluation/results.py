@@ -1,6 +1,6 @@
-"""What an evaluation leaves in the workdir: its numbers as JSON, its sheets, w, and the report.
+"""Writing of evaluation results to the workdir: ``evaluation.json``, image sheets, ``w.npz`` and the report.
 
-In a run of several processes all of them call `write_results`; the first one writes.
+With several processes, all of them call `write_results`, and the primary writes.
 """
 
 import json
@@ -15,7 +15,7 @@ from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.evaluation.report.curves import training_curves
 from noisytwins_jax.evaluation.report.factor_figure import factor_figure
 from noisytwins_jax.evaluation.report.report import write_report
-from noisytwins_jax.evaluation.report.singular_values_figure import spectra_figure
+from noisytwins_jax.evaluation.report.singular_values_figure import singular_values_figure
 from noisytwins_jax.evaluation.report.w_projection import w_projection_figure
 from noisytwins_jax.evaluation.run_evaluation import SCRATCH, evaluate_variables
 from noisytwins_jax.evaluation.sheets import (
@@ -35,21 +35,21 @@ from noisytwins_jax.utils.multihost import broadcast_from_primary, local_copy, p
 
 EVALUATION_FILE, REPORT_FILE, W_FILE = "evaluation.json", "report.html", "w.npz"
 NEAREST_CAPTION = (
-    "Nearest training images. Left: generated, none selected; right of each, the training images that are nearest, with "
+    "Nearest training images. Left: generated images, not selected; right of each, its nearest training images, with "
     "their distances."
 )
-SPECTRA_CAPTION = (
-    "Singular values of every weight. The largest, and how far it is above the second (BigGAN, Fig. 3); a sudden growth in "
-    "the generator foretells collapse."
+SINGULAR_VALUES_CAPTION = (
+    "Singular values of every weight. The largest, and its ratio to the second (BigGAN, Fig. 3); sudden growth in the "
+    "generator precedes collapse."
 )
 INTERPOLATIONS_CAPTION = (
-    "Interpolations. Straight ways between two z, between two classes (their embeddings, or w), and both at once (BigGAN, "
-    "Fig. 8 and 9); none is selected. Row for row, the three kinds begin with the same image. Sudden jumps on the way are a "
-    "sign of memorised images."
+    "Interpolations. Linear between two z, between two classes (their embeddings, or w), and both at once (BigGAN, Fig. 8 "
+    "and 9); not selected. Row by row, the three kinds begin with the same image. Sudden jumps are a sign of memorised "
+    "images."
 )
 TRUNCATION_CAPTION = (
-    "Truncation. The same z in every row, truncated more and more (BigGAN, Fig. 2); none is selected. Quality should rise "
-    "while variety goes; saturated images say that the generator does not bear it."
+    "Truncation. The same z in every row, truncated more and more (BigGAN, Fig. 2); not selected. Quality should rise as "
+    "variety falls; saturated images mean that the generator is not amenable to truncation."
 )
 W_CAPTION = "Latent space W. Each dot is the w of one (z, class); a collapsed class is a point or a thin line."
 
@@ -62,7 +62,7 @@ def write_results(
     workdir: Path,
     result: dict[str, Any] | None = None,
 ) -> Path:
-    """Evaluates, unless the `result` is known, and writes all that people look at; returns the report's path."""
+    """Evaluate, unless `result` is given, and write numbers, sheets and report; return the report's path."""
     variables = local_copy(variables)
     result = result or evaluate_variables(config, variables, splits, workdir)
     result["protocol"]["step"] = step
@@ -103,41 +103,42 @@ def _write_report(
         config_text=json.dumps(flatten(config), indent=2),
         evaluation=result,
         figures=[
-            ("Samples. Every row is a class, from the most to the least frequent; none is selected.", sheet),
+            ("Samples. Every row is a class, from the most to the least frequent; not selected.", sheet),
             *([(W_CAPTION, w_projection_figure(w, labels, names, class_counts=counts))] if with_w else []),
             *zip((INTERPOLATIONS_CAPTION, TRUNCATION_CAPTION), latent, strict=True),
             *([(NEAREST_CAPTION, nearest)] if nearest else []),
-            *_known_factors(result),
+            *_factor_figures(result),
             ("Training. Means over each logging interval.", training_curves(records)),
-            *_spectra(records, workdir),
+            *_singular_value_figures(records, workdir),
         ],
     )
 
 
-def _spectra(records: list[dict[str, Any]], workdir: Path) -> list[tuple[str, Any]]:
-    """Singular values over training, with what collapsed; for each return the numbers of what was given up."""
+def _singular_value_figures(records: list[dict[str, Any]], workdir: Path) -> list[tuple[str, Any]]:
+    """Return captions and figures of singular values over training, and for each rollback those of the discarded part."""
     collapses = read_collapses(workdir)
     reported = [record for record in collapses if not record["returned"]]
     signs = "".join(f" Collapse: {record['sign']}." for record in reported)
     marks = {record["kept"]: "went back here" for record in collapses if record["returned"]}
     marks |= {record["step"]: "collapse" for record in reported}
-    found = [(SPECTRA_CAPTION + signs, spectra_figure(records, marks=marks))]
+    figures = [(SINGULAR_VALUES_CAPTION + signs, singular_values_figure(records, marks=marks))]
     for record in collapses:
         if record["returned"] and (workdir / record["log"]).exists():
             caption = f"Given up: {record['sign']}. Training went on from step {record['kept']}."
-            lost = read_metrics(workdir / record["log"])
-            spectra = spectra_figure(lost, marks={record["step"]: "collapse", record["kept"]: "went back here"})
-            found.append((caption, spectra or training_curves(lost)))
-    return [(caption, figure) for caption, figure in found if figure is not None]
+            discarded = read_metrics(workdir / record["log"])
+            events = {record["step"]: "collapse", record["kept"]: "went back here"}
+            figure = singular_values_figure(discarded, marks=events) or training_curves(discarded)
+            figures.append((caption, figure))
+    return [(caption, figure) for caption, figure in figures if figure is not None]
 
 
-def _known_factors(result: dict[str, Any]) -> list[tuple[str, Any]]:
+def _factor_figures(result: dict[str, Any]) -> list[tuple[str, Any]]:
     factors = result.get("factors")
     if not factors:
         return []
     accuracy = factors["metrics"]["class_accuracy"]
     caption = (
-        f"Known factors. Read off {factors['protocol']['n_fake']} generated images; {accuracy:.1%} of them show the class "
-        "that was asked for. Grey: factors that the network reads badly off real images too."
+        f"Known factors. Predicted from {factors['protocol']['n_fake']} generated images; {accuracy:.1%} of them show the class "
+        "that was asked for. Grey: factors that the network predicts badly for real images too."
     )
     return [(caption, factor_figure(factors))]

@@ -1,6 +1,6 @@
-"""What an evaluation draws of a generator: sheets of its images, and its w.
+"""Image sheets and W vectors of a generator, for the report of an evaluation.
 
-In a run of several processes all of them call these functions: they share the generating, and the first one draws.
+With several processes, all of them call these functions and share the generation, and the primary draws.
 """
 
 from pathlib import Path
@@ -21,19 +21,20 @@ from noisytwins_jax.utils.multihost import broadcast_from_primary, distributed_m
 
 SHEET_FILE, NEAREST_FILE = "samples.png", "nearest.png"
 INTERPOLATIONS_FILE, TRUNCATION_FILE = "interpolations.png", "truncation.png"
-SHEET_CLASSES, SHEET_REAL, SHEET_FAKE = 30, 8, 16  # rows of the sample sheet, and images a row
-BAND_ROWS, STEPS = 4, 10  # of the interpolation sheet: rows of each kind, and images a row with both ends
-CUT_CLASSES, CUT_IMAGES = 5, 3  # of the truncation sheet: classes side by side, and images of each in a row
-CUTS = {  # its strengths below no truncation, unless the configuration has some; thresholds are those of BigGAN's Fig. 2
+SHEET_CLASSES, SHEET_REAL, SHEET_FAKE = 30, 8, 16  # of the sample sheet: rows, and images a row
+BAND_ROWS, STEPS = 4, 10  # of the interpolation sheet: rows of each kind, and images a row including both ends
+TRUNCATION_CLASSES, TRUNCATION_IMAGES = 5, 3  # of the truncation sheet: classes side by side, images of each in a row
+TRUNCATION_STRENGTHS = {  # defaults where the configuration has no sweep; thresholds are those of BigGAN's Fig. 2
     "psi": (0.7, 0.4, 0.1),
     "threshold": (2.0, 1.0, 0.5, 0.04),
     "scaled": (1.0, 0.5, 0.1),
     "std": (0.7, 0.4, 0.1),
 }
+W_PER_CLASS = 100
 
 
 def make_sheet(config: RunConfig, variables: dict, splits: DataSplits, path: Path) -> Image.Image:
-    """Training images beside generated ones, a row a class, at most 30 from head to tail; also written to `path`."""
+    """Draw training images beside generated ones, a row a class, at most 30 from head to tail; also write it to `path`."""
     classes = np.sort(_spread(splits.train.class_counts, min(splits.train.num_classes, SHEET_CLASSES)))
     sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
     labels = np.repeat(classes, SHEET_FAKE)
@@ -50,7 +51,7 @@ def make_sheet(config: RunConfig, variables: dict, splits: DataSplits, path: Pat
 def make_nearest_sheet(
     config: RunConfig, variables: dict, splits: DataSplits, result: dict[str, Any], path: Path
 ) -> Image.Image | None:
-    """Generated images beside the training images that are nearest to them, as `result` names them; also to `path`."""
+    """Draw generated images beside their nearest training images, as listed in `result`; also write it to `path`."""
     examples = (result.get("memorisation") or {}).get("examples")
     if not examples:
         return None
@@ -63,31 +64,33 @@ def make_nearest_sheet(
 def draw_nearest(
     examples: list[dict[str, Any]], images: np.ndarray, train: ImageSource, path: Path | None = None
 ) -> Image.Image:
-    """Images beside the training images that are nearest to them in features, and in pixels where that was measured.
+    """Draw images beside their nearest training images in features, and in pixels where that was measured.
 
     Args:
-      examples: at least one, as the ``memorisation`` of `metrics.evaluation` has them.
-      images: uint8 ``[len(examples), H, W, C]``, of the size of the training images: what the examples are of.
+      examples: at least one, from the ``memorisation`` of `evaluate_generator`.
+      images: uint8 ``[len(examples), H, W, C]``, the images of the examples, of the size of the training images.
       train: the training images.
       path: where to save the picture (PNG), or None.
     """
 
-    def near(prefix: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images and distances of the neighbours."""
+    def load_neighbours(prefix: str) -> tuple[np.ndarray, np.ndarray]:
+        """Load images and distances of the neighbours."""
         rows, distances = (
             np.array([example[prefix + key] for example in examples]) for key in ("nearest", "distances")
         )
         return read_images(train, rows.ravel())["image"].reshape(*rows.shape, *images.shape[1:]), distances
 
     labels = [example["class"] for example in examples]
-    in_pixels = near("pixel_") if "pixel_nearest" in examples[0] else None
-    return neighbour_sheet(images, *near(""), labels, train.class_names, train.class_counts, path, in_pixels=in_pixels)
+    in_pixels = load_neighbours("pixel_") if "pixel_nearest" in examples[0] else None
+    return neighbour_sheet(
+        images, *load_neighbours(""), labels, train.class_names, train.class_counts, path, in_pixels=in_pixels
+    )
 
 
 def make_latent_sheets(
     config: RunConfig, variables: dict, splits: DataSplits, workdir: Path
 ) -> tuple[Image.Image, Image.Image]:
-    """Interpolations, and rows of truncation; also ``interpolations.png`` and ``truncation.png`` in the workdir."""
+    """Draw interpolations and rows of truncation; also write both to the workdir."""
     return (
         _interpolations(config, variables, splits, workdir / INTERPOLATIONS_FILE),
         _truncations(config, variables, splits, workdir / TRUNCATION_FILE),
@@ -95,7 +98,7 @@ def make_latent_sheets(
 
 
 def _interpolations(config: RunConfig, variables: dict, splits: DataSplits, path: Path) -> Image.Image:
-    """Row j of every kind begins with class and z number j; the other class is the next one of the sheet."""
+    """Draw the interpolation sheet: row j of every kind starts at class and z number j, and ends at the next class."""
     train = splits.train
     classes = _spread(train.class_counts, min(BAND_ROWS, train.num_classes))
     first, second, rows = (
@@ -103,56 +106,57 @@ def _interpolations(config: RunConfig, variables: dict, splits: DataSplits, path
         np.resize(np.roll(classes, -1), BAND_ROWS),
         np.arange(BAND_ROWS),
     )
-    z, one, both = (rows, rows + BAND_ROWS), (rows, rows), (first, second)
-    kinds = {"Between two z of a class": ((first, first), z)}
+    two_z, one_z, two_classes = (rows, rows + BAND_ROWS), (rows, rows), (first, second)
+    kinds = {"Between two z of a class": ((first, first), two_z)}
     if len(classes) > 1:
-        kinds |= {"Between two classes at one z": (both, one), "Between two classes and two z": (both, z)}
+        kinds |= {
+            "Between two classes at one z": (two_classes, one_z),
+            "Between two classes and two z": (two_classes, two_z),
+        }
     labels, indices = (np.stack([np.stack(kind[i], axis=1) for kind in kinds.values()]) for i in (0, 1))
     shape = (*labels.shape[:2], STEPS)  # kinds, rows, steps
     flat_labels, flat_indices = (np.repeat(x.reshape(-1, 2), STEPS, axis=0) for x in (labels, indices))
     t = np.tile(np.linspace(0.0, 1.0, STEPS), shape[0] * shape[1])
     sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
-    (images,) = distributed_map(lambda some: (sampler.between(flat_labels[some], flat_indices[some], t[some]),), len(t))
+    (images,) = distributed_map(lambda i: (sampler.between(flat_labels[i], flat_indices[i], t[i]),), len(t))
     images = images.reshape(*shape, *images.shape[1:])
     bands = [Band(heading, *band) for heading, *band in zip(kinds, images, labels, strict=True)]
     return broadcast_from_primary(lambda: interpolation_sheet(bands, train.class_names, path))
 
 
 def _truncations(config: RunConfig, variables: dict, splits: DataSplits, path: Path) -> Image.Image:
-    train, cuts = splits.train, sheet_truncations(config)
-    classes = _spread(train.class_counts, min(CUT_CLASSES, train.num_classes))
-    labels, indices = np.repeat(classes, CUT_IMAGES), np.arange(len(classes) * CUT_IMAGES)
+    train, truncations = splits.train, sheet_truncations(config)
+    classes = _spread(train.class_counts, min(TRUNCATION_CLASSES, train.num_classes))
+    labels, indices = np.repeat(classes, TRUNCATION_IMAGES), np.arange(len(classes) * TRUNCATION_IMAGES)
     rows = []
-    for cut in cuts:
-        sampler = build_sampler(config, variables, splits, truncation=cut, seed=config.evaluation.seed)
-        rows.append(distributed_map(lambda some, sampler=sampler: sampler(labels[some], indices[some]), len(labels))[0])
-    names = ["no truncation" if cut is None else f"{TRUNCATION_SYMBOLS[cut.kind]} {cut.strength:g}" for cut in cuts]
+    for truncation in truncations:
+        sampler = build_sampler(config, variables, splits, truncation=truncation, seed=config.evaluation.seed)
+        rows.append(distributed_map(lambda i, sampler=sampler: sampler(labels[i], indices[i]), len(labels))[0])
+    names = ["no truncation" if x is None else f"{TRUNCATION_SYMBOLS[x.kind]} {x.strength:g}" for x in truncations]
     images = {c: np.stack([row[labels == c] for row in rows]) for c in classes}
     return broadcast_from_primary(lambda: truncation_sheet(images, names, train.class_names, train.class_counts, path))
 
 
 def sheet_truncations(config: RunConfig) -> list[Truncation | None]:
-    """No truncation, and those of the configuration's sweep, or of `CUTS`, from the weakest to the strongest."""
+    """Return no truncation and those of the configuration's sweep, or the defaults, from the weakest to the strongest."""
     kind, has_w = config.truncation_kind, config.has_mapping_network
-    try:  # only a sweep needs a kind that fits
-        check_truncation(kind, CUTS[kind][0], config.latents.kind, has_w)
+    try:  # without a sweep, the configured kind need not be valid for the model
+        check_truncation(kind, TRUNCATION_STRENGTHS[kind][0], config.latents.kind, has_w)
     except UserError:
         kind = "psi" if has_w else "std"
-    strengths = sorted(config.evaluation.sweep or CUTS[kind], reverse=True)
+    strengths = sorted(config.evaluation.sweep or TRUNCATION_STRENGTHS[kind], reverse=True)
     return [None, *(Truncation(kind, strength) for strength in strengths if (kind, strength) != ("psi", 1.0))]
 
 
-def sample_w(
-    config: RunConfig, variables: dict, splits: DataSplits, per_class: int = 100
-) -> tuple[np.ndarray, np.ndarray]:
-    """W vectors ``[num_classes · per_class, w_dim]`` of the first latents of each class, and their labels."""
-    labels = np.repeat(np.arange(splits.train.num_classes), per_class)
+def sample_w(config: RunConfig, variables: dict, splits: DataSplits) -> tuple[np.ndarray, np.ndarray]:
+    """Compute W vectors ``[num_classes · W_PER_CLASS, w_dim]`` of the first latents of each class, and their labels."""
+    labels = np.repeat(np.arange(splits.train.num_classes), W_PER_CLASS)
     sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
     return distributed_map(lambda rows: sampler(labels[rows], rows)[1:], len(labels))[0], labels
 
 
 def _spread(class_counts: np.ndarray, count: int) -> np.ndarray:
-    """Ids of `count` classes at even distances from head to tail."""
+    """Return the ids of `count` classes at even distances from head to tail."""
     order = np.array(head_to_tail(class_counts))
     return order[np.linspace(0, len(order) - 1, count).round().astype(int)]
 

@@ -1,4 +1,4 @@
-"""Evaluations side by side: the one protocol that they must share, and the plain-text table for the terminal."""
+"""Comparison of evaluations: the check that they share one protocol, and plain-text tables."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -9,7 +9,7 @@ import numpy as np
 from noisytwins_jax.evaluation.scores import FRECHET
 from noisytwins_jax.utils.errors import UserError
 
-Evaluation = Mapping[str, Any]  # see metrics.evaluation
+Evaluation = Mapping[str, Any]  # see `evaluate_generator`
 
 _COLUMNS = {
     "FID": ("fid", ".2f"),
@@ -25,12 +25,12 @@ _COLUMNS = {
     "W ratio": ("w_ratio", ".3f"),
     "class accuracy": ("class_accuracy", ".3f"),
 }
-_NAMES = {key: name for name, (key, _) in _COLUMNS.items()}
+_COLUMN_NAMES = {key: name for name, (key, _) in _COLUMNS.items()}
 
-OF_FILES = "Truncation and class noise of images from files are not known."
-OTHER_GROUPS = "Head, medium and tail are different classes in these runs, so values of the groups are left out."
+FILES_NOTE = "Truncation and class noise of images from files are not known."
+GROUPS_NOTE = "Head, medium and tail are different classes in these runs, so values of the groups are left out."
 
-# Entries of a protocol that change numbers, with what evaluations from before an entry existed were measured with.
+# Entries of a protocol that change numbers, with the values of evaluations from before an entry existed.
 _ENTRIES: dict[str, Any] = {
     "name": "embedded",
     "headline_extractor": "classifier",
@@ -40,7 +40,7 @@ _ENTRIES: dict[str, Any] = {
     "n_real": None,
     "labels": "balanced",
     "n_fake_per_class": None,
-    "n_fake_pooled": None,  # then all that were generated, see `_flat`
+    "n_fake_pooled": None,  # defaults to `n_fake`, see `_comparable_entries`
     "k": None,
     "inclusive": False,
     "seed": None,
@@ -48,24 +48,26 @@ _ENTRIES: dict[str, Any] = {
     "truncation_psi": 1.0,
     "class_noise": False,
 }
-# Entries that only some numbers have; where one side has no such number, there is nothing to compare.
+# Entries of single metrics; nothing to compare where one side lacks the metric.
 _OPTIONAL_ENTRIES = ("reference_split", "inception_score", "kid")
-_OF_THE_GENERATOR = ("weights", "truncation_psi", "class_noise")  # not known of images from files
-_OF_CLASSES = ("n_fake_per_class", "labels")  # mean nothing where images have no classes
-# What the headline's distance depends on and can change while a run is trained. Each is an entry that changes numbers.
-_OF_THE_DISTANCE = ("name", "headline_extractor", "extractor_sha256", "reference_fingerprint", "n_fake_pooled", "seed")
+_GENERATOR_ENTRIES = ("weights", "truncation_psi", "class_noise")  # unknown for images from files
+_CLASS_ENTRIES = ("n_fake_per_class", "labels")  # meaningless for images without classes
+# Entries on which the headline's distance depends and that can change while a run is trained; a subset of `_ENTRIES`.
+_DISTANCE_ENTRIES = ("name", "headline_extractor", "extractor_sha256", "reference_fingerprint", "n_fake_pooled", "seed")
 
 
-def _flat(evaluation: Evaluation) -> dict[str, Any]:
-    """The entries that make numbers comparable, in the order in which a difference is named; None: not recorded."""
+def _comparable_entries(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the entries that make numbers comparable, in the order of checking; None for those not recorded."""
     protocol = {key: value for key, value in (evaluation.get("protocol") or {}).items() if value is not None}
     defaults = _ENTRIES | {"n_fake_pooled": protocol.get("n_fake")}
     entries = {key: protocol.get(key, default) for key, default in defaults.items()}
     entries |= {key: protocol.get(key) for key in _OPTIONAL_ENTRIES}
     if from_files(evaluation):
-        entries = {k: v for k, v in entries.items() if k not in _OF_THE_GENERATOR or (k != "weights" and k in protocol)}
+        entries = {
+            k: v for k, v in entries.items() if k not in _GENERATOR_ENTRIES or (k != "weights" and k in protocol)
+        }
     if not has_classes(evaluation):
-        entries = {k: v for k, v in entries.items() if k not in _OF_CLASSES}
+        entries = {k: v for k, v in entries.items() if k not in _CLASS_ENTRIES}
     for name, extractor in (protocol.get("extractors") or {}).items():
         described = extractor.get("description") or {}
         entries[f"extractors.{name}.sha256"] = extractor.get("sha256")
@@ -74,29 +76,34 @@ def _flat(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def distance_entries(evaluation: Evaluation) -> dict[str, Any]:
-    """The entries of the protocol that must be the same where the headline's distances of one run are compared."""
-    return {key: value for key, value in _flat(evaluation).items() if key in _OF_THE_DISTANCE}
+    """Return the protocol entries that must agree where the headline's distances of one run are compared."""
+    return {key: value for key, value in _comparable_entries(evaluation).items() if key in _DISTANCE_ENTRIES}
 
 
 def has_classes(evaluation: Evaluation) -> bool:
-    """Whether generated images have classes; those of files may have none, and then there are only pooled numbers."""
+    """Return whether the generated images have classes; without them (images from files) there are only pooled numbers."""
     return (evaluation.get("protocol") or {}).get("classes") is not False
 
 
 def from_files(evaluation: Evaluation) -> bool:
-    """Whether the generated images came from files, with nothing known of their generator."""
+    """Return whether the generated images came from files, with nothing known about their generator."""
     return (evaluation.get("protocol") or {}).get("weights") == "files"
 
 
-def protocol_differences(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """One sentence for each entry of the protocol in which two of the runs (name -> evaluation) differ.
+def check_one_protocol(evaluations: Mapping[str, Evaluation]) -> None:
+    """Check that evaluations were measured in the same way, so that their numbers can be compared.
 
-    An entry that both lack is the same. An entry that one lacks is a difference, unless it only belongs to numbers that
-    the other does not have (another network's weights, the splits of the inception score, the subsets of KID, the number
-    of images of a class where there are no classes), or to the generator of images from files, which nobody knows.
+    An entry that both lack is the same. An entry that one lacks is a difference, unless it only belongs to metrics that
+    the other does not have (another network's weights, the splits of the Inception Score, the subsets of KID, the number
+    of images of a class where there are no classes), or to the generator of images from files, which is unknown.
+
+    Args:
+      evaluations: run name -> evaluation. Training data and seeds of training may differ.
+
+    Raises:
+      UserError: two runs differ in an entry of the protocol that changes numbers; it names the first such entry.
     """
-    flat = {name: _flat(evaluation) for name, evaluation in evaluations.items()}
-    sentences = []
+    flat = {name: _comparable_entries(evaluation) for name, evaluation in evaluations.items()}
     for key in dict.fromkeys(key for entries in flat.values() for key in entries):
         known = {
             name: entries[key]
@@ -105,39 +112,24 @@ def protocol_differences(evaluations: Mapping[str, Evaluation]) -> list[str]:
         }
         for one, other in pairwise(known):
             if known[one] != known[other]:
-                sentences.append(
-                    f"{one} and {other} were evaluated under different protocols ({key}: {_said(known[one])} and "
-                    f"{_said(known[other])}) and cannot stand in one table: evaluate them again in the same way "
+                raise UserError(
+                    f"{one} and {other} were evaluated under different protocols ({key}: {_format_entry(known[one])} and "
+                    f"{_format_entry(known[other])}) and cannot stand in one table: evaluate them again in the same way "
                     "(--mode=evaluate), or tabulate them apart."
                 )
-                break
-    return sentences
-
-
-def check_one_protocol(evaluations: Mapping[str, Evaluation]) -> None:
-    """Refuses to put numbers together that were not measured in the same way.
-
-    Args:
-      evaluations: run name -> evaluation. What they were trained on, and with which seed, may differ.
-
-    Raises:
-      UserError: two runs differ in an entry of the protocol that changes numbers; it names the first such entry.
-    """
-    if differences := protocol_differences(evaluations):
-        raise UserError(differences[0])
 
 
 def same_groups(evaluations: Mapping[str, Evaluation]) -> bool:
-    """Whether head, medium and tail are the same classes in all runs, so that the groups' numbers can be compared.
+    """Return whether head, medium and tail are the same classes in all runs, so that the groups can be compared.
 
-    Evaluations without classes have no such numbers and do not count.
+    Evaluations without classes have no groups and are ignored.
     """
     groups = [(e.get("protocol") or {}).get("class_groups") for e in evaluations.values() if has_classes(e)]
     return all(one == groups[0] for one in groups)
 
 
 def protocol_line(evaluation: Evaluation) -> str:
-    """How an evaluation's numbers were measured, in one line."""
+    """Describe how an evaluation's numbers were measured, in one line."""
     protocol = _ENTRIES | {k: v for k, v in (evaluation.get("protocol") or {}).items() if v is not None}
     each, pooled = protocol["n_fake_per_class"], protocol["n_fake_pooled"]
     generated = f"{each} generated images per class"
@@ -146,10 +138,10 @@ def protocol_line(evaluation: Evaluation) -> str:
     elif each is None or protocol["labels"] == "as in the files":
         generated = f"{protocol.get('n_fake', '?')} generated images, labels {protocol['labels']},"
     parts = [
-        f"Protocol {protocol['name']}: {generated} against {_known(protocol['n_real'])} real ones"
+        f"Protocol {protocol['name']}: {generated} against {_or_unknown(protocol['n_real'])} real ones"
         + (f", {pooled} generated ones pooled" if pooled is not None else ""),
         f"features {protocol.get('extractor', '?')}",
-        f"precision and recall pooled, k = {_known(protocol['k'])}, distance {'<=' if protocol['inclusive'] else '<'} radius",
+        f"precision and recall pooled, k = {_or_unknown(protocol['k'])}, distance {'<=' if protocol['inclusive'] else '<'} radius",
         *([f"truncation psi = {protocol['truncation_psi']:g}"] if protocol["truncation_psi"] != 1 else []),
         *(["with class noise"] if protocol["class_noise"] else []),
         *(["tail values are means over the tail classes"] if has_classes(evaluation) else []),
@@ -157,22 +149,22 @@ def protocol_line(evaluation: Evaluation) -> str:
     return "; ".join(parts) + "."
 
 
-def _known(value: object) -> object:
+def _or_unknown(value: object) -> object:
     return "?" if value is None else value
 
 
 def headline_line(evaluation: Evaluation) -> str:
-    """The headline's distance and recall, of those that were measured, in one line for the terminal.
+    """Format the headline's distance and recall, as far as they were measured, in one line for the terminal.
 
     Returns:
-      Such as ``FID 22.2, recall 0.071 (protocol noisytwins, 50000 images)``; the images are those behind pooled values.
+      For example ``FID 22.2, recall 0.071 (protocol noisytwins, 50000 images)``; the number of images is that behind pooled values.
     """
     protocol, metrics = evaluation.get("protocol") or {}, evaluation.get("metrics") or {}
     key = FRECHET.get(protocol.get("headline_extractor"), "fid")
-    named = {_NAMES[key]: metrics.get(key), "recall": metrics.get("recall")}
-    said = ", ".join(f"{name} {_three_digits(value)}" for name, value in named.items() if value is not None)
+    values = {_COLUMN_NAMES[key]: metrics.get(key), "recall": metrics.get("recall")}
+    text = ", ".join(f"{name} {_three_digits(value)}" for name, value in values.items() if value is not None)
     images = protocol.get("n_fake_pooled") or protocol.get("n_fake") or "?"
-    return f"{said or 'no headline numbers'} (protocol {protocol.get('name') or _ENTRIES['name']}, {images} images)"
+    return f"{text or 'no headline numbers'} (protocol {protocol.get('name') or _ENTRIES['name']}, {images} images)"
 
 
 def _three_digits(value: float) -> str:
@@ -180,21 +172,21 @@ def _three_digits(value: float) -> str:
 
 
 def format_table(results: Mapping[str, Evaluation]) -> str:
-    """A plain-text table of several results (name -> result): one row a run, then the protocol that they share.
+    """Format several results (name -> result) as plain text: one row a run, then the protocol that they share.
 
-    A last row gives the real-against-real floor when there is one. A missing or undefined value prints as a dash; a column
+    A last row compares real with real images where that was measured. A missing or undefined value prints as a dash; a column
     in which no run has a value is left out, and so are tail values where the runs' tails are different classes.
 
     Raises:
-      UserError: as `check_one_protocol`.
+      UserError: see `check_one_protocol`.
     """
     if not results:
         return "no evaluations"
     check_one_protocol(results)
     rows = {name: result.get("metrics") or {} for name, result in results.items()}
     columns = _columns(results)
-    if floor := shared_floor(results):
-        rows["real half vs real half"] = floor
+    if real_vs_real := shared_real_vs_real(results):
+        rows["real half vs real half"] = real_vs_real
     cells = [["run", *columns]]
     for name, values in rows.items():
         numbers = [(values.get(key), form) for key, form in columns.values()]
@@ -203,10 +195,10 @@ def format_table(results: Mapping[str, Evaluation]) -> str:
 
 
 def format_means(results: Mapping[str, Sequence[Evaluation]]) -> str:
-    """Mean ± population standard deviation over the seeds of each method (name -> results), as plain text.
+    """Format means ± population standard deviations over the seeds of each method (name -> results) as plain text.
 
     Raises:
-      UserError: as `check_one_protocol`.
+      UserError: see `check_one_protocol`.
     """
     runs = {
         name if len(seeds) == 1 else f"{name} (seed {i} of {len(seeds)})": seed
@@ -225,27 +217,27 @@ def format_means(results: Mapping[str, Sequence[Evaluation]]) -> str:
     return "\n".join([*_align(cells), *_notes(runs)])
 
 
-def with_classes_first(results: Mapping[str, Evaluation]) -> list[Evaluation]:
-    """The evaluations as they stand, but those without classes last: what all share is then said by the fullest."""
+def sort_by_detail(results: Mapping[str, Evaluation]) -> list[Evaluation]:
+    """Sort evaluations: those without classes last, before them those from files, so that the most detailed is first."""
     return sorted(results.values(), key=lambda result: (not has_classes(result), from_files(result)))
 
 
-def shared_floor(results: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """Real against real for results of one protocol: each number from the first of them that has it."""
-    floor: dict[str, Any] = {}
-    for result in reversed(with_classes_first(results)):
-        floor |= {key: value for key, value in (result.get("floor") or {}).items() if value is not None}
-    return floor
+def shared_real_vs_real(results: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Merge real-vs-real metrics of results of one protocol: each number from the first result that has it."""
+    merged: dict[str, Any] = {}
+    for result in reversed(sort_by_detail(results)):
+        merged |= {key: value for key, value in (result.get("real_vs_real") or {}).items() if value is not None}
+    return merged
 
 
-def notes_on(results: Mapping[str, Evaluation]) -> list[str]:
-    """Sentences on what cannot be compared in a table of these results."""
+def comparison_notes(results: Mapping[str, Evaluation]) -> list[str]:
+    """Return notes on what cannot be compared in a table of these results."""
     files = [from_files(result) for result in results.values()]
-    return [*([OF_FILES] if any(files) and not all(files) else []), *([] if same_groups(results) else [OTHER_GROUPS])]
+    return [*([FILES_NOTE] if any(files) and not all(files) else []), *([] if same_groups(results) else [GROUPS_NOTE])]
 
 
 def _columns(results: Mapping[str, Evaluation]) -> dict[str, tuple[str, str]]:
-    """The columns in which at least one of these runs has a number."""
+    """Return the columns in which at least one of these runs has a number."""
     grouped = same_groups(results)
     return {
         name: (key, form)
@@ -256,18 +248,18 @@ def _columns(results: Mapping[str, Evaluation]) -> dict[str, tuple[str, str]]:
 
 
 def _notes(results: Mapping[str, Evaluation]) -> list[str]:
-    said = [protocol_line(with_classes_first(results)[0])] if results else []
-    return said + notes_on(results)
+    lines = [protocol_line(sort_by_detail(results)[0])] if results else []
+    return lines + comparison_notes(results)
 
 
-def _said(value: object) -> str:
-    """An entry's value in a sentence: a hash by its first digits."""
+def _format_entry(value: object) -> str:
+    """Format an entry's value for a message, a hash by its first digits."""
     text = "not recorded" if value is None else str(value)
     return text[:12] if len(text) == 64 and " " not in text else text
 
 
 def _align(cells: list[list[str]]) -> list[str]:
-    """Lines of a table with a rule under its heading: the first column left, the others right."""
+    """Align the cells of a table into lines, the first column left, the others right, with a rule under the header."""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
     return [lines[0], "-" * len(lines[0]), *lines[1:]]

@@ -1,1 +1,1 @@
-"""Figures, image sheets and the page of an evaluation."""
+"""Figures, image sheets and HTML pages of evaluations."""

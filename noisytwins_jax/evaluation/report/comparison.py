@@ -1,7 +1,7 @@
 """Several runs on one page: numbers, samples, W, and every class."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from noisytwins_jax.evaluation.report.report_sections import (
 from noisytwins_jax.evaluation.report.w_projection import w_comparison_figure
 from noisytwins_jax.evaluation.table import (
     check_one_protocol,
+    comparison_notes,
     from_files,
     has_classes,
-    notes_on,
     same_groups,
-    shared_floor,
-    with_classes_first,
+    shared_real_vs_real,
+    sort_by_detail,
 )
 from noisytwins_jax.utils.errors import UserError
 
@@ -34,21 +34,14 @@ from noisytwins_jax.utils.errors import UserError
 def write_comparison(
     path: str | os.PathLike,
     runs: Mapping[str, Mapping[str, Any]],
-    *,
-    title: str = "Comparison of runs",
-    notes: Sequence[str] = (),
-    lede: str = "",
 ) -> Path:
-    """Writes a page that compares runs: numbers, sample sheets, W and its ratio over training, every class in a chart.
+    """Write a page that compares runs: metrics, sample sheets, W and its ratio over training, and a per-class chart.
 
     Args:
       path: the file to write; replaced atomically.
       runs: run name -> ``{"evaluation": dict, "sheet": picture, "w": (w float [n, D], labels int [n]), "records":
-        one list of ``logs.read_metrics`` for each seed}``. Any of the four may be missing; class names and counts are
-        taken from the first evaluation.
-      title: heading of the page.
-      notes: sentences for the reader, shown at the top.
-      lede: a line under the title.
+        one list of `read_metrics` for each seed}``. Any of the four may be missing; class names and counts are taken from
+        the first evaluation.
 
     Returns:
       ``path``.
@@ -61,52 +54,54 @@ def write_comparison(
     evaluations = {name: run["evaluation"] for name, run in runs.items() if run.get("evaluation")}
     sheets = [webpage.figure(name, run["sheet"]) for name, run in runs.items() if run.get("sheet") is not None]
     check_one_protocol(evaluations)
-    first, shared = next(iter(with_classes_first(evaluations)), {}), _shared(evaluations)
-    of_classes = {name: evaluation for name, evaluation in evaluations.items() if has_classes(evaluation)}
+    first, shared = next(iter(sort_by_detail(evaluations)), {}), _merge_protocols(evaluations)
+    with_classes = {name: evaluation for name, evaluation in evaluations.items() if has_classes(evaluation)}
     body = [
-        webpage.care([*notes, *notes_on(evaluations)]),
-        webpage.section("Results", _comparison_table(evaluations, shared["floor"]), protocol_note(shared)),
+        webpage.callout(comparison_notes(evaluations)),
+        webpage.section("Results", _comparison_table(evaluations, shared["real_vs_real"]), protocol_note(shared)),
         webpage.section("Samples", *sheets),
-        webpage.section("Latent space W", _w_pictures(runs, first), _w_ratio_chart(runs)),
-        webpage.section("Head to tail", class_chart(of_classes)),
+        webpage.section("Latent space W", _w_figure(runs, first), _w_ratio_figure(runs)),
+        webpage.section("Head to tail", class_chart(with_classes)),
         webpage.section("Protocol of these numbers", protocol_section(shared)),
         how_to_read(shared, known_metrics(evaluations.values())),
     ]
-    return webpage.write_page(path, webpage.page(title, lede, body))
+    return webpage.write_page(path, webpage.page("Comparison of runs", "", body))
 
 
-def _shared(evaluations: Mapping[str, Evaluation]) -> Evaluation:
-    """Protocol and floor of runs that agree on them wherever they overlap: one may lack a network that another used."""
+def _merge_protocols(evaluations: Mapping[str, Evaluation]) -> Evaluation:
+    """Merge protocols and real-vs-real numbers of runs that agree where both have an entry; extractors may differ."""
     protocol: dict[str, Any] = {}
     extractors: dict[str, Any] = {}
-    of_generators = {"weights", "truncation_psi", "truncation", "class_noise"}
-    hidden = {"step"} | (of_generators if any(map(from_files, evaluations.values())) else set())
-    for evaluation in reversed(with_classes_first(evaluations)):
+    generator_entries = {"weights", "truncation_psi", "truncation", "class_noise"}
+    hidden = {"step"} | (generator_entries if any(map(from_files, evaluations.values())) else set())
+    for evaluation in reversed(sort_by_detail(evaluations)):
         protocol |= {key: value for key, value in (evaluation.get("protocol") or {}).items() if key not in hidden}
         extractors |= protocol.get("extractors") or {}
     if any(map(has_classes, evaluations.values())):
         protocol.pop("classes", None)
     shared = protocol | ({"extractors": extractors} if extractors else {})
-    return {"protocol": shared, "floor": shared_floor(evaluations)}
+    return {"protocol": shared, "real_vs_real": shared_real_vs_real(evaluations)}
 
 
-def _comparison_table(evaluations: Mapping[str, Evaluation], floor: Mapping[str, Any]) -> str:
+def _comparison_table(evaluations: Mapping[str, Evaluation], real_vs_real: Mapping[str, Any]) -> str:
     rows, grouped = [], same_groups(evaluations)
     runs = [evaluation.get("metrics") or {} for evaluation in evaluations.values()]
-    for key, name, meaning, way in HEADLINES:
+    for key, name, meaning, direction in HEADLINES:
         known = [metrics[key] for metrics in runs if metrics.get(key) is not None]
         if not known or (key.startswith("tail_") and not grouped):
             continue
-        best = max(way * value for value in known)
-        marked = [m.get(key) is not None and way != 0 and len(known) > 1 and way * m[key] == best for m in runs]
-        shown = [number_cell(metrics, key) for metrics in runs]
-        cells = [f'<span class="best">{x}</span>' if mark else x for x, mark in zip(shown, marked, strict=True)]
-        rows.append((metric_cell(name, meaning, way), *cells, number_cell(floor, key)))
+        best = max(direction * value for value in known)
+        is_best = [
+            m.get(key) is not None and direction != 0 and len(known) > 1 and direction * m[key] == best for m in runs
+        ]
+        values = [number_cell(metrics, key) for metrics in runs]
+        cells = [f'<span class="best">{x}</span>' if mark else x for x, mark in zip(values, is_best, strict=True)]
+        rows.append((metric_cell(name, meaning, direction), *cells, number_cell(real_vs_real, key)))
     header = ("↑ higher, ↓ lower is better", *(webpage.escape(name) for name in evaluations), "Real against real")
     return webpage.table(header, rows, "Coloured: the best of these runs")
 
 
-def _w_ratio_chart(runs: Mapping[str, Mapping[str, Any]]) -> str:
+def _w_ratio_figure(runs: Mapping[str, Mapping[str, Any]]) -> str:
     try:
         chart = w_ratio_figure({name: run.get("records", ()) for name, run in runs.items()})
     except UserError:  # nothing to draw
@@ -116,7 +111,7 @@ def _w_ratio_chart(runs: Mapping[str, Mapping[str, Any]]) -> str:
     return webpage.figure(caption + ("; means and standard deviations over seeds." if seeds > 1 else "."), chart)
 
 
-def _w_pictures(runs: Mapping[str, Mapping[str, Any]], evaluation: Evaluation) -> str:
+def _w_figure(runs: Mapping[str, Mapping[str, Any]], evaluation: Evaluation) -> str:
     sets = {name: run["w"] for name, run in runs.items() if run.get("w") is not None}
     if not sets:
         return ""

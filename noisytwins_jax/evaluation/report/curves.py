@@ -1,4 +1,4 @@
-"""Figures of numbers: a run's training curves, several runs' W ratio, and evaluations class by class."""
+"""Figures of training curves, of the W ratio of several runs, and of evaluations class by class."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ from noisytwins_jax.utils.plotting import (
 )
 
 W_RATIO = "W variance within classes / total"
-# Panels in order of reading; a logged name goes to the first panel whose pattern it matches, else to one of its own.
+# Panels in display order; a logged name goes to the first panel whose pattern it matches, else to one of its own.
 PANELS: tuple[tuple[str, str], ...] = (
     ("Discriminator logits", r"(?<!discriminator_)logit|(^|[/_])(real|fake)$"),
     (W_RATIO, r"w_ratio|w_variance"),
@@ -39,7 +39,7 @@ PANELS: tuple[tuple[str, str], ...] = (
     ("Learning rates", r"(^|[/_])(lr|learning_rate)"),
     ("Images per second", r"img_per_s|images_per_sec|img_s|throughput"),
 )
-# What is drawn of the evaluations during training, in panels after the others; the rest is in the evaluations themselves.
+# Metrics of evaluations during training that are drawn, in panels after the others.
 EVALUATED = "evaluation/"
 EVALUATION_PANELS: tuple[tuple[str, Mapping[str, str]], ...] = (  # heading, key -> name of its curve
     ("Evaluation: FID and iFID", {"fid": "FID", "ifid": "iFID", "tail_ifid": "tail iFID"}),
@@ -51,27 +51,27 @@ EVALUATION_PANELS: tuple[tuple[str, Mapping[str, str]], ...] = (  # heading, key
     ),
     ("Evaluation: class accuracy", {"class_accuracy": "class accuracy"}),
 )
-SPECTRA = "spectra/"  # hundreds of curves: they have a figure of their own, `spectra_figure`
+SINGULAR_VALUES = "spectra/"  # hundreds of curves, drawn by `singular_values_figure`
 TIME_AXES = ("kimg", "step")  # the first of these that every record has is the horizontal axis
 NOT_CURVES = {"step", "kimg", "time", "seconds", "epoch"}
 LINES = ("-", "--", ":")
-SMOOTHED_FROM = 60  # points; longer curves are drawn pale, with their moving average on top
-BARS_UP_TO = 30  # classes; beyond, points over the rank from head to tail
+SMOOTHED_FROM = 60  # points; longer curves are drawn pale below their moving average
+MAX_BARS = 30  # classes; more are drawn as points over the rank from head to tail
 
 W_RATIO_PANELS = (("w_ratio", "All classes"), ("w_ratio/head", "Head classes"), ("w_ratio/tail", "Tail classes"))
-CLASS_PANELS = (  # key of a per-class row, heading, key of the real-against-real level in "floor"
+CLASS_PANELS = (  # key of a per-class row, heading, key in "real_vs_real"
     ("ifid", "Intra-class FID (lower is better)", "ifid"),
     ("ifid_clip", "Intra-class FID_CLIP (lower is better)", "ifid_clip"),
     ("recall", "Recall within the class (higher is better)", "class_recall"),
 )
 
 
-def _panel_of(name: str) -> str:
+def _get_panel(name: str) -> str:
     return next((title for title, pattern in PANELS if re.search(pattern, name.lower())), name)
 
 
 def moving_average(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean over ``window`` points [n] -> [n]; shorter at the ends, and over the finite values only."""
+    """Compute the centred mean of [n] values over ``window`` points, fewer at the ends and without non-finite values."""
     finite = np.isfinite(values)
     kernel = np.ones(window)
     weight = np.convolve(finite, kernel, mode="same")
@@ -80,15 +80,15 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _series(records: Sequence[Mapping[str, Any]], name: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
-    """Times and values of one logged number; null, which stands for not finite, is a gap."""
+    """Return times and values of one logged metric; null, logged for non-finite values, becomes NaN."""
     pairs = [(record[axis], record[name]) for record in records if name in record]
     values = np.array([math.nan if value is None else float(value) for _, value in pairs])
     return np.array([float(time) for time, _ in pairs]), values
 
 
-def _draw_curve(axes: Axes, x: np.ndarray, y: np.ndarray, label: str, place: int) -> None:
-    """Draws the curve number ``place`` of a panel; when the colours are used up, they come again dashed."""
-    colour, line = RUN_COLOURS[place % len(RUN_COLOURS)], LINES[place // len(RUN_COLOURS) % len(LINES)]
+def _draw_curve(axes: Axes, x: np.ndarray, y: np.ndarray, label: str, index: int) -> None:
+    """Draw the curve number ``index`` of a panel; colours repeat dashed when they are used up."""
+    colour, line = RUN_COLOURS[index % len(RUN_COLOURS)], LINES[index // len(RUN_COLOURS) % len(LINES)]
     if len(y) < SMOOTHED_FROM:
         marker = "o" if len(y) < 12 else None
         axes.plot(x, y, color=colour, linestyle=line, linewidth=1.4, label=label, marker=marker, markersize=3)
@@ -99,31 +99,29 @@ def _draw_curve(axes: Axes, x: np.ndarray, y: np.ndarray, label: str, place: int
 
 
 def _panels(names: Collection[str]) -> dict[str, dict[str, str]]:
-    """Heading of each panel -> logged name -> name of the curve, in order of reading."""
+    """Return heading of each panel -> logged name -> label of the curve, in display order."""
     panels: dict[str, dict[str, str]] = {}
     for name in names:
-        if not name.startswith((EVALUATED, SPECTRA)):
-            panels.setdefault(_panel_of(name), {})[name] = name
+        if not name.startswith((EVALUATED, SINGULAR_VALUES)):
+            panels.setdefault(_get_panel(name), {})[name] = name
     rank = {panel: i for i, (panel, _) in enumerate(PANELS)}
     ordered = {panel: panels[panel] for panel in sorted(panels, key=lambda panel: rank.get(panel, len(rank)))}
     for heading, curves in EVALUATION_PANELS:
-        if found := {EVALUATED + key: said for key, said in curves.items() if EVALUATED + key in names}:
-            ordered[heading] = found
+        if logged := {EVALUATED + key: label for key, label in curves.items() if EVALUATED + key in names}:
+            ordered[heading] = logged
     return ordered
 
 
-def training_curves(records: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Draws the numbers of a ``metrics.jsonl``: logits, W ratio, regularisers, losses, and whatever else is there.
+def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the metrics of a ``metrics.jsonl``: logits, W ratio, regularisers, losses, and everything else logged.
 
-    Of the evaluations during training (``evaluation/…``) it draws those of `EVALUATION_PANELS`, in panels of their own.
+    Evaluations during training (``evaluation/…``) are drawn in the panels of `EVALUATION_PANELS`.
 
     Args:
-      records: what ``logs.read_metrics`` gives. The horizontal axis is ``kimg`` where every record has it, else
-        ``step``.
-      title: heading of the figure.
+      records: as from `read_metrics`. The horizontal axis is ``kimg`` where every record has it, else ``step``.
 
     Returns:
-      A figure of its own, outside pyplot. Curves of 60 points or more are drawn pale with their moving average.
+      A figure outside pyplot. Curves of 60 points or more are drawn pale with their moving average.
 
     Raises:
       UserError: there is nothing to draw.
@@ -138,27 +136,25 @@ def training_curves(records: Sequence[Mapping[str, Any]], title: str = "") -> Fi
     figure = new_figure(8.6, 2.8 * rows + 0.4)
     figure.get_layout_engine().set(h_pad=0.1)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for place, (axes, (heading, curves)) in enumerate(zip(grid, panels.items(), strict=False)):
+    for panel, (axes, (heading, curves)) in enumerate(zip(grid, panels.items(), strict=False)):
         style_axes(axes, heading)
         axes.grid(axis="y", color=RULE, linewidth=0.6)
-        for i, (name, said) in enumerate(curves.items()):
-            _draw_curve(axes, *_series(records, name, axis), said, i)
+        for i, (name, label) in enumerate(curves.items()):
+            _draw_curve(axes, *_series(records, name, axis), label, i)
         if heading == W_RATIO:
-            axes.set_ylim(bottom=0)  # where collapse is
-        lowest = place >= len(panels) - columns
+            axes.set_ylim(bottom=0)  # 0 is collapse
+        lowest = panel >= len(panels) - columns
         if lowest:
             axes.set_xlabel("thousand real images shown" if axis == "kimg" else axis)
-        if len(curves) > 1 or not heading.endswith(said):  # a panel named after its only curve needs no legend
+        if len(curves) > 1 or not heading.endswith(label):  # a panel named after its only curve needs no legend
             _legend_below(axes, points=36 if lowest else 18)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     return figure
 
 
 def _legend_below(axes: Axes, points: float) -> None:
-    """A legend under the axes, where no curve can be; its columns are as many as names of their lengths leave room for."""
+    """Add a legend below the axes, away from the curves, with as many columns as the labels leave room for."""
     longest = max(len(text) for text in axes.get_legend_handles_labels()[1])
     below = ScaledTranslation(0, -points / 72, axes.figure.dpi_scale_trans)
     axes.legend(
@@ -176,15 +172,15 @@ def _legend_below(axes: Axes, points: float) -> None:
 
 
 def w_ratio_figure(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str = "") -> Figure:
-    """Draws the W ratio of several methods over training: all classes, head and tail, means over seeds.
+    """Draw the W ratio of several methods over training: all classes, head and tail, means over seeds.
 
     Args:
-      runs: method -> the records (``logs.read_metrics``) of each of its seeds. Times that every seed has are drawn;
+      runs: method -> the records (`read_metrics`) of each of its seeds. Times that every seed has are drawn;
         seeds and methods that did not log the ratio are left out.
       title: heading of the figure.
 
     Returns:
-      A figure of its own, outside pyplot, with a panel for each of the three that was logged. A band around a curve is
+      A figure outside pyplot, with a panel for each of the three ratios that was logged. A band around a curve is
       the standard deviation over its seeds.
 
     Raises:
@@ -207,7 +203,7 @@ def w_ratio_figure(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], ti
                 axes.fill_between(times, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
                 axes.plot(times, mean, color=colour, linewidth=1.5, label=name, marker="o", markersize=2.5)
         axes.set_xlabel("thousand real images shown")
-    figure.axes[0].set_ylim(bottom=0)  # of all: they share it
+    figure.axes[0].set_ylim(bottom=0)  # shared by all axes
     handles, labels = figure.axes[0].get_legend_handles_labels()
     columns = min(4, len(labels))
     figure.legend(
@@ -219,7 +215,7 @@ def w_ratio_figure(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], ti
 
 
 def _mean_curve(seeds: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times (kimg) that all seeds with this number have, its mean and its population standard deviation there."""
+    """Return the times (kimg) that all seeds with this metric share, its means and population standard deviations."""
     curves = [{r["kimg"]: _number(r[key]) for r in records if key in r and "kimg" in r} for records in seeds]
     curves = [curve for curve in curves if curve]
     times = sorted(set.intersection(*map(set, curves))) if curves else []
@@ -227,13 +223,13 @@ def _mean_curve(seeds: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple
     return np.array(times), *((values.mean(axis=0), values.std(axis=0)) if len(times) else (np.array([]),) * 2)
 
 
-def _rows_by_class(evaluation: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+def _per_class_rows(evaluation: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
     return {int(row["class"]): row for row in evaluation.get("per_class") or () if "class" in row}
 
 
 def rows_head_to_tail(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The per-class rows of an evaluation by falling number of training images, ties and unknowns by class id."""
-    rows = _rows_by_class(evaluation).values()
+    """Sort the per-class rows of an evaluation by descending number of training images, then by class id."""
+    rows = _per_class_rows(evaluation).values()
     return sorted(rows, key=lambda row: (-(row.get("n_train") or 0), row["class"]))
 
 
@@ -241,23 +237,22 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def per_class_figure(evaluations: Mapping[str, Mapping[str, Any]], title: str = "") -> Figure:
-    """Draws intra-class FID, intra-class FID_CLIP and recall of every class, head to tail, for one run or several.
+def per_class_figure(evaluations: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw intra-class FID, intra-class FID_CLIP and recall of every class, head to tail, for one run or several.
 
     Args:
-      evaluations: run name -> what ``metrics.evaluation.evaluate_generator`` gives. Classes and their order are those
-        of the first run; numbers that are missing leave a gap.
-      title: heading of the figure.
+      evaluations: run name -> result of `evaluate_generator`. Classes and their order are those of the first run;
+        missing numbers leave a gap.
 
     Returns:
-      A figure of its own, outside pyplot, with a panel for each of the three that was measured: bars up to 30 classes,
+      A figure outside pyplot, with a panel for each of the three that was measured: bars for up to 30 classes,
       else points over the rank with their moving average. A dashed line marks real images against real images, where
       the first evaluation has it.
 
     Raises:
       UserError: no evaluation has per-class rows with an intra-class FID or a recall.
     """
-    runs = {name: _rows_by_class(evaluation) for name, evaluation in evaluations.items()}
+    runs = {name: _per_class_rows(evaluation) for name, evaluation in evaluations.items()}
     order = rows_head_to_tail(next(iter(evaluations.values()), {}))
     panels = [
         panel
@@ -266,26 +261,24 @@ def per_class_figure(evaluations: Mapping[str, Mapping[str, Any]], title: str = 
     ]
     if not order or not panels:
         raise UserError("The evaluation has no per-class intra-class FID or recall to draw.")
-    floor = next(iter(evaluations.values())).get("floor") or {}
+    real_vs_real = next(iter(evaluations.values())).get("real_vs_real") or {}
     figure = new_figure(8.6, 2.7 * len(panels) + 0.5)
-    for axes, (key, heading, floor_key) in zip(
+    for axes, (key, heading, real_key) in zip(
         figure.subplots(len(panels), 1, squeeze=False).ravel(), panels, strict=True
     ):
         style_axes(axes, heading)
         axes.grid(axis="y", color=RULE, linewidth=0.6)
         values = {name: [_number(rows.get(row["class"], {}).get(key)) for row in order] for name, rows in runs.items()}
         _draw_classes(axes, order, values)
-        level = _number(floor.get(floor_key))
+        level = _number(real_vs_real.get(real_key))
         if math.isfinite(level):
             axes.axhline(level, color=FAINT, linewidth=1, linestyle="--", label="real against real")
         if len(runs) > 1 or math.isfinite(level):
             axes.legend(fontsize=8, frameon=False, labelcolor=INK, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
         axes.margins(x=0.02, y=0.12)
-        axes.set_ylim(bottom=0, top=1.12 if key == "recall" else None)  # a share, with room for the numbers
+        axes.set_ylim(bottom=0, top=1.12 if key == "recall" else None)  # recall ends at 1; room for its labels
         if key == "recall":
             axes.set_yticks(np.linspace(0, 1, 6))
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     return figure
 
 
@@ -296,9 +289,9 @@ def _short(value: float) -> str:
 
 
 def _draw_classes(axes: Axes, order: Sequence[Mapping[str, Any]], values: Mapping[str, list[float]]) -> None:
-    """Bars, grouped by class, for few classes; points over the rank for many."""
+    """Draw bars grouped by class, or points over the rank for many classes."""
     ranks = np.arange(len(order))
-    if len(order) > BARS_UP_TO:
+    if len(order) > MAX_BARS:
         _draw_many_classes(axes, order, values)
         return
     width = 0.8 / len(values)
@@ -308,8 +301,8 @@ def _draw_classes(axes: Axes, order: Sequence[Mapping[str, Any]], values: Mappin
         offset = (i - (len(values) - 1) / 2) * width
         bars = axes.bar(ranks + offset, heights, width * 0.92, color=colour, label=None if single else name)
         if len(values) * len(order) <= 20:
-            said = axes.bar_label(bars, [_short(height) for height in heights], fontsize=7.5, color=FAINT, padding=2)
-            for text in said:  # legible where the dashed line passes
+            texts = axes.bar_label(bars, [_short(height) for height in heights], fontsize=7.5, color=FAINT, padding=2)
+            for text in texts:  # legible on top of the dashed line
                 text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5})
     names = [str(row.get("name", row["class"])) for row in order]
     slanted = len(order) > 8 and any(len(name) > 6 for name in names)
@@ -322,7 +315,7 @@ def _draw_classes(axes: Axes, order: Sequence[Mapping[str, Any]], values: Mappin
 
 
 def _draw_many_classes(axes: Axes, order: Sequence[Mapping[str, Any]], values: Mapping[str, list[float]]) -> None:
-    """A point a class, a line of means over neighbouring ranks, and rules between head, medium and tail."""
+    """Draw a point a class, a line of means over neighbouring ranks, and rules between head, medium and tail."""
     ranks, window = np.arange(len(order)), max(3, len(order) // 30)
     for i, (name, heights) in enumerate(values.items()):
         colour = RUN_COLOURS[i % len(RUN_COLOURS)]
@@ -340,5 +333,5 @@ def _draw_many_classes(axes: Axes, order: Sequence[Mapping[str, Any]], values: M
     counts = [order[rank].get("n_train") for rank in ticks]
     known = None not in counts
     axes.set_xticks(ticks, [f"{r + 1}\n{n}" if known else f"{r + 1}" for r, n in zip(ticks, counts, strict=True)])
-    said = "rank of the class, head to tail" + (", and its number of training images" if known else "")
-    axes.set_xlabel(f"{said}; lines: means over {window} classes")
+    meaning = "rank of the class, head to tail" + (", and its number of training images" if known else "")
+    axes.set_xlabel(f"{meaning}; lines: means over {window} classes")

@@ -1,4 +1,4 @@
-"""A figure of known factors: how much of each one's range the generated images of a class cover."""
+"""Figure of known factors: how much of each factor's range the generated images of a class cover."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +16,10 @@ _GROUP_COLOURS = dict(zip(("head", "medium", "tail"), RUN_COLOURS, strict=False)
 
 
 def factor_figure(factors: Mapping[str, Any]) -> Figure:
-    """Bars for every factor and group of classes, from the ``factors`` of an evaluation (`metrics.factors`).
+    """Draw bars for every factor and group of classes, from the ``factors`` of an evaluation (`metrics.factors`).
 
-    A dash over the bars is what held-out real images get from the same network: what is possible. Factors that the
-    network reads badly (R² below 0.5) are set in grey.
+    A dash over the bars marks the value of held-out real images under the same network, the best possible. Names of
+    factors that the network predicts badly (R² below 0.5) are grey.
     """
     names = factors["protocol"]["factors"]
     quality = factors["protocol"]["held_out"]["factors"]
@@ -31,15 +31,15 @@ def factor_figure(factors: Mapping[str, Any]) -> Figure:
         style_axes(axes, heading)
         axes.grid(axis="y", color=RULE, linewidth=0.6)
         for i, (group, values) in enumerate(groups.items()):
-            places = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
+            positions = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
             heights = [values["factors"][name][key] or 0 for name in names]
             colour = _GROUP_COLOURS.get(group, RUN_COLOURS[i % len(RUN_COLOURS)])
-            axes.bar(places, heights, 0.92 * width, color=colour, label=group)
-        possible = [factors["floor"]["metrics"]["factors"][name][key] for name in names]
-        for place, level in enumerate(possible):
+            axes.bar(positions, heights, 0.92 * width, color=colour, label=group)
+        best_possible = [factors["floor"]["metrics"]["factors"][name][key] for name in names]
+        for position, level in enumerate(best_possible):
             if level is not None:
-                label = "real images" if place == 0 else None
-                axes.hlines(level, place - 0.44, place + 0.44, color=INK, linewidth=1.4, label=label)
+                label = "real images" if position == 0 else None
+                axes.hlines(level, position - 0.44, position + 0.44, color=INK, linewidth=1.4, label=label)
         axes.set_ylim(0, 1.08)
         axes.set_xticks(range(len(names)), names)
         for tick, name in zip(axes.get_xticklabels(), names, strict=True):

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation on a page: their names, their columns, and words on how to read them."""
+"""Names, columns and explanations of the metrics on a report page."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -6,9 +6,7 @@ from typing import Any
 from noisytwins_jax.evaluation.report import webpage
 from noisytwins_jax.metrics.protocols import CLASSIFIER
 
-HEADLINES: tuple[
-    tuple[str, str, str, int], ...
-] = (  # key, name, what it says, +1 if higher is better, -1 if lower, else 0
+HEADLINES: tuple[tuple[str, str, str, int], ...] = (  # key, name, meaning, +1 if higher is better, -1 if lower, else 0
     ("fid", "FID", "all classes pooled", -1),
     ("ifid", "iFID", "mean of the FIDs within each class", -1),
     ("tail_ifid", "Tail iFID", "the same, rarest classes", -1),
@@ -30,7 +28,7 @@ HEADLINES: tuple[
     ("auth_pct", "AuthPct", "percentage of images that are no near copies of training images", 0),
 )
 DEVIATIONS = {"kid": "kid_std", "inception_score": "inception_score_std"}  # of the estimate, not over classes
-COLUMNS = (  # of groups and classes, where any of them has the number
+COLUMNS = (  # of the tables of groups and classes; columns without any number are left out
     ("fid", "FID, pooled"),
     ("ifid", "iFID"),
     ("fid_clip", "FID_CLIP, pooled"),
@@ -73,7 +71,9 @@ PROTOCOL: tuple[tuple[str, str], ...] = (
     ("k", "Neighbours k"),
 )
 
-HOW_TO_READ: tuple[tuple[str, str, str], ...] = (  # a number that it explains, or "" for any page; name; words
+HOW_TO_READ: tuple[
+    tuple[str, str, str], ...
+] = (  # the metric that it explains, or "" for every page; name; explanation
     (
         "",
         "FID and iFID",
@@ -147,7 +147,7 @@ HOW_TO_READ: tuple[tuple[str, str, str], ...] = (  # a number that it explains, 
         "Training again with another seed moves them; a single run shows no more than itself.",
     ),
 )
-_SCORE_OF_CLASSIFIER = (  # instead of the above where the headline's extractor is the classifier
+_CLASSIFIER_SCORE = (  # replaces the above where the headline's extractor is the classifier
     "High when the data set's own classifier is sure of each image's class and all classes occur. It is not Inception's "
     "score over ImageNet's classes, so compare it with no published one. It never looks at the real images: compare it with "
     "that of all real images, in the same row, not with infinity."
@@ -155,13 +155,13 @@ _SCORE_OF_CLASSIFIER = (  # instead of the above where the headline's extractor 
 
 
 def how_to_read(evaluation: Mapping[str, Any], metrics: Collection[str]) -> str:
-    """Words on the numbers `metrics`, as the evaluation's headline extractor gives them."""
+    """Return the section that explains `metrics`, for the evaluation's headline extractor."""
     headline = (evaluation.get("protocol") or {}).get("headline_extractor") or CLASSIFIER
-    others = {"inception_score": _SCORE_OF_CLASSIFIER} if headline == CLASSIFIER else {}
-    said = [(name, others.get(key, words)) for key, name, words in HOW_TO_READ if not key or key in metrics]
-    return webpage.section("How to read this page", webpage.pairs(said, "words"))
+    others = {"inception_score": _CLASSIFIER_SCORE} if headline == CLASSIFIER else {}
+    entries = [(name, others.get(key, words)) for key, name, words in HOW_TO_READ if not key or key in metrics]
+    return webpage.section("How to read this page", webpage.definition_list(entries, "words"))
 
 
 def known_metrics(evaluations: Collection[Mapping[str, Any]]) -> set[str]:
-    """Names of the numbers that at least one of them has."""
+    """Return the names of the metrics that at least one evaluation has."""
     return {key for e in evaluations for key, value in (e.get("metrics") or {}).items() if value is not None}

@@ -1,4 +1,4 @@
-"""A hyper-parameter grid's results: a table, a CSV file and a plot of metrics against the swept values."""
+"""Results of a hyper-parameter grid: a table, a CSV file and a plot of metrics against the swept values."""
 
 import csv
 import math
@@ -15,7 +15,6 @@ from noisytwins_jax.evaluation.table import format_means, format_table
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.plotting import (
     FAINT,
-    INK,
     RULE,
     RUN_COLOURS,
     figure_png,
@@ -37,18 +36,18 @@ class GridRun(NamedTuple):
 
     name: str
     method: str
-    point: Mapping[str, str]  # swept field (a short name) -> its value as typed; the same fields in every run
+    point: Mapping[str, str]  # swept field (short name) -> value as typed; the same fields in every run
     seed: str
-    evaluation: Mapping[str, Any]  # see metrics.evaluation
+    evaluation: Mapping[str, Any]  # see `evaluate_generator`
 
     def metric(self, key: str) -> float:
-        """One of its numbers; NaN where it is not defined."""
+        """Return one of its metrics; NaN where it is not defined."""
         value = self.evaluation["metrics"].get(key)
         return math.nan if value is None else float(value)
 
 
 def is_number(text: str) -> bool:
-    """Whether a swept value is a finite number."""
+    """Return whether a swept value is a finite number."""
     try:
         return math.isfinite(float(text))
     except ValueError:
@@ -56,10 +55,10 @@ def is_number(text: str) -> bool:
 
 
 def write_grid(prefix: Path, runs: Sequence[GridRun]) -> str:
-    """Writes ``prefix.txt`` (`grid_table`), ``prefix.csv`` (a row a run) and, up to two fields, ``prefix.png``.
+    """Write ``prefix.txt`` (`grid_table`), ``prefix.csv`` (a row a run) and, for up to two fields, ``prefix.png``.
 
     Returns:
-      The table, and where the files are.
+      The table and the paths of the files, as text.
     """
     fields = list(runs[0].point)
     files = {kind: prefix.with_name(f"{prefix.name}.{kind}") for kind in ("txt", "csv", "png")}
@@ -75,36 +74,35 @@ def write_grid(prefix: Path, runs: Sequence[GridRun]) -> str:
             writer.writerow([run.name, run.method, *run.point.values(), run.seed, *numbers])
     if len(fields) <= 2:
         files["png"].write_bytes(figure_png(grid_figure(runs)))
-        said = [f"Plot: {files['png'].absolute()}"]
+        plot = f"Plot: {files['png'].absolute()}"
     else:
-        said = [f"No plot: it shows one field or two, and here are {len(fields)}."]
-    return "\n".join([text, "", f"Table: {files['txt'].absolute()}, run by run: {files['csv'].absolute()}", *said])
+        plot = f"No plot: it shows one field or two, and here are {len(fields)}."
+    return "\n".join([text, "", f"Table: {files['txt'].absolute()}, run by run: {files['csv'].absolute()}", plot])
 
 
 def grid_table(runs: Sequence[GridRun]) -> str:
-    """A plain-text table, a row a point: means and standard deviations where there are several seeds."""
+    """Format a plain-text table, a row a point: means and standard deviations where there are several seeds."""
     methods = len({run.method for run in runs}) > 1
     points: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
-        words = [run.method] * methods + [f"{name}={value}" for name, value in run.point.items()]
-        points.setdefault(" ".join(words), []).append(run.evaluation)
+        parts = [run.method] * methods + [f"{name}={value}" for name, value in run.point.items()]
+        points.setdefault(" ".join(parts), []).append(run.evaluation)
     if all(len(seeds) == 1 for seeds in points.values()):
         return format_table({name: seeds[0] for name, seeds in points.items()})
     return format_means(points)
 
 
-def grid_figure(runs: Sequence[GridRun], title: str = "") -> Figure:
-    """Draws iFID, recall, precision and W ratio against a grid's first field, a curve for each value of the second.
+def grid_figure(runs: Sequence[GridRun]) -> Figure:
+    """Draw iFID, recall, precision and W ratio against a grid's first field, a curve for each value of the second.
 
-    With several methods there is a curve for each of them too. Points are means over seeds, bars their standard
-    deviation. Numbers that span a decade lie on a logarithmic axis; values that are not numbers lie side by side.
+    With several methods there is also a curve for each of them. Points are means over seeds, bars their standard
+    deviation. Numbers that span a decade lie on a logarithmic axis; values that are not numbers are spaced evenly.
 
     Args:
       runs: finished runs of a grid of one field or two. Points without a finished run are left out.
-      title: heading of the figure.
 
     Returns:
-      A figure of its own, outside pyplot.
+      A figure outside pyplot.
 
     Raises:
       UserError: there is no run, or the grid has more than two fields.
@@ -115,8 +113,8 @@ def grid_figure(runs: Sequence[GridRun], title: str = "") -> Figure:
     several = len({run.method for run in runs}) > 1
     curves: dict[str, dict[str, list[GridRun]]] = {}
     for run in runs:
-        words = [run.method] * several + [f"{name} = {run.point[name]}" for name in second]
-        curves.setdefault(", ".join(words), {}).setdefault(run.point[field], []).append(run)
+        parts = [run.method] * several + [f"{name} = {run.point[name]}" for name in second]
+        curves.setdefault(", ".join(parts), {}).setdefault(run.point[field], []).append(run)
     values = list(dict.fromkeys(run.point[field] for run in runs))
     positions = {value: float(value) if all(map(is_number, values)) else i for i, value in enumerate(values)}
     colours = RUN_COLOURS if len(curves) <= len(RUN_COLOURS) else rank_colours(len(curves))
@@ -139,20 +137,18 @@ def grid_figure(runs: Sequence[GridRun], title: str = "") -> Figure:
                 elinewidth=1,
                 capsize=2.5,
             )
-        _scale(axes, positions)
+        _scale_x_axis(axes, positions)
         axes.set_xlabel(field)
     if len(curves) > 1:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(
             handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8.5, frameon=False
         )
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     return figure
 
 
-def _scale(axes: Axes, positions: Mapping[str, float]) -> None:
-    """The horizontal axis: a tick at each value, logarithmic (linear near 0) where they span a decade."""
+def _scale_x_axis(axes: Axes, positions: Mapping[str, float]) -> None:
+    """Set a tick at each value, and a logarithmic axis (linear near 0) where they span a decade."""
     positive = [x for x in positions.values() if x > 0]
     numbers = all(map(is_number, positions))
     if numbers and min(positions.values()) >= 0 and positive and max(positive) >= 10 * min(positive):

@@ -1,4 +1,4 @@
-"""What a run has learnt, on one page: ``report.html``."""
+"""The report page of one evaluation: ``report.html``."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from noisytwins_jax.evaluation.report import webpage
 from noisytwins_jax.evaluation.report.glossary import how_to_read, known_metrics
 from noisytwins_jax.evaluation.report.report_sections import (
     Evaluation,
-    format_number,
     head_to_tail_section,
     headline_table,
     memorisation_section,
@@ -16,8 +15,6 @@ from noisytwins_jax.evaluation.report.report_sections import (
     protocol_section,
     truncation_section,
 )
-
-Table = tuple[str, Sequence[str], Sequence[Sequence[object]]]  # caption, header, rows
 
 
 def write_report(
@@ -27,25 +24,20 @@ def write_report(
     config_text: str,
     evaluation: Evaluation,
     figures: Sequence[tuple[str, webpage.Picture]] = (),
-    tables: Sequence[Table] = (),
-    notes: Sequence[str] = (),
     lede: str = "",
 ) -> Path:
-    """Writes a run's report: one HTML file that holds everything it shows and requests nothing.
+    """Write a run's report: one self-contained HTML file.
 
     Args:
       path: the file to write, e.g. ``workdir/report.html``; replaced atomically.
       title: heading of the page.
-      config_text: the configuration, shown behind a line to click.
-      evaluation: what ``metrics.evaluation.evaluate_generator`` gives; parts that are missing are left out. The
-        headline table, the protocol, the groups, the per-class table and chart, the truncation sweep and the distances
-        to training images are made from it.
+      config_text: the configuration, shown folded.
+      evaluation: the result of `evaluate_generator`; missing parts are left out. The headline table, the protocol, its
+        warnings, the groups, the per-class table and chart, the truncation sweep and the distances to training images
+        come from it.
       figures: (caption, picture) in order of reading: sample sheet, nearest training images, projection of W, training
         curves, ... A picture is a PNG file's bytes, a PIL image or a Matplotlib figure. The caption's first sentence
         becomes a heading.
-      tables: further tables (caption, header, rows of plain values).
-      notes: sentences for the reader, e.g. what was not trained to the end; shown at the top with the evaluation's own
-        warnings.
       lede: a line under the title: data, method, length of training.
 
     Returns:
@@ -55,17 +47,9 @@ def write_report(
       UserError: bytes among the figures that are not a PNG file.
     """
     warnings = (evaluation.get("protocol") or {}).get("warnings") or ()
-    extra = [
-        webpage.table(
-            [webpage.escape(cell) for cell in header],
-            [[webpage.escape(format_number(x)) for x in row] for row in rows],
-            caption,
-        )
-        for caption, header, rows in tables
-    ]
     body = [
-        webpage.care([*notes, *warnings]),
-        webpage.beside(
+        webpage.callout(warnings),
+        webpage.side_by_side(
             webpage.section(
                 "Results",
                 headline_table(evaluation) or webpage.paragraph("This run has not been evaluated."),
@@ -79,8 +63,7 @@ def write_report(
         webpage.section("Head to tail", *head_to_tail_section(evaluation)),
         webpage.section("Quality against variety", truncation_section(evaluation)),
         webpage.section("Memorisation", memorisation_section(evaluation)),
-        webpage.section("More numbers", *extra),
         how_to_read(evaluation, known_metrics([evaluation])),
-        webpage.folded("Configuration", config_text),
+        webpage.details("Configuration", config_text),
     ]
     return webpage.write_page(path, webpage.page(title, lede, body))

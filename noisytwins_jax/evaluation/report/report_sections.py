@@ -1,4 +1,4 @@
-"""The parts of a page that come from one evaluation: results, protocol, head to tail, truncation and memorisation."""
+"""Sections of a report page for one evaluation: results, protocol, head to tail, truncation and memorisation."""
 
 import json
 import math
@@ -13,15 +13,15 @@ from noisytwins_jax.evaluation.report.glossary import COLUMNS, DEVIATIONS, HEADL
 from noisytwins_jax.evaluation.report.memorisation_figure import memorisation_figure
 from noisytwins_jax.evaluation.report.truncation_figure import OPERATING_POINTS, truncation_figure, unreached_score
 from noisytwins_jax.evaluation.table import has_classes, protocol_line
-from noisytwins_jax.models.latents import KINDS, SYMBOLS
+from noisytwins_jax.models.latents import TRUNCATION_DESCRIPTIONS, TRUNCATION_SYMBOLS
 from noisytwins_jax.utils.errors import UserError
 
-Evaluation = Mapping[str, Any]  # see metrics.evaluation
-MOST_ROWS = 60  # classes in the per-class table; of more, the head and the tail are shown
+Evaluation = Mapping[str, Any]  # see `evaluate_generator`
+MAX_CLASS_ROWS = 60  # in the per-class table; of more classes, only the head and the tail are listed
 
 
 def format_number(value: object) -> str:
-    """Three or so significant digits; "n/a" for what is missing or not finite; other values as they are."""
+    """Format a number with about three significant digits, "n/a" for missing or non-finite ones; other values as they are."""
     if value is None or (isinstance(value, (float, np.floating)) and not math.isfinite(value)):
         return "n/a"
     if isinstance(value, bool):
@@ -30,19 +30,19 @@ def format_number(value: object) -> str:
         return str(value)
     if isinstance(value, (float, np.floating)):
         size = abs(value)
-        small = 0 < size < 0.01  # as KID often is
+        small = 0 < size < 0.01  # often so for KID
         return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size > 1 else f"{value:{'.2g' if small else '.3f'}}"
     return str(value)
 
 
 def metric_cell(name: str, meaning: str, direction: int) -> str:
-    """A metric's name, which way it is better (+1, -1, or 0 for neither), and what it says."""
+    """Return a table cell with a metric's name, its better direction (+1, -1, or 0 for neither) and its meaning."""
     arrow = {1: "&nbsp;↑", -1: "&nbsp;↓", 0: ""}[direction]
     return f"{webpage.escape(name)}{arrow}<small>{webpage.escape(meaning)}</small>"
 
 
 def number_cell(values: Mapping[str, Any], key: str) -> str:
-    """A number, and its deviation where the metric has one."""
+    """Return a table cell with a number, and its standard deviation where the metric has one."""
     deviation = values.get(DEVIATIONS.get(key, ""))
     return format_number(values.get(key)) + (
         f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{format_number(deviation)}" if deviation is not None else ""
@@ -50,80 +50,79 @@ def number_cell(values: Mapping[str, Any], key: str) -> str:
 
 
 def protocol_note(evaluation: Evaluation) -> str:
-    """The protocol in one line, for below numbers."""
+    """Return the protocol in one line, to go below numbers."""
     if not evaluation.get("protocol"):
         return ""
     return f"<p><small>{webpage.escape(protocol_line(evaluation))}</small></p>"
 
 
-def _networks(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values about each network behind the numbers."""
+def _describe_extractors(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (name, value) pairs about each extractor behind the numbers."""
     networks = protocol.get("extractors")
     if not networks:  # from before there were several
         names = (("extractor", "Features from"), ("extractor_sha256", "… weights' SHA-256"), ("feature_dim", "… size"))
         return [(name, format_number(protocol[key])) for key, name in names if protocol.get(key) is not None]
-    said = []
+    entries = []
     for key, network in networks.items():
         preprocessing = network.get("preprocessing", (network.get("description") or {}).get("preprocessing"))
         headline = "the headline's" if key == protocol.get("headline_extractor") else ""
         facts = (network.get("name"), network.get("feature_dim") and f"{network['feature_dim']} features", headline)
-        said.append((f"Network: {key}", ", ".join(str(fact) for fact in facts if fact)))
+        entries.append((f"Network: {key}", ", ".join(str(fact) for fact in facts if fact)))
         if preprocessing:
-            said.append(("… preprocessing", str(preprocessing)))
+            entries.append(("… preprocessing", str(preprocessing)))
         if network.get("sha256"):
-            said.append(("… weights' SHA-256", network["sha256"]))
-    return said
+            entries.append(("… weights' SHA-256", network["sha256"]))
+    return entries
 
 
 def protocol_section(evaluation: Evaluation) -> str:
-    """How the numbers were measured, entry by entry; empty where nothing was recorded."""
+    """Return how the numbers were measured, entry by entry; an empty string where nothing was recorded."""
     protocol = evaluation.get("protocol") or {}
     if not protocol:
         return ""
-    said = [("Protocol", protocol.get("name") or "embedded"), *_networks(protocol)]
+    entries = [("Protocol", protocol.get("name") or "embedded"), *_describe_extractors(protocol)]
     hidden = () if has_classes(evaluation) else ("n_fake_per_class", "labels")
-    said += [
+    entries += [
         (name, format_number(protocol[key]))
         for key, name in PROTOCOL
         if protocol.get(key) not in (None, "") and key not in hidden
     ]
     if hidden:
-        said.append(("Classes", "none; the generated images come without"))
+        entries.append(("Classes", "none; the generated images come without"))
     if "inclusive" in protocol:
-        said.append(("Neighbour test", "distance <= radius" if protocol["inclusive"] else "distance < radius"))
+        entries.append(("Neighbour test", "distance <= radius" if protocol["inclusive"] else "distance < radius"))
     if score := protocol.get("inception_score"):
         order = (
             "in the order of generation" if score.get("shuffle_seed") is None else f"shuffled, {score['shuffle_seed']}"
         )
-        said.append(
+        entries.append(
             ("Inception Score", f"logits {score.get('logits', '?')}; splits: {score.get('splits', '?')}, {order}")
         )
     if kid := protocol.get("kid"):
-        said.append(("KID", f"{kid.get('subsets', '?')} subsets of {kid.get('subset_size', '?')}"))
+        entries.append(("KID", f"{kid.get('subsets', '?')} subsets of {kid.get('subset_size', '?')}"))
     if protocol.get("reference_fingerprint"):
-        said.append(("SHA-256 of the real images", protocol["reference_fingerprint"]))
+        entries.append(("SHA-256 of the real images", protocol["reference_fingerprint"]))
     headline = protocol.get("headline")
     note = f"<p><small>Note: {webpage.escape(headline)}.</small></p>" if headline else ""
-    described = protocol.get("extractor_description")
-    networks = {key: network.get("description") for key, network in (protocol.get("extractors") or {}).items()}
-    described = {key: words for key, words in networks.items() if words} or described
-    extractor = webpage.folded("The networks that measure", json.dumps(described, indent=2)) if described else ""
-    return webpage.pairs(said) + note + extractor
+    descriptions = {key: network.get("description") for key, network in (protocol.get("extractors") or {}).items()}
+    descriptions = {key: x for key, x in descriptions.items() if x} or protocol.get("extractor_description")
+    networks = webpage.details("The networks that measure", json.dumps(descriptions, indent=2)) if descriptions else ""
+    return webpage.definition_list(entries) + note + networks
 
 
 def headline_table(evaluation: Evaluation) -> str:
-    """The numbers of all classes together, beside real against real."""
-    metrics, floor = evaluation.get("metrics") or {}, evaluation.get("floor") or {}
+    """Return the table of the metrics of all classes together, beside those of real against real images."""
+    metrics, real_vs_real = evaluation.get("metrics") or {}, evaluation.get("real_vs_real") or {}
     rows = [
-        (metric_cell(name, meaning, way), number_cell(metrics, key), number_cell(floor, key))
-        for key, name, meaning, way in HEADLINES
+        (metric_cell(name, meaning, direction), number_cell(metrics, key), number_cell(real_vs_real, key))
+        for key, name, meaning, direction in HEADLINES
         if metrics.get(key) is not None
     ]
     return webpage.table(("↑ higher, ↓ lower is better", "This run", "Real against real"), rows)
 
 
 def _known_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The columns (key, name) that at least one row has."""
+    """Return the columns (key, name) that at least one row has."""
     return [(key, name) for key, name in columns if any(row.get(key) is not None for row in rows)]
 
 
@@ -139,26 +138,26 @@ def _group_table(evaluation: Evaluation) -> str:
         for name, ids in groups.items()
     ]
     header = ("Group", "Classes", *(name for _, name in columns))
-    return webpage.table(header, rows, "Means over the classes of a group, but for what is pooled")
+    return webpage.table(header, rows, "Means over the classes of a group, except for pooled values")
 
 
 def _class_table(evaluation: Evaluation) -> str:
     ordered = rows_head_to_tail(evaluation)
-    shown, caption = ordered, "Class by class, head to tail"
-    if len(ordered) > MOST_ROWS:
-        half = MOST_ROWS // 2
-        shown = [*ordered[:half], *ordered[-half:]]
+    listed, caption = ordered, "Class by class, head to tail"
+    if len(ordered) > MAX_CLASS_ROWS:
+        half = MAX_CLASS_ROWS // 2
+        listed = [*ordered[:half], *ordered[-half:]]
         caption = f"The {half} classes with most and the {half} with fewest training images, of {len(ordered)}"
     columns = _known_columns(ordered, (("n_train", "Training images"), ("n_real", "Real images"), *COLUMNS))
     rows = [
         (webpage.escape(row.get("name", row["class"])), *(format_number(row.get(key)) for key, _ in columns))
-        for row in shown
+        for row in listed
     ]
     return webpage.table(("Class", *(name for _, name in columns)), rows, caption)
 
 
 def class_chart(evaluations: Mapping[str, Evaluation]) -> str:
-    """The chart of every class, by name of the run; empty where there are no classes."""
+    """Return the per-class chart of runs by name; an empty string where there are no classes."""
     try:
         return webpage.figure("Every class, head to tail", per_class_figure(evaluations))
     except UserError:  # nothing to draw
@@ -166,7 +165,7 @@ def class_chart(evaluations: Mapping[str, Evaluation]) -> str:
 
 
 def truncation_section(evaluation: Evaluation) -> str:
-    """The figure of the truncation sweep and its table, a row a strength."""
+    """Return the figure of the truncation sweep and its table, a row a strength."""
     truncation = evaluation.get("truncation") or {}
     operating = {key: point for key, point in (truncation.get("operating_points") or {}).items() if point}
     points = {point["strength"]: point for point in (*operating.values(), *(truncation.get("points") or ()))}
@@ -175,7 +174,7 @@ def truncation_section(evaluation: Evaluation) -> str:
     kind = truncation.get("kind", "psi")
     try:
         chart = webpage.figure(
-            f"Truncation. {KINDS[kind]}; stronger truncation trades variety for quality. "
+            f"Truncation. {TRUNCATION_DESCRIPTIONS[kind]}; stronger truncation trades variety for quality. "
             + unreached_score(truncation),
             truncation_figure(truncation, protocol_line(evaluation)),
         )
@@ -190,7 +189,7 @@ def truncation_section(evaluation: Evaluation) -> str:
     columns = _known_columns(list(points.values()), TRUNCATION_COLUMNS)
     rows = [
         (
-            f"{SYMBOLS[kind]} {strength:g}"
+            f"{TRUNCATION_SYMBOLS[kind]} {strength:g}"
             + (f"<small>{webpage.escape(', '.join(names[strength]))}</small>" if names[strength] else ""),
             *(format_number(points[strength].get(key)) for key, _ in columns),
         )
@@ -200,7 +199,7 @@ def truncation_section(evaluation: Evaluation) -> str:
 
 
 def memorisation_section(evaluation: Evaluation) -> str:
-    """The figure of distances to training images and its numbers."""
+    """Return the figure of distances to training images and their table."""
     memorisation = evaluation.get("memorisation") or {}
     parts = {
         name: memorisation[key]
@@ -238,7 +237,7 @@ def memorisation_section(evaluation: Evaluation) -> str:
     )
     cells = [(name, *(format_number(row[key]) for key, _ in columns)) for name, row in rows.items()]
     near = "near" in dict(columns)
-    caption = f"Distances to the nearest {_counts(parts)}" + (
+    caption = f"Distances to the nearest {_describe_counts(parts)}" + (
         ". Near copies: share of generated images nearer than 99% of the held-out ones; about 0.01 without copying"
         if near
         else ""
@@ -247,8 +246,8 @@ def memorisation_section(evaluation: Evaluation) -> str:
     return chart + table
 
 
-def _counts(parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """How many images are behind the distances, as far as it is known."""
+def _describe_counts(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Describe the numbers of images behind the distances, as far as they are known."""
     part = next(iter(parts.values()))
     train, fake, held_out = (part.get(key) for key in ("n_train", "n_fake", "n_held_out"))
     sides = [f"{fake} generated ones" if fake else "", f"{held_out} held-out real ones" if held_out else ""]
@@ -257,7 +256,7 @@ def _counts(parts: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def head_to_tail_section(evaluation: Evaluation) -> list[str]:
-    """Tables and chart of groups and classes; empty where there are no classes."""
+    """Return tables and chart of groups and classes; an empty list where there are no classes."""
     if not has_classes(evaluation):
         return []
     pieces = [_group_table(evaluation), class_chart({"this run": evaluation}), _class_table(evaluation)]

@@ -1,4 +1,4 @@
-"""A figure of truncation: what is gained in quality and lost in variety as the generator is truncated harder."""
+"""Figure of the trade-off between quality and variety under truncation."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noisytwins_jax.models.latents import SYMBOLS
+from noisytwins_jax.models.latents import TRUNCATION_SYMBOLS
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.plotting import FAINT, INK, RULE, RUN_COLOURS, new_figure, style_axes
 
@@ -19,27 +19,27 @@ OPERATING_POINTS: tuple[tuple[str, str], ...] = (  # key, name
     ("real_inception_score", "nearest IS to real images"),
     ("max_inception_score", "highest IS"),
 )
-# Marker and its size in points: the first is filled, the others are rings around it, so that all show at one ψ.
+# Marker and its size in points: the first is filled, the others are rings around it, so that all are visible at one ψ.
 _MARKERS = {"best_fid": ("*", 11), "real_inception_score": ("D", 11), "max_inception_score": ("^", 18)}
-# Points: room that a written ψ needs, and how far it is from a point and from a marker.
-_LABEL, _GAP, _MARKER_GAP = np.array([20.0, 10.0]), 4.0, 8.0
+# In points: size of a label, and its distance from a point and from a marker.
+_LABEL_SIZE, _GAP, _MARKER_GAP = np.array([20.0, 10.0]), 4.0, 8.0
 
 
 def truncation_figure(truncation: Mapping[str, Any], note: str = "") -> Figure:
-    """Draws FID against Inception Score over truncation (Brock et al. 2019), and precision against recall beside it.
+    """Draw FID against Inception Score over truncation (Brock et al. 2019), and precision against recall beside it.
 
     Args:
-      truncation: the ``truncation`` of an evaluation (`metrics.evaluation`): points with ``strength`` and what was measured
-        there, ``real_inception_score`` and ``operating_points``. Anything but ``strength`` may be missing or None: a point
-        without one of a panel's two numbers is left out of that panel.
-      note: a line below, such as the protocol of the numbers.
+      truncation: the ``truncation`` of an evaluation (see `evaluate_generator`): points with ``strength`` and metrics,
+        ``real_inception_score`` and ``operating_points``. All but ``strength`` may be missing or None: a point without one
+        of a panel's two metrics is left out of that panel.
+      note: a line below the figure, such as the protocol.
 
     Returns:
-      A figure of its own, outside pyplot. A dashed line marks the Inception Score of real images, unless it is farther
-      from the sweep than the sweep is wide. The strength is written beside the points where there is room.
+      A figure outside pyplot. A dashed line marks the Inception Score of real images, unless it is farther
+      from the sweep than the sweep is wide. Strengths are written beside the points where there is room.
 
     Raises:
-      UserError: no point has two numbers to draw against each other.
+      UserError: no point has both metrics of a panel.
     """
     points = sorted(truncation.get("points") or (), key=lambda point: point["strength"])
     panels = [
@@ -53,7 +53,7 @@ def truncation_figure(truncation: Mapping[str, Any], note: str = "") -> Figure:
     if not panels:
         raise UserError("The truncation sweep has no numbers to draw: evaluate at one or more strengths.")
     operating = truncation.get("operating_points") or {}
-    symbol = SYMBOLS[truncation.get("kind", "psi")]
+    symbol = TRUNCATION_SYMBOLS[truncation.get("kind", "psi")]
     meaning = symbol.rstrip(" =≤")
     figure = new_figure(8.6 if len(panels) == 2 else 4.6, 4.0)
     for axes, (x, y, (x_name, y_name)) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -61,12 +61,11 @@ def truncation_figure(truncation: Mapping[str, Any], note: str = "") -> Figure:
         axes.grid(color=RULE, linewidth=0.6)
         axes.set_xlabel(f"{x_name} (higher is better)")
         axes.set_ylabel(f"{y_name} ({'lower' if y == 'fid' else 'higher'} is better)")
-        shown = _drawable(points, x, y)
-        places = np.array([(point[x], point[y]) for point in shown], dtype=float)
-        axes.plot(*places.T, color=RUN_COLOURS[0], linewidth=1.3, marker="o", markersize=4, zorder=3)
+        positions = np.array([(point[x], point[y]) for point in _drawable(points, x, y)], dtype=float)
+        axes.plot(*positions.T, color=RUN_COLOURS[0], linewidth=1.3, marker="o", markersize=4, zorder=3)
         axes.margins(0.14)
         real = truncation.get("real_inception_score")
-        if x == "inception_score" and _near(real, places[:, 0]):
+        if x == "inception_score" and _near(real, positions[:, 0]):
             axes.axvline(real, color=FAINT, linewidth=1, linestyle="--", label=f"IS of real images ({real:.3g})")
         for i, (key, name) in enumerate(OPERATING_POINTS, start=1):
             (marker, size), filled = _MARKERS[key], i == 1
@@ -87,20 +86,20 @@ def truncation_figure(truncation: Mapping[str, Any], note: str = "") -> Figure:
     _legend(figure)
     if note:
         figure.supxlabel(note, x=0.01, ha="left", fontsize=7, color=FAINT, wrap=True)
-    figure.draw_without_rendering()  # now it is known where the points lie
+    figure.draw_without_rendering()  # determines the positions of the points
     for axes, (x, y, _) in zip(figure.axes, panels, strict=True):
         _write_strengths(axes, _drawable(points, x, y), x, y, [_drawable([p or {}], x, y) for p in operating.values()])
     return figure
 
 
 def _near(score: float | None, scores: np.ndarray) -> bool:
-    """Whether a score can be drawn beside others [n] without squeezing them to a point."""
+    """Return whether a score can be drawn beside others [n] without squeezing them to a point."""
     room = max(np.ptp(scores), 0.5 * abs(scores).max())
     return score is not None and scores.min() - room <= score <= scores.max() + room
 
 
 def unreached_score(truncation: Mapping[str, Any]) -> str:
-    """A sentence where no truncation of a sweep gives the Inception Score of the real images, else ""."""
+    """Return a note if no truncation of a sweep reaches the Inception Score of the real images, else ""."""
     real, operating = truncation.get("real_inception_score"), truncation.get("operating_points") or {}
     scores = [p["inception_score"] for p in truncation.get("points") or () if p.get("inception_score") is not None]
     if real is None or operating.get("real_inception_score") is not None or not scores:
@@ -112,7 +111,7 @@ def unreached_score(truncation: Mapping[str, Any]) -> str:
 
 
 def _drawable(points: Sequence[Point], x: str, y: str) -> list[Point]:
-    """The points that have both numbers."""
+    """Return the points that have both metrics."""
     return [p for p in points if all(p.get(key) is not None and math.isfinite(p[key]) for key in (x, y))]
 
 
@@ -129,26 +128,29 @@ def _legend(figure: Figure) -> None:
             fontsize=8,
             frameon=False,
             labelcolor=INK,
-            markerscale=0.7,  # beside words, the rings would touch each other
+            markerscale=0.7,  # beside text, the rings would touch each other
         )
 
 
 def _write_strengths(axes: Axes, points: Sequence[Point], x: str, y: str, operating: Sequence[Sequence[Point]]) -> None:
-    """Writes its strength beside each point where no other and no curve is; the operating points and the ends come first."""
+    """Write its strength beside each point where it overlaps nothing; operating points and ends have priority."""
     dots = axes.figure.dpi / 72
     values = {p["strength"]: (p[x], p[y]) for p in points}
-    places = {strength: axes.transData.transform(value) / dots for strength, value in values.items()}
-    corners = np.array(list(places.values()))
+    positions = {strength: axes.transData.transform(value) / dots for strength, value in values.items()}
+    corners = np.array(list(positions.values()))
     steps = np.linspace(0, 1, 60)[:, None, None]
     curve = np.concatenate([corners, ((1 - steps) * corners[:-1] + steps * corners[1:]).reshape(-1, 2)])
-    marked = [p["strength"] for found in operating for p in found if p["strength"] in places]
+    marked = [p["strength"] for group in operating for p in group if p["strength"] in positions]
     taken: list[np.ndarray] = []
-    for strength in dict.fromkeys([*marked, max(places), min(places), *places]):
+    for strength in dict.fromkeys([*marked, max(positions), min(positions), *positions]):
         for right, below in ((True, False), (True, True), (False, True), (False, False)):
             gap = _MARKER_GAP if strength in marked else _GAP
-            low = places[strength] + (gap if right else -gap - _LABEL[0], -gap - _LABEL[1] if below else gap)
-            on_curve = ((curve > low) & (curve < low + _LABEL)).all(axis=1).any()
-            if on_curve or any((np.abs(low - other) < _LABEL).all() for other in taken):
+            low = positions[strength] + (
+                gap if right else -gap - _LABEL_SIZE[0],
+                -gap - _LABEL_SIZE[1] if below else gap,
+            )
+            on_curve = ((curve > low) & (curve < low + _LABEL_SIZE)).all(axis=1).any()
+            if on_curve or any((np.abs(low - other) < _LABEL_SIZE).all() for other in taken):
                 continue
             axes.annotate(
                 f"{strength:g}",

@@ -1,10 +1,9 @@
-"""Pieces of a self-contained HTML page: no script, no request to anywhere, light and dark, wide and narrow screens."""
+"""Building blocks of a self-contained HTML page: no scripts, no requests, light and dark, wide and narrow screens."""
 
 import base64
 import html
 import io
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.files import write_atomically
 from noisytwins_jax.utils.plotting import figure_png
 
 Picture = bytes | Image.Image | Figure  # bytes: a PNG file
@@ -53,8 +53,8 @@ pre { overflow-x: auto; margin: .8rem 0 0; }
 summary { cursor: pointer; font-weight: 600; }
 figure { margin: 0 0 1.6rem; } figure:last-child { margin-bottom: 0; } figcaption { margin-bottom: .6rem; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
-.care { background: var(--warn); border: 1px solid var(--warn-rule); border-radius: 10px; padding: .6rem 1.2rem;
-  margin: 1rem 0; } .care ul { margin: .2rem 0; padding-left: 1.2rem; }
+.callout { background: var(--warn); border: 1px solid var(--warn-rule); border-radius: 10px; padding: .6rem 1.2rem;
+  margin: 1rem 0; } .callout ul { margin: .2rem 0; padding-left: 1.2rem; }
 @media (max-width: 48rem) { .beside { grid-template-columns: minmax(0, 1fr); } main { padding: .75rem .6rem 3rem; }
   section, details { padding: .9rem .85rem; } th, td { padding: .34rem .4rem; } .hint { display: block; }
   thead th:first-child { min-width: 7.5rem; }
@@ -64,17 +64,17 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border-ra
 @media print { body, section, details { background: #fff; } section { break-inside: avoid; } }
 """
 
-# The policy makes the promise checkable: a browser refuses any request that this page might try to make.
+# Makes browsers refuse any request that the page might make.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def escape(text: object) -> str:
-    """Text as HTML shows it."""
+    """Escape text for HTML."""
     return html.escape(str(text))
 
 
 def page(title: str, lede: str, body: Sequence[str]) -> str:
-    """A whole document from ``title`` and ``lede`` (plain text) and ``body`` (pieces of HTML)."""
+    """Return a whole document from ``title`` and ``lede`` (plain text) and ``body`` (HTML fragments)."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -87,23 +87,23 @@ def page(title: str, lede: str, body: Sequence[str]) -> str:
 
 
 def section(heading: str, *pieces: str) -> str:
-    """A card with a heading; nothing at all if every piece is empty."""
+    """Return a card with a heading; an empty string if every piece is empty."""
     content = "\n".join(piece for piece in pieces if piece)
     return f"<section>\n<h2>{escape(heading)}</h2>\n{content}\n</section>" if content else ""
 
 
-def beside(*sections: str) -> str:
-    """Sections side by side on a wide screen, one below the other on a narrow one."""
+def side_by_side(*sections: str) -> str:
+    """Place sections side by side on a wide screen, one below the other on a narrow one."""
     return '<div class="beside">\n' + "\n".join(sections) + "\n</div>"
 
 
 def paragraph(text: str) -> str:
-    """A paragraph of plain text."""
+    """Return a paragraph of plain text."""
     return f"<p>{escape(text)}</p>"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """A table of HTML cells that scrolls sideways where the screen is too narrow; empty without rows."""
+    """Return a table of HTML cells that scrolls sideways on narrow screens; an empty string without rows."""
     if not rows:
         return ""
     top = "".join(f'<th scope="col">{cell}</th>' for cell in header)
@@ -111,34 +111,34 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "
         "<tr>" + f'<th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
         for row in rows
     )
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{said}<thead><tr>{top}</tr></thead>\n<tbody>{lines}</tbody></table></div>'
+    caption_html = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f'<div class="wide"><table>{caption_html}<thead><tr>{top}</tr></thead>\n<tbody>{lines}</tbody></table></div>'
 
 
 def _is_hash(text: str) -> bool:
     return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
-def pairs(items: Sequence[tuple[str, str]], kind: str = "pairs") -> str:
-    """Names and plain-text values: ``kind`` "pairs" in two columns, "words" as terms with explanations."""
-    shown = [(escape(name), f"<code>{value}</code>" if _is_hash(value) else escape(value)) for name, value in items]
-    entries = "\n".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in shown)
+def definition_list(items: Sequence[tuple[str, str]], kind: str = "pairs") -> str:
+    """Return names and plain-text values: ``kind`` "pairs" in two columns, "words" as terms with explanations."""
+    escaped = [(escape(name), f"<code>{value}</code>" if _is_hash(value) else escape(value)) for name, value in items]
+    entries = "\n".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in escaped)
     return f'<dl class="{kind}">\n{entries}\n</dl>' if items else ""
 
 
-def care(sentences: Sequence[str]) -> str:
-    """Sentences that a reader must not miss; empty without any."""
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return f'<div class="care" role="note"><ul>{items}</ul></div>' if items else ""
+def callout(notes: Sequence[str]) -> str:
+    """Return a highlighted list of notes; an empty string without any."""
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f'<div class="callout" role="note"><ul>{items}</ul></div>' if items else ""
 
 
-def folded(summary: str, text: str) -> str:
-    """Preformatted text behind a line to click."""
+def details(summary: str, text: str) -> str:
+    """Return preformatted text that unfolds when its summary is clicked."""
     return f"<details>\n<summary>{escape(summary)}</summary>\n<pre>{escape(text)}</pre>\n</details>"
 
 
 def png_bytes(picture: Picture) -> bytes:
-    """A picture as a PNG file.
+    """Encode a picture as a PNG file.
 
     Raises:
       UserError: bytes that are not a PNG file.
@@ -155,7 +155,7 @@ def png_bytes(picture: Picture) -> bytes:
 
 
 def figure(caption: str, picture: Picture) -> str:
-    """A picture inside the page, with its caption above: the first sentence is the heading."""
+    """Embed a picture in the page, with its caption above: the first sentence is the heading."""
     data = png_bytes(picture)
     width, height = Image.open(io.BytesIO(data)).size
     heading, _, rest = caption.partition(". ")
@@ -170,16 +170,8 @@ def figure(caption: str, picture: Picture) -> str:
 
 
 def write_page(path: str | os.PathLike, text: str) -> Path:
-    """Writes a page whole or not at all, creating its directory: a temporary file beside it, then a rename."""
+    """Write a page atomically, creating its directory."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, text)
     return path

@@ -33,7 +33,7 @@ def test_numbers_are_grouped_into_panels():
         for s in range(5)
     ]
     records[2]["w_ratio"] = 0.4
-    figure = training_curves(records, "run")
+    figure = training_curves(records)
     assert titles(figure) == [
         "Discriminator logits",
         "W variance within classes / total",
@@ -114,12 +114,12 @@ def test_nothing_to_draw():
             per_class_figure({"run": evaluation})
 
 
-def evaluation(classes, scale=1.0, **floor):
+def evaluation(classes, scale=1.0, **real_vs_real):
     rows = [
         {"class": c, "name": f"c{c}", "n_train": 10 * (c + 1), "ifid": scale * (c + 1), "recall": 0.1 * (c % 10)}
         for c in range(classes)
     ]
-    return {"per_class": rows, "floor": floor}
+    return {"per_class": rows, "real_vs_real": real_vs_real}
 
 
 def test_bars_run_from_head_to_tail():
@@ -129,7 +129,7 @@ def test_bars_run_from_head_to_tail():
     np.testing.assert_allclose([bar.get_height() for bar in recall.patches], [0.3, 0.2, 0.1, 0])
     assert [label.get_text() for label in ifid.get_xticklabels()] == ["c3\n40", "c2\n30", "c1\n20", "c0\n10"]
     assert [line.get_ydata()[0] for line in ifid.get_lines()] == [0.5]
-    assert not recall.get_lines()  # no floor for recall was given
+    assert not recall.get_lines()  # nothing for recall was given
 
 
 def test_runs_are_side_by_side_and_a_missing_class_is_a_gap():

@@ -23,7 +23,7 @@ def curves(figure):
 
 def test_means_over_seeds_against_the_first_field_a_curve_for_each_value_of_the_second():
     runs = [run(10 * s + w + k, str(k), sigma=s, weight=w) for s in (0.5, 0.1, 0.3) for w in (1, 2) for k in (0, 2)]
-    figure = grid_figure(runs, "title")
+    figure = grid_figure(runs)
     want = {f"weight = {w}": [[0.1, 2 + w], [0.3, 4 + w], [0.5, 6 + w]] for w in (1, 2)}
     found = curves(figure)
     assert found.keys() == want.keys()

@@ -10,7 +10,8 @@ from noisytwins_jax.utils.plotting import figure_image
 
 def record(step, values, kimg=True, network="generator", **others):
     return {"step": step, **({"kimg": step / 10} if kimg else {}), **others} | {
-        name: None if value is None else float(value) for name, value in singular_values.to_metrics(values, network).items()
+        name: None if value is None else float(value)
+        for name, value in singular_values.to_metrics(values, network).items()
     }
 
 
