@@ -23,7 +23,7 @@ from noisytwins_jax.config import RunConfig, flatten
 from noisytwins_jax.config.flags import load_config
 from noisytwins_jax.evaluation.report.grid import GridRun, is_number, write_grid
 from noisytwins_jax.evaluation.results import EVALUATION_FILE, REPORT_FILE
-from noisytwins_jax.metrics.protocols import chosen_extractors
+from noisytwins_jax.metrics.protocols import parse_extractors
 from noisytwins_jax.training.workdir import CONFIG_FILE, read_config
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.subprocesses import run_all
@@ -56,7 +56,7 @@ class Run(NamedTuple):
         result, asked = json.loads(evaluation.read_text()), self.config.evaluation
         measured = [result["protocol"].get(name) for name in ("name", "n_fake_per_class", "k", "seed")]
         measured.append(list(result["protocol"].get("extractors") or {}))
-        chosen = list(chosen_extractors(asked.settings.protocol, asked.extractors))
+        chosen = list(parse_extractors(asked.settings.protocol, asked.extractors))
         if measured != [asked.protocol, asked.samples_per_class, asked.settings.k, asked.seed, chosen]:
             return None  # evaluated in another way since
         return result if result["protocol"]["step"] >= self.config.total_steps else None
@@ -123,8 +123,8 @@ def short_names(fields: Sequence[str]) -> list[str]:
     return [next(tail for tail in tails(field) if sum(tail in tails(f) for f in fields) == 1) for field in fields]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m noisytwins_jax.sweep",
         description=__doc__,
@@ -138,7 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="directory of the runs (default: runs)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
-    arguments, overrides = parser.parse_known_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    arguments, overrides = build_parser().parse_known_args(argv)
     try:
         return _sweep_and_compare(arguments, overrides)
     except UserError as error:

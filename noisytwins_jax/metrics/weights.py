@@ -305,27 +305,32 @@ def describe_networks(directory: str | None = None) -> str:
     return "\n".join(lines)
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = _Parser(
+        prog="python -m noisytwins_jax.metrics.weights",
+        description=__doc__.partition("\n\n")[2].partition("\n\n")[2],
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="convert|list")
+    one = commands.add_parser("convert", help="a publisher's file into one that evaluations find")
+    one.add_argument("--from", dest="source", required=True, metavar="FILE", help="the publisher's file")
+    one.add_argument("--force", action="store_true", help="replace other weights of the same network")
+    every = commands.add_parser("list", help="the networks, and which are there")
+    for command in (one, every):
+        command.add_argument(
+            "--to",
+            metavar="DIR",
+            help=f"the directory of converted files (default: ${DIRECTORY_VARIABLE}, or {DEFAULT_DIRECTORY})",
+        )
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; mistakes end with one sentence and status 2."""
     if not has_tpu():
         expect_no_tpu()
     try:
-        parser = _Parser(
-            prog="python -m noisytwins_jax.metrics.weights",
-            description=__doc__.partition("\n\n")[2].partition("\n\n")[2],
-        )
-        commands = parser.add_subparsers(dest="command", required=True, metavar="convert|list")
-        one = commands.add_parser("convert", help="a publisher's file into one that evaluations find")
-        one.add_argument("--from", dest="source", required=True, metavar="FILE", help="the publisher's file")
-        one.add_argument("--force", action="store_true", help="replace other weights of the same network")
-        every = commands.add_parser("list", help="the networks, and which are there")
-        for command in (one, every):
-            command.add_argument(
-                "--to",
-                metavar="DIR",
-                help=f"the directory of converted files (default: ${DIRECTORY_VARIABLE}, or {DEFAULT_DIRECTORY})",
-            )
-        arguments = parser.parse_args(argv)
+        arguments = build_parser().parse_args(argv)
         if arguments.command == "list":
             print(describe_networks(arguments.to))
         else:
