@@ -2,7 +2,7 @@
 
 from noisytwins_jax.config.groups import EvaluationConfig, traced_steps
 from noisytwins_jax.config.run_config import RunConfig
-from noisytwins_jax.metrics.protocols import chosen_extractors
+from noisytwins_jax.metrics.protocols import parse_extractors
 from noisytwins_jax.models.latents import check_truncation
 from noisytwins_jax.utils.errors import UserError
 
@@ -109,7 +109,7 @@ def _check_instances(run: RunConfig) -> None:
 
 def _check_evaluation(evaluation: EvaluationConfig) -> None:
     settings = evaluation.settings
-    chosen_extractors(settings.protocol, evaluation.extractors)
+    parse_extractors(settings.protocol, evaluation.extractors)
     if settings.samples_per_class <= settings.k:
         raise UserError(
             f"config.evaluation.samples_per_class={settings.samples_per_class} is too few for {settings.k} neighbours; it "

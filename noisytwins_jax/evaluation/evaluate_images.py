@@ -28,7 +28,7 @@ from noisytwins_jax.evaluation.sheets import draw_nearest
 from noisytwins_jax.evaluation.table import format_table
 from noisytwins_jax.generation.sheets import image_grid
 from noisytwins_jax.metrics.extractors.base import FeatureExtractor
-from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
+from noisytwins_jax.metrics.protocols import CLASSIFIER, parse_extractors
 from noisytwins_jax.metrics.resumable_chunks import ResumableCache
 from noisytwins_jax.training.fault_tolerance.consistency import check_consistency, code_fingerprint
 from noisytwins_jax.training.restore import load_run_data
@@ -116,7 +116,7 @@ def evaluate_images(
 
 
 def _check_arguments(config: RunConfig, reference: str | os.PathLike | None, workdir: Path) -> dict[str, str]:
-    chosen = chosen_extractors(config.evaluation.settings.protocol, config.evaluation.extractors)
+    chosen = parse_extractors(config.evaluation.settings.protocol, config.evaluation.extractors)
     if reference is not None and next(iter(chosen)) == CLASSIFIER:
         raise UserError(
             "The classifier, which this configuration measures with, is trained on the data set that --reference replaces; "

@@ -95,7 +95,7 @@ def generate(
         names: list[str] = []
 
         def see(rows: np.ndarray) -> tuple[np.ndarray, ...]:
-            seen, w, images = embedder.of_fakes(fakes, labels[rows], indices[rows], size, keep=reader is not None)
+            seen, w, images = embedder.embed_fakes(fakes, labels[rows], indices[rows], size, reader is not None)
             arrays = {f"features/{kind}": seen[kind].features for kind in kinds}
             arrays |= {"logits": seen[kinds[0]].logits, "w": w}
             if CLASSIFIER in seen:

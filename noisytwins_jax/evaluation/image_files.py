@@ -8,7 +8,7 @@ import numpy as np
 
 from noisytwins_jax.data.preprocessing import Preprocessing
 from noisytwins_jax.data.source import ImageSource, LabelledImages, read_images
-from noisytwins_jax.metrics.features import HostFakes, Look
+from noisytwins_jax.metrics.features import Extract, HostFakes
 from noisytwins_jax.utils.progress_bar import images_bar
 
 ALL = "all"  # name of the only class of images that have none
@@ -153,10 +153,10 @@ class FileFakes(HostFakes):
             image_size=(images.resolution, images.resolution, images.channels),
         )
 
-    def extract_features(self, look: Look, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    def extract_features(self, extract: Extract, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         """See `Fakes`. A class may be larger than the memory: some images are read at a time."""
         seen = []
         for start in range(0, len(labels), _AT_ONCE):
             rows = slice(start, start + _AT_ONCE)
-            seen.append(super().extract_features(look, labels[rows], indices[rows]))
+            seen.append(super().extract_features(extract, labels[rows], indices[rows]))
         return tuple(np.concatenate(parts) for parts in zip(*seen, strict=True))

@@ -22,7 +22,7 @@ from noisytwins_jax.metrics.extractors.base import FeatureExtractor
 from noisytwins_jax.metrics.extractors.classifier import classifier_extractor, load_or_train_classifier
 from noisytwins_jax.metrics.extractors.registry import check_weights, load_extractor
 from noisytwins_jax.metrics.factors.reader import FactorReader, load_or_train_weights
-from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
+from noisytwins_jax.metrics.protocols import CLASSIFIER, parse_extractors
 from noisytwins_jax.metrics.resumable_chunks import ResumableCache
 from noisytwins_jax.metrics.settings import Settings
 from noisytwins_jax.models.latents import Truncation
@@ -168,4 +168,4 @@ def load_extractors(config: RunConfig, splits: DataSplits, cache: Path) -> dict[
 
 
 def _chosen(config: RunConfig) -> dict[str, str]:
-    return chosen_extractors(config.evaluation.settings.protocol, config.evaluation.extractors)
+    return parse_extractors(config.evaluation.settings.protocol, config.evaluation.extractors)

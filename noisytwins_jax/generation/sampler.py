@@ -12,7 +12,7 @@ import numpy as np
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.instance_table import InstanceTable
 from noisytwins_jax.data.source import DataSplits
-from noisytwins_jax.models.instance_sampling import draw_features_of_classes
+from noisytwins_jax.models.instance_sampling import sample_features_of_classes
 from noisytwins_jax.models.latents import Latents, Truncation
 from noisytwins_jax.models.model import Model, lerp
 from noisytwins_jax.training.build_model import build_model
@@ -77,14 +77,14 @@ class Sampler:
         return images, w
 
     def extract_features(
-        self, look: Callable[[Array], tuple[Array, ...]], labels: np.ndarray, indices: np.ndarray
+        self, extract: Callable[[Array], tuple[Array, ...]], labels: np.ndarray, indices: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """What ``look(images)`` gives, called with images that are still on the devices; and w ``[n, D]``."""
+        """Return ``extract(images)``, called with images that are still on the devices, and w ``[n, D]``."""
 
         def program(given: tuple[dict, InstanceTable | None], labels: Array, indices: Array) -> tuple[Array, ...]:
             variables, instances = given
             images, w = self._program(variables, self._strength, self._seed, labels, indices, instances)
-            return *look(images), w
+            return *extract(images), w
 
         arrays = np.asarray(labels, np.int32), np.asarray(indices, np.int32)
         return self._layout.map_batches(program, self._given, *arrays, **self._batching)
@@ -186,7 +186,7 @@ def between_program(model: Model, latents: Latents, truncation: str | None = Non
 
 def _features(keys: Array, instances: InstanceTable | None, labels: Array) -> Array | None:
     """Features ``[n, d]`` of instances of classes ``[n]``, by the samples' keys ``[n]``; None without a table."""
-    return draw_features_of_classes(jax.vmap(lambda key: jax.random.fold_in(key, _INSTANCE))(keys), instances, labels)
+    return sample_features_of_classes(jax.vmap(lambda key: jax.random.fold_in(key, _INSTANCE))(keys), instances, labels)
 
 
 def variables_sha256(variables: PyTree) -> str:

@@ -1,8 +1,8 @@
-"""Named ways of measuring: "FID" is a dozen numbers unless resizing, scaling and formulas are pinned.
+"""Named evaluation protocols: "FID" is a dozen different numbers unless resizing, scaling and formulas are pinned.
 
-Counts of images are the configuration's, and are recorded beside every number.
+The numbers of images are the configuration's, and are recorded beside every number.
 
-| protocol | Inception sees | CLIP sees | DINOv2 sees | IS | neighbours | as in |
+| protocol | Inception input | CLIP input | DINOv2 input | IS | neighbours | as in |
 |---|---|---|---|---|---|---|
 | ``noisytwins`` | bilinear, no antialias, x/127.5 - 1 | bicubic, no antialias | Pillow bicubic, uint8 | 1008 logits, 1 split | k = 5, < | NoisyTwins, StudioGAN |
 | ``tf1`` | TF1 bilinear, (x - 128)/128 | Pillow bicubic, uint8 | bicubic, antialiased | unbiased, 10 splits | k = 5, < | TTUR, StyleGAN |
@@ -10,8 +10,9 @@ Counts of images are the configuration's, and are recorded beside every number.
 | ``fidelity`` | TF1 bilinear, (x - 128)/128 | TF1 bilinear | Pillow bicubic, uint8 | unbiased, 10 splits | k = 3, <= | torch-fidelity |
 | ``embedded`` | | | | the classifier's logits, 1 split | k = 5, < | this project |
 
-Common to all: images are 8-bit RGB, resizing is not rounded again unless the table says so, covariances have n - 1 in the
-denominator, moments are float64. ``embedded`` needs no weight files: it measures with a classifier of the data set.
+Common to all: images are 8-bit RGB, resized images are not rounded again unless the table says so, feature statistics are
+float64, covariances have n - 1 in the denominator. ``embedded`` needs no weight files: its network is a classifier of the
+data set.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from collections.abc import Mapping
 from noisytwins_jax.utils.errors import UserError, did_you_mean
 
 CLASSIFIER, INCEPTION, CLIP, DINOV2 = "classifier", "inception", "clip", "dinov2"  # kinds of extractors
-# Extractor -> its kind and the network whose weights it takes; of each kind an evaluation has one.
+# Extractor -> its kind and the network whose weights it uses; an evaluation has one of each kind.
 EXTRACTORS: dict[str, tuple[str, str]] = {
     "classifier": (CLASSIFIER, ""),
     "inception": (INCEPTION, "inception"),
@@ -40,16 +41,16 @@ class Protocol:
     """One row of the module's table.
 
     Attributes:
-      name: of the protocol.
-      extractors: those that it measures with by default, the headline's first.
-      preprocessing: kind of extractor → the name of what its images go through.
+      name: its name.
+      extractors: the default ones, the headline's first.
+      preprocessing: kind of extractor → name of its preprocessing.
       neighbours: k of precision, recall, density and coverage.
       inclusive: whether a point on a ball's surface is inside (``<=``).
       unbiased_logits: whether the Inception Score's logits are without the bias.
-      splits: parts whose Inception Scores are averaged.
-      shuffle_seed: of the order before splitting; None for the order of generation.
-      kid_subsets: pairs of subsets that KID is averaged over.
-      kid_subset_size: images of each, at most.
+      splits: number of parts whose Inception Scores are averaged.
+      shuffle_seed: of the shuffle before splitting; None for the order of generation.
+      kid_subsets: number of pairs of subsets that KID is averaged over.
+      kid_subset_size: the most images of a subset.
     """
 
     name: str
@@ -87,8 +88,8 @@ PROTOCOLS = {
 }
 
 
-def chosen_extractors(protocol: Protocol, names: str = "") -> dict[str, str]:
-    """Kind → network of the extractors named with commas between, the headline's first; by default the protocol's.
+def parse_extractors(protocol: Protocol, names: str = "") -> dict[str, str]:
+    """Parse a comma-separated list of extractors into kind → network, the headline's first; by default the protocol's.
 
     Raises:
       UserError: an unknown name, two of one kind, or extractors that do not belong to the protocol.

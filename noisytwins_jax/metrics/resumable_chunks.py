@@ -1,4 +1,4 @@
-"""Long work in parts, each kept in a file when it is done, so that a killed evaluation goes on where it was."""
+"""Long computations in parts, each stored in a file when it is done, so that a killed evaluation resumes."""
 
 import contextlib
 import json
@@ -19,35 +19,35 @@ _RESULT = "result.npz"
 
 
 class ResumableCache:
-    """Where one evaluation is kept while it is under way: its parts, and then its result until that is somewhere else.
+    """Cache of an evaluation in progress: its parts, then its result until that is stored elsewhere.
 
-    To be used by all processes of a run; the first one reads and writes.
+    Used by all processes of a run; the primary reads and writes.
 
     Args:
-      directory: holds a folder for each evaluation; None to keep nothing.
+      directory: holds a folder for each evaluation; None to store nothing.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
         self._directory, self._folder = directory, None
 
     def open(self, name: str) -> dict[str, Any] | None:
-        """Names the evaluation; what is there already is its own. Returns its result, if it is finished."""
+        """Select the evaluation of that name, with whatever parts it has; return its result if it is finished."""
         if self._directory is None:
             return None
         self._folder = self._directory / name
 
         def load() -> dict[str, Any] | None:
-            found = _read(self._folder / _RESULT)
-            return None if found is None else json.loads(str(found["result"]))
+            stored = _read(self._folder / _RESULT)
+            return None if stored is None else json.loads(str(stored["result"]))
 
         return broadcast_from_primary(load)
 
     def folder(self, name: str) -> Path | None:
-        """Where `resumable_chunks` keeps one piece of the work."""
+        """Return the folder in which `resumable_chunks` stores one piece of the work."""
         return None if self._folder is None else self._folder / name
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Keeps the result in place of the parts."""
+        """Store the result and delete the parts."""
 
         def finish() -> None:
             _write(self._folder / _RESULT, {"result": np.array(json.dumps(result))})
@@ -58,14 +58,14 @@ class ResumableCache:
             broadcast_from_primary(finish)
 
     def remove_finished(self) -> None:
-        """When results are safe elsewhere: removes them, and what was left unfinished a day ago or earlier."""
+        """Remove finished evaluations, whose results are stored elsewhere by now, and those abandoned for a day."""
 
         def remove() -> None:
             for folder in self._directory.glob("*/"):
-                newest = max((_changed(path) for path in folder.rglob("part_*")), default=0.0)
+                newest = max((_modified(path) for path in folder.rglob("part_*")), default=0.0)
                 if (folder / _RESULT).exists() or time.time() - newest > _ABANDONED_SECONDS:
                     shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # others are at work, or there is none
+            with contextlib.suppress(OSError):  # other evaluations are in progress, or it does not exist
                 self._directory.rmdir()
 
         if self._directory is not None:
@@ -78,27 +78,26 @@ def resumable_chunks(
     compute: Callable[[int], Mapping[str, np.ndarray]],
     between: Callable[[], None] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays of parts 0 to `count` - 1: from their files where they are whole, else computed and written.
+    """Yield the arrays of parts 0 to `count` - 1: read from their files where those are intact, else computed and stored.
 
-    To be called by all processes of a run. The first one reads and writes; the others get empty dicts for parts that
-    were read.
+    Called by all processes of a run. The primary reads and writes; the others get empty dicts for parts that were read.
 
     Args:
-      folder: holds the parts of exactly this work, and is made if need be; None to keep nothing.
-      count: parts.
+      folder: holds the parts of exactly this work, and is created if need be; None to store nothing.
+      count: number of parts.
       compute: number of a part → its arrays by name; called by all processes together.
-      between: called by all processes after each part that was computed, when it is kept.
+      between: called by all processes after each part that was computed and stored.
     """
     for number in range(count):
         path = None if folder is None else folder / f"part_{number:05d}.npz"
-        found: list[dict[str, np.ndarray] | None] = [None]
+        stored: list[dict[str, np.ndarray] | None] = [None]
 
-        def read(path: Path | None = path, found: list = found) -> bool:
-            found[0] = None if path is None else _read(path)
-            return found[0] is not None
+        def read(path: Path | None = path, stored: list = stored) -> bool:
+            stored[0] = None if path is None else _read(path)
+            return stored[0] is not None
 
         if broadcast_from_primary(read):
-            yield found[0] or {}
+            yield stored[0] or {}
             continue
         arrays = dict(compute(number))
         if path is not None:
@@ -108,8 +107,8 @@ def resumable_chunks(
             between()
 
 
-def _changed(path: Path) -> float:
-    """When a file was written last; now, if it is gone."""
+def _modified(path: Path) -> float:
+    """Return the time at which a file was last written; now, if it is gone."""
     try:
         return path.stat().st_mtime
     except OSError:

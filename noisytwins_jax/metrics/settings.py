@@ -1,4 +1,4 @@
-"""How one evaluation is done: a protocol and its counts."""
+"""Settings of one evaluation: its protocol, and how many images of each class it takes."""
 
 import dataclasses
 from typing import NamedTuple
@@ -10,18 +10,18 @@ from noisytwins_jax.metrics.protocols import PROTOCOLS, Protocol
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a generator is measured.
+    """Settings of one evaluation.
 
     Attributes:
-      protocol: see `protocols`.
+      protocol: what to compute and how, see `protocols`.
       samples_per_class: generated images of each class, more than `k`.
-      pooled_images: at most so many of them are pooled, as nearly the same number of each class as can be.
+      pooled_images: the most images that are pooled over classes, spread over the classes as evenly as possible.
       neighbours: k of precision, recall, density and coverage; 0 for the protocol's.
-      seed: behind the generated images, recorded; it also fixes the halves of the floor.
-      weights: which of the generator's weights, recorded ("ema" or "live").
+      seed: of the generated images, recorded; it also fixes the halves of the real images in ``real_vs_real``.
+      weights: which of the generator's weights are used ("ema" or "live"), recorded.
       class_noise: whether class embeddings are perturbed (NoisyTwins evaluates without), recorded.
-      truncation_psi: of the generated images, recorded.
-      reference_split: what the reference is of the data set, recorded.
+      truncation_psi: truncation of the generated images, recorded.
+      reference_split: the data set's split that serves as reference, recorded.
       per_device_batch: images per device and call; changing it changes the last bits of the features.
       prefetch: batches in flight at once; it changes memory and speed, not the result.
     """
@@ -40,32 +40,31 @@ class Settings:
 
     @property
     def k(self) -> int:
-        """Neighbours."""
+        """Return the number of neighbours."""
         return self.neighbours or self.protocol.neighbours
 
     def counts(self, num_classes: int, available: np.ndarray | None = None) -> "Counts":
-        """How many images of each class there are to be.
+        """Return how many images of each class to take.
 
         Args:
           num_classes: C.
-          available: images of each class ``[C]`` where they come from files, which are all taken then; None for a
-            generator.
+          available: images of each class ``[C]`` that come from files, all of which are taken; None for a generator.
         """
         each = np.full(num_classes, self.samples_per_class) if available is None else np.asarray(available)
         pooled = each
         if each.sum() > self.pooled_images:
-            # As nearly as many of each class as can be; which classes give one more is drawn.
-            lots = np.random.default_rng(self.seed).permutation(num_classes)
+            # Spread as evenly as possible; a random permutation chooses the classes that give one more.
+            order = np.random.default_rng(self.seed).permutation(num_classes)
             level = np.searchsorted([np.minimum(each, n).sum() for n in range(each.max() + 1)], self.pooled_images)
             pooled = np.minimum(each, max(0, level - 1))
-            more = lots[(each > pooled)[lots]][: self.pooled_images - pooled.sum()]
+            more = order[(each > pooled)[order]][: self.pooled_images - pooled.sum()]
             pooled[more] += 1
         return Counts(each, pooled, np.cumsum(each) - each)
 
 
 class Counts(NamedTuple):
-    """Numbers of generated images by class, int64 ``[C]`` each."""
+    """Numbers of images by class, int64 ``[C]`` each."""
 
     each: np.ndarray  # all
-    pooled: np.ndarray  # the first of them, which are pooled over classes
+    pooled: np.ndarray  # those pooled over classes, the first ones of each class
     start: np.ndarray  # index of a class's first image

@@ -24,7 +24,7 @@ from noisytwins_jax.data.registry import classes_and_channels
 from noisytwins_jax.generation.sampler import sample_program
 from noisytwins_jax.metrics.extractors.classifier import Classifier, extract
 from noisytwins_jax.metrics.extractors.registry import without_weights
-from noisytwins_jax.metrics.protocols import CLASSIFIER, chosen_extractors
+from noisytwins_jax.metrics.protocols import CLASSIFIER, parse_extractors
 from noisytwins_jax.models.model import Model
 from noisytwins_jax.tpu_cost.chips import Chip, chip_of, communication_seconds
 from noisytwins_jax.tpu_cost.comparison import compare_results, read_result
@@ -144,7 +144,7 @@ def _lower_extractors(
     protocol = config.evaluation.settings.protocol
     images = jax.ShapeDtypeStruct((config.batch_size, *model.image_shape), jnp.uint8, sharding=layout.split)
     found = {}
-    for kind, network in chosen_extractors(protocol, config.evaluation.extractors).items():
+    for kind, network in parse_extractors(protocol, config.evaluation.extractors).items():
         if kind == CLASSIFIER:
             shape = jax.eval_shape(
                 lambda: Classifier(classes).init(jax.random.key(0), jnp.zeros((1, *model.image_shape)))

@@ -71,7 +71,7 @@ def _ours(network: str) -> tuple[dict[str, np.ndarray], int, Callable]:
 
     def run(images: np.ndarray, rows: int) -> Callable[[], np.ndarray]:
         embedder = Embedder({"": extractor}, rows)
-        return lambda: embedder.of_images(images)[""].features
+        return lambda: embedder.embed_images(images)[""].features
 
     return state, size, run
 

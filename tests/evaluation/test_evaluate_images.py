@@ -225,11 +225,11 @@ def test_killed_evaluation_goes_on(tiny, monkeypatch, tmp_path, some):
         seen.append(indices.tolist())
         return extract_features(self, look, labels, indices)
 
-    monkeypatch.setattr(FileFakes, "looked_at", killed)
+    monkeypatch.setattr(FileFakes, "extract_features", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate_images(CLEAN, folder, None, tmp_path / "out")
     monkeypatch.setattr(
-        FileFakes, "looked_at", lambda self, *rest: seen.append(rest[2].tolist()) or extract_features(self, *rest)
+        FileFakes, "extract_features", lambda self, *rest: seen.append(rest[2].tolist()) or extract_features(self, *rest)
     )
     result = read(evaluate_images(CLEAN, folder, None, tmp_path / "out"))
     examples = [example["index"] for example in result["memorisation"]["examples"]]  # again, for their pixels

@@ -4,4 +4,4 @@ from noisytwins_jax.metrics.features import Embedder, Features
 
 
 def features_of(extractor, images, size=256) -> Features:
-    return Embedder({"it": extractor}, size).of_images(images)["it"]
+    return Embedder({"it": extractor}, size).embed_images(images)["it"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from noisytwins_jax.metrics.protocols import PROTOCOLS, chosen_extractors
+from noisytwins_jax.metrics.protocols import PROTOCOLS, parse_extractors
 from noisytwins_jax.metrics.settings import Settings
 from noisytwins_jax.utils.errors import UserError
 
@@ -31,9 +31,9 @@ def test_images_from_files_are_taken_as_they_come():
 
 
 def test_extractors_by_protocol():
-    assert chosen_extractors(PROTOCOLS["embedded"]) == {"classifier": ""}
-    assert chosen_extractors(PROTOCOLS["noisytwins"]) == {"inception": "inception", "clip": "clip-vit-b32"}
-    chosen = chosen_extractors(PROTOCOLS["tf1"], "dinov2, clip-vit-l14,classifier")
+    assert parse_extractors(PROTOCOLS["embedded"]) == {"classifier": ""}
+    assert parse_extractors(PROTOCOLS["noisytwins"]) == {"inception": "inception", "clip": "clip-vit-b32"}
+    chosen = parse_extractors(PROTOCOLS["tf1"], "dinov2, clip-vit-l14,classifier")
     assert list(chosen.items()) == [("dinov2", "dinov2-vitl14"), ("clip", "clip-vit-l14"), ("classifier", "")]
 
 
@@ -49,7 +49,7 @@ def test_extractors_by_protocol():
 )
 def test_extractors_that_do_not_go_together(protocol, names, message):
     with pytest.raises(UserError, match=message):
-        chosen_extractors(PROTOCOLS[protocol], names)
+        parse_extractors(PROTOCOLS[protocol], names)
 
 
 def test_every_protocol_says_what_each_network_sees():

@@ -24,7 +24,7 @@ def check_weights(chosen: Mapping[str, str], directory: str = "") -> None:
     """Looks whether the weights of extractors are there, before anything else is done.
 
     Args:
-      chosen: kind → network, as `protocols.chosen_extractors` gives them.
+      chosen: kind → network, as `protocols.parse_extractors` gives them.
       directory: of converted weights; by default see `weights`.
 
     Raises:
