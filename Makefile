@@ -10,11 +10,13 @@ COMPILER := .venv/.tpu_compiler
 demo: $(INSTALLED)
 	$(BIN)/python -m noisytwins_jax.sweep --config=configs/digits_lt.py --methods=baseline,noisytwins --jobs=2
 
+# One worker for each core; a worker needs up to 3 GB of memory.
+WORKERS := -n logical --maxprocesses=8 --dist=worksteal
 test: $(INSTALLED) $(COMPILER)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 test-slow: $(INSTALLED) $(COMPILER)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(WORKERS) -m slow
 
 # The table of README.md: eleven methods, three seeds; an hour and a half on two cores.
 TABLE := baseline,ada,gsr,d2dce,contrastive,transitional,utlo,noise,decorrelation,noisytwins,transitional_noisytwins

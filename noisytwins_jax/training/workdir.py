@@ -103,6 +103,8 @@ def cache_dir(workdir: Path) -> Path:
 
 
 def use_compilation_cache(workdir: Path) -> None:
-    """Keeps compiled programs, so that the next run of the same networks starts at once."""
+    """Cache compiled programs beside the runs, unless ``JAX_COMPILATION_CACHE_DIR`` names another place."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
     jax.config.update("jax_compilation_cache_dir", str(cache_dir(workdir) / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

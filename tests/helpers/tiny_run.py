@@ -47,7 +47,10 @@ def tiny_config(**changes: Any) -> RunConfig:
 def environment(devices: int) -> dict[str, str]:
     """Variables for a process with simulated devices, whose programs compile fast and run slowly."""
     fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    return {**os.environ, **fast, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    # Devices wait for each other for 40 s by default, which a busy machine can take.
+    patient = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_terminate_timeout_seconds={TIMEOUT:.0f}"
+    platform = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    return {**os.environ, **fast, "XLA_FLAGS": patient.strip(), **platform}
 
 
 def start(workdir: Path, devices: int = 1, **changes: Any) -> subprocess.Popen:

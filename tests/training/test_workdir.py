@@ -2,11 +2,11 @@ import errno
 import json
 import os
 
+import jax
 import pytest
 from tiny_run import tiny_config
 
-from noisytwins_jax.training import workdir as workdir_module
-from noisytwins_jax.training.workdir import CONFIG_FILE, open_workdir, write_config
+from noisytwins_jax.training.workdir import CONFIG_FILE, open_workdir, use_compilation_cache, write_config
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.files import write_atomically
 
@@ -61,7 +61,17 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
         (next(tmp_path.glob(".a.*"), tmp_path / f".a.{os.getpid()}")).write_text("ne")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(workdir_module, "retry", full)
+    monkeypatch.setattr("noisytwins_jax.utils.files.retry", full)
     with pytest.raises(OSError):
         write_atomically(tmp_path / "a", "new")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "old")]
+
+
+@pytest.mark.parametrize("variables", [{}, {"JAX_COMPILATION_CACHE_DIR": "/elsewhere"}])
+def test_compiled_programs_are_cached_beside_the_runs_or_where_jax_is_told(tmp_path, monkeypatch, variables):
+    options = {}
+    monkeypatch.setattr(jax.config, "update", options.__setitem__)
+    monkeypatch.setattr(os, "environ", variables)
+    use_compilation_cache(tmp_path / "runs" / "a")
+    compiled = str(tmp_path / "runs" / "cache" / "compiled")
+    assert options.get("jax_compilation_cache_dir") == (None if variables else compiled)
