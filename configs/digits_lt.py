@@ -91,7 +91,6 @@ def get_config(preset: str = "noisytwins") -> ml_collections.ConfigDict:
     config.name = chosen.name
     config.batch_size = 32
     config.total_kimg = 256.0
-    config.up_impl = "shift"
     config.log_interval_kimg = 2.0
     config.checkpoint_interval_kimg = 64.0
     # Four times the published rates: the networks are tiny and the run is short.

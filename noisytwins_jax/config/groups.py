@@ -102,31 +102,11 @@ class LatentsConfig:
 
 @dataclass(frozen=True)
 class SpectraConfig:
-    """Singular values of every weight, which warn of collapse (BigGAN, Sec. 4); see `spectra`."""
+    """Singular values of every weight, which warn of collapse (BigGAN, Sec. 4); see `singular_values`."""
 
     interval: int = number(0, at_least=0)  # steps between two looks; 0 for none
     iterations: int = number(2, at_least=1)  # of subspace iteration, a look
     clamp: float = number(0.0, at_least=0)  # at each look, larger singular values are set to this (eq. 4); 0 for none
-
-
-@dataclass(frozen=True)
-class R1Config:
-    """Gradient penalty on real images, as an update of its own every `interval` discriminator updates."""
-
-    gamma: float = number(0.01, at_least=0)  # γ of γ/2·|∇|²; 0 for none
-    interval: int = number(16, at_least=1)
-
-
-@dataclass(frozen=True)
-class PathLengthConfig:
-    """Path-length regularisation, as an update of its own every `interval` generator updates."""
-
-    weight: float = number(0.0, at_least=0)  # 0 for none
-    weight_twice: bool = True  # multiply by the weight a second time, as the published code does
-    interval: int = number(4, at_least=1)
-    start_step: int = number(0, at_least=0)
-    decay: float = number(0.01, at_least=0, at_most=1)  # of the running mean of lengths
-    batch_fraction: float = number(0.5, above=0)  # its batch, as a fraction of batch_size
 
 
 @dataclass(frozen=True)

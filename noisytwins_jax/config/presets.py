@@ -103,7 +103,7 @@ def smoke(
     per_class = max(4, 400 // num_classes)
     config.update(batch_size=8, total_kimg=0.032, log_interval_kimg=0.008, checkpoint_interval_kimg=0.032)
     config.w_ratio_interval_kimg = 0.016
-    config.update(up_impl="shift", dtype="float32")  # what CPUs are fast at
+    config.dtype = "float32"  # what CPUs are fast at
     config.data.update(name="synthetic", resolution=resolution)
     config.data.options = {
         "num_classes": num_classes,

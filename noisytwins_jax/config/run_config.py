@@ -1,4 +1,4 @@
-"""The tree of configuration fields: `RunConfig`, of the groups in `config_groups` and of the objectives.
+"""The tree of configuration fields: `RunConfig`, of the groups in `config.groups` and of the losses.
 
 A config file (``configs/<dataset>.py``) starts from `default_config()`, changes fields and returns the tree as an
 `ml_collections.ConfigDict`; every field can then be overridden on the command line (``--config.r1.gamma=0.1``). Code
@@ -8,7 +8,6 @@ Units: ``kimg`` is thousands of real images shown to the discriminator; a ``step
 """
 
 import dataclasses
-import pkgutil
 from dataclasses import dataclass, field
 
 from noisytwins_jax.config.groups import (
@@ -26,37 +25,44 @@ from noisytwins_jax.config.groups import (
     LatentsConfig,
     MeshConfig,
     OptimizerConfig,
-    PathLengthConfig,
     ProfileConfig,
-    R1Config,
     SpectraConfig,
 )
 from noisytwins_jax.data.config import DataConfig
-from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES
+from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES, Adversarial
 from noisytwins_jax.losses.base import Loss
+from noisytwins_jax.losses.contrastive import Contrastive
+from noisytwins_jax.losses.d2dce import D2DCE
+from noisytwins_jax.losses.gsr import GroupSpectralNorm
+from noisytwins_jax.losses.lecam import LeCam
+from noisytwins_jax.losses.noisytwins import NoisyTwins
+from noisytwins_jax.losses.orthogonal import Orthogonal
+from noisytwins_jax.losses.path_length import PathLength
+from noisytwins_jax.losses.r1 import R1
+from noisytwins_jax.losses.simclr import SimCLR
+from noisytwins_jax.losses.spectrum import Spectrum
+from noisytwins_jax.losses.transitional import Transitional
+from noisytwins_jax.losses.utlo import UTLO
 from noisytwins_jax.models.latents import Latents
 from noisytwins_jax.utils.config_fields import choice, number
 
 
-def listed(path: str) -> Loss:
-    """The objective of this name, with its default hyper-parameters, as the field of a dataclass."""
-    return pkgutil.resolve_name(path)()
-
-
 @dataclass(frozen=True)
 class Losses:
-    """Terms of the loss beside the adversarial one; see `objectives.objective`. To add one, add a line."""
+    """Every loss beside the adversarial one, with its hyper-parameters; see `losses.base`. To add one, add a line."""
 
-    noisytwins: Loss = listed("noisytwins_jax.losses.noisytwins.NoisyTwins")
-    simclr: Loss = listed("noisytwins_jax.losses.simclr.SimCLR")
-    lecam: Loss = listed("noisytwins_jax.losses.lecam.LeCam")
-    gsr: Loss = listed("noisytwins_jax.losses.gsr.GroupSpectralNorm")
-    orthogonal: Loss = listed("noisytwins_jax.losses.orthogonal.Orthogonal")
-    d2dce: Loss = listed("noisytwins_jax.losses.d2dce.D2DCE")
-    contrastive: Loss = listed("noisytwins_jax.losses.contrastive.Contrastive")
-    transitional: Loss = listed("noisytwins_jax.losses.transitional.Transitional")
-    spectrum: Loss = listed("noisytwins_jax.losses.spectrum.Spectrum")
-    utlo: Loss = listed("noisytwins_jax.losses.utlo.UTLO")
+    noisytwins: NoisyTwins = NoisyTwins()
+    simclr: SimCLR = SimCLR()
+    lecam: LeCam = LeCam()
+    gsr: GroupSpectralNorm = GroupSpectralNorm()
+    orthogonal: Orthogonal = Orthogonal()
+    d2dce: D2DCE = D2DCE()
+    contrastive: Contrastive = Contrastive()
+    transitional: Transitional = Transitional()
+    spectrum: Spectrum = Spectrum()
+    utlo: UTLO = UTLO()
+    path_length: PathLength = PathLength()
+    r1: R1 = R1()
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,9 @@ class RunConfig(Losses):
     style_mixing: float = number(0.0, at_least=0, at_most=1)  # probability that a batch mixes the styles of two latents
     dtype: str = choice("float32", "bfloat16")  # of activations; parameters are always float32
     steps_per_dispatch: int = number(1, at_least=1)  # in one program, so that small networks need not wait for the host
-    up_impl: str = choice("conv", "shift")  # conv is fast on TPUs, shift on CPUs: the same numbers, see networks.fir
+    up_impl: str = choice(
+        "auto", "conv", "shift"
+    )  # form of the resampling convolutions; auto: by platform, see models.fir
     log_interval_kimg: float = number(1.0, at_least=0)
     w_ratio_interval_kimg: float = number(10.0, at_least=0)  # share of W's variance within classes; 0 for never
     memorisation_interval_kimg: float = number(0.0, at_least=0)  # D's accuracy on images trained with and held out
@@ -87,8 +95,6 @@ class RunConfig(Losses):
     instances: InstancesConfig = InstancesConfig()
     latents: LatentsConfig = LatentsConfig()
     spectra: SpectraConfig = SpectraConfig()
-    r1: R1Config = R1Config()
-    path_length: PathLengthConfig = PathLengthConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -101,10 +107,11 @@ class RunConfig(Losses):
     intervention: InterventionConfig = InterventionConfig()
 
     @property
-    def objectives(self) -> dict[str, Loss]:
-        """The terms that are switched on, by name."""
-        terms = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(Losses)}
-        return {name: term for name, term in terms.items() if term.weight > 0}
+    def losses(self) -> dict[str, Loss]:
+        """The losses that are switched on, by name; the adversarial one comes first."""
+        others = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(Losses)}
+        every = {"adversarial": Adversarial(self.loss, self.loss_margin)} | others
+        return {name: loss for name, loss in every.items() if loss.active}
 
     @property
     def z(self) -> Latents:
@@ -124,7 +131,7 @@ class RunConfig(Losses):
     @property
     def makes_twins(self) -> bool:
         """Whether the generator's update makes its batch of twins."""
-        return any(term.twins for term in self.objectives.values())
+        return any(loss.twins for loss in self.losses.values())
 
     @property
     def total_steps(self) -> int:
@@ -136,7 +143,6 @@ class RunConfig(Losses):
         """Real images the discriminator sees in one step."""
         return self.batch_size * self.optimizer.discriminator_updates
 
-    @property
-    def path_length_batch(self) -> int:
-        """Generated images in an update of path-length regularisation."""
-        return max(1, round(self.batch_size * self.path_length.batch_fraction))
+    def lazy_batch(self, loss: Loss) -> int:
+        """Return how many images are generated in an update of a lazy regulariser of the generator."""
+        return max(1, round(self.batch_size * loss.batch_fraction))

@@ -1,7 +1,6 @@
-"""A run of this project as files of PyTorch, which public code loads with ``strict=True`` and trains on from."""
+"""Export of a run as PyTorch files, which public code loads with ``strict=True`` and can continue training from."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,13 @@ import safetensors.numpy
 
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.generation.trained_generator import TrainedGenerator
-from noisytwins_jax.interop.adam import adam_to_torch, moments_of
-from noisytwins_jax.interop.biggan import conversion as biggan
-from noisytwins_jax.interop.biggan.statistics import ROWS, StatisticsGrid
-from noisytwins_jax.interop.importing import family_of
-from noisytwins_jax.interop.network import ConvertedNetwork
+from noisytwins_jax.interop.adam import adam_to_torch, get_moments
+from noisytwins_jax.interop.biggan import state_dict as biggan
+from noisytwins_jax.interop.biggan.statistics import NUM_TRUNCATIONS, StatisticsGrid
+from noisytwins_jax.interop.converted_network import ConvertedNetwork
+from noisytwins_jax.interop.importing import get_family
 from noisytwins_jax.interop.public_checkpoint import EPSILONS
-from noisytwins_jax.interop.stylegan2 import conversion as stylegan2
+from noisytwins_jax.interop.stylegan2 import state_dict as stylegan2
 from noisytwins_jax.interop.stylegan2.nvidia_writer import write_nvidia_snapshot
 from noisytwins_jax.interop.torch_writer import write_torch_file
 from noisytwins_jax.models.biggan.architectures import generator_blocks
@@ -38,38 +37,38 @@ FORMATS = {
 def export_run(
     state: TrainState, trained: TrainedGenerator, directory: str | Path, naming: str = "", as_safetensors: bool = False
 ) -> list[Path]:
-    """Writes a state's networks, and where the format has places for them Adam's state and what else goes on.
+    """Write the networks of a run and, as far as the format has them, Adam's state and the training progress.
 
     Args:
-      state: of the run, whole in this process.
+      state: of the run, with all shards in this process.
       trained: the generator of the same checkpoint.
-      directory: where to; made if need be, files of the same names are replaced.
-      naming: of `FORMATS`; by default the network's first.
-      as_safetensors: bare networks as ``.safetensors``, without anything that training needs.
+      directory: created if missing; files of the same names are replaced.
+      naming: one of `FORMATS`; by default the network's first.
+      as_safetensors: write only the networks, as ``.safetensors``, without training state.
 
     Returns:
-      The files.
+      The written files.
 
     Raises:
-      UserError: there is no such format for this network, or the format has no place for something that it is.
+      UserError: this network has no such format, or the format cannot express one of its options.
     """
     config = trained.config
-    known = FORMATS[config.network]
-    naming = naming or known[0]
-    if naming not in known:
-        raise UserError(f"{config.network} is not written as {naming!r}; {did_you_mean(naming, known)} (--format)")
+    formats = FORMATS[config.network]
+    naming = naming or formats[0]
+    if naming not in formats:
+        raise UserError(f"{config.network} is not written as {naming!r}; {did_you_mean(naming, formats)} (--format)")
     if as_safetensors and naming == "nvidia_pkl":
         raise UserError("nvidia_pkl is a pickle; give --safetensors with --format=nvidia.")
-    _say_epsilons(config, naming)
-    networks = _networks(state, trained)
+    _print_epsilons(config, naming)
+    networks = _get_networks(state, trained)
     write = stylegan2.write_stylegan2 if config.network == "stylegan2" else biggan.write_biggan
     directory = Path(directory)
     if naming == "huggingface":
-        tensors = biggan.write_biggan(networks["G_ema"], naming, statistics=_grid(trained))
+        tensors = biggan.write_biggan(networks["G_ema"], naming, statistics=_compute_statistics_grid(trained))
         directory.mkdir(parents=True, exist_ok=True)
         return [
-            *_bare({"pytorch_model": tensors}, directory, as_safetensors, ".bin"),
-            _huggingface_config(trained, directory),
+            *_write_networks({"pytorch_model": tensors}, directory, as_safetensors, ".bin"),
+            _write_huggingface_config(trained, directory),
         ]
     tensors = {name: write(network, naming.removesuffix("_pkl")) for name, network in networks.items()}
     directory.mkdir(parents=True, exist_ok=True)
@@ -78,47 +77,47 @@ def export_run(
         write_nvidia_snapshot(path, tensors, float(state.ada.p))
         return [path]
     if as_safetensors or naming == "nvidia":
-        return _bare(tensors, directory, as_safetensors, ".pth")
-    optimizers = {name: _optimizer(name, state, networks[name], naming, config) for name in ("G", "D")}
-    files = (_studiogan if naming == "studiogan" else _bigganpytorch)(state, tensors, optimizers, config)
+        return _write_networks(tensors, directory, as_safetensors, ".pth")
+    optimizers = {name: _convert_optimizer(name, state, networks[name], naming, config) for name in ("G", "D")}
+    files = (_studiogan_files if naming == "studiogan" else _bigganpytorch_files)(state, tensors, optimizers, config)
     for name, content in files.items():
         write_torch_file(directory / name, content)
     return [directory / name for name in files]
 
 
-def epsilon_of(config: RunConfig, field: str) -> float:
-    """An epsilon of the normalisations by its field's name, where it may be that of another."""
+def get_epsilon(config: RunConfig, field: str) -> float:
+    """Return an epsilon of the normalisations, by its field; None in the configuration means BatchNorm's."""
     options = config.biggan
     value = getattr(options, field.removeprefix("biggan."))
     return options.batch_norm_epsilon if value is None else value
 
 
-def _say_epsilons(config: RunConfig, naming: str) -> None:
-    """The epsilons with which public code makes a BigGAN are in its options or its source, and in no tensor."""
+def _print_epsilons(config: RunConfig, naming: str) -> None:
+    """Print the epsilons that must be set in the public code: they are in its options or source, not in tensors."""
     if config.network == "stylegan2":
         return
-    for field, theirs in biggan.published_epsilons(naming).items():
-        if theirs is not None and (ours := epsilon_of(config, field)) != theirs:
-            print_on_primary(
-                f"{naming} has {field} = {theirs:g} where nothing else is said, and this run {ours:g}: say it there."
-            )
+    for field, default in biggan.published_epsilons(naming).items():
+        if (value := get_epsilon(config, field)) != default:
+            print_on_primary(f"{naming} has {field} = {default:g} by default, and this run {value:g}: set it there.")
 
 
-def _networks(state: TrainState, trained: TrainedGenerator) -> dict[str, ConvertedNetwork]:
-    """G, D and G_ema; BigGAN's average with the moments that its samples have without truncation."""
+def _get_networks(state: TrainState, trained: TrainedGenerator) -> dict[str, ConvertedNetwork]:
+    """Return G, D and G_ema, a BigGAN's average with the BatchNorm statistics of samples without truncation."""
 
-    def network(role: str, variables: dict[str, Any]) -> ConvertedNetwork:
+    def convert(role: str, variables: dict[str, Any]) -> ConvertedNetwork:
         variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
         return ConvertedNetwork(role, {}, len(trained.class_names), trained.channels, variables)
 
     return {
-        "G": network("generator", state.generator.variables),
-        "D": network("discriminator", state.discriminator.variables),
-        "G_ema": network("generator", trained.variables_with_statistics(None)),
+        "G": convert("generator", state.generator.variables),
+        "D": convert("discriminator", state.discriminator.variables),
+        "G_ema": convert("generator", trained.variables_with_statistics(None)),
     }
 
 
-def _bare(tensors: dict[str, dict[str, np.ndarray]], directory: Path, as_safetensors: bool, suffix: str) -> list[Path]:
+def _write_networks(
+    tensors: dict[str, dict[str, np.ndarray]], directory: Path, as_safetensors: bool, suffix: str
+) -> list[Path]:
     written = []
     for name, state_dict in tensors.items():
         written.append(directory / f"{name}{'.safetensors' if as_safetensors else suffix}")
@@ -131,7 +130,7 @@ def _bare(tensors: dict[str, dict[str, np.ndarray]], directory: Path, as_safeten
     return written
 
 
-def _optimizer(
+def _convert_optimizer(
     name: str, state: TrainState, network: ConvertedNetwork, naming: str, config: RunConfig
 ) -> dict[str, Any]:
     options = config.optimizer
@@ -140,14 +139,14 @@ def _optimizer(
     else:
         own, rate, interval = state.discriminator, options.discriminator_lr, config.r1.interval
     rate, *betas = lazy_rates(rate, options.beta1, options.beta2, interval)
-    moments = moments_of(jax.device_get(own.opt_state))
-    return adam_to_torch(moments, network, naming, family_of(config.network), rate, tuple(betas), options.epsilon)
+    moments = get_moments(jax.device_get(own.opt_state))
+    return adam_to_torch(moments, network, naming, get_family(config.network), rate, tuple(betas), options.epsilon)
 
 
-def _studiogan(state: TrainState, tensors: dict, optimizers: dict, config: RunConfig) -> dict[str, Any]:
-    """Names and content as StudioGAN's and NoisyTwins' code reads them."""
+def _studiogan_files(state: TrainState, tensors: dict, optimizers: dict, config: RunConfig) -> dict[str, Any]:
+    """Return the content of each file that StudioGAN's and NoisyTwins' code reads."""
     step = int(state.step)
-    lecam = state.objectives.get("lecam")
+    lecam = state.losses.get("lecam")
     progress = {
         "seed": config.seed,
         "run_name": config.name,
@@ -176,7 +175,7 @@ def _studiogan(state: TrainState, tensors: dict, optimizers: dict, config: RunCo
     return {f"model={name}-current-weights-step={step}.pth": part for name, part in content.items()}
 
 
-def _bigganpytorch(state: TrainState, tensors: dict, optimizers: dict, config: RunConfig) -> dict[str, Any]:
+def _bigganpytorch_files(state: TrainState, tensors: dict, optimizers: dict, config: RunConfig) -> dict[str, Any]:
     progress = {
         "itr": int(state.step),
         "epoch": 0,
@@ -185,41 +184,41 @@ def _bigganpytorch(state: TrainState, tensors: dict, optimizers: dict, config: R
         "best_IS": 0.0,
         "best_FID": 999999.0,
         "config": {"experiment_name": config.name}
-        | {name: epsilon_of(config, field) for name, field in EPSILONS.items()},
+        | {name: get_epsilon(config, field) for name, field in EPSILONS.items()},
     }
     files = {f"{name}.pth": state_dict for name, state_dict in tensors.items()}
     return files | {f"{name}_optim.pth": content for name, content in optimizers.items()} | {"state_dict.pth": progress}
 
 
-def _grid(trained: TrainedGenerator) -> StatisticsGrid:
-    """Moments for the truncations that Hugging Face's generator has rows for: factors of normals cut off at 2."""
-    truncations, rows = np.linspace(0, 1, ROWS), []
-    with images_bar("Moments for 51 truncations", ROWS) as bar:
+def _compute_statistics_grid(trained: TrainedGenerator) -> StatisticsGrid:
+    """Compute BatchNorm statistics at the truncations of Hugging Face's generator: factors of normals cut off at ±2."""
+    truncations, grids = np.linspace(0, 1, NUM_TRUNCATIONS), []
+    with images_bar("BatchNorm statistics for 51 truncations", NUM_TRUNCATIONS) as bar:
         for strength in truncations:
-            rows.append(trained.variables_with_statistics(Truncation("scaled", float(strength)))["batch_stats"])
+            variables = trained.variables_with_statistics(Truncation("scaled", float(strength)))
+            grids.append(StatisticsGrid.repeated(variables["batch_stats"], rows=1))
             bar.update()
-    one = [StatisticsGrid.repeated(row, rows=1) for row in rows]
+    means, variances = (
+        {path: np.concatenate([getattr(grid, name)[path] for grid in grids]) for path in getattr(grids[0], name)}
+        for name in ("means", "variances")
+    )
+    return StatisticsGrid(truncations, means, variances)
 
-    def stacked(of: Callable[[StatisticsGrid], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        return {path: np.concatenate([of(grid)[path] for grid in one]) for path in of(one[0])}
 
-    return StatisticsGrid(truncations, stacked(lambda grid: grid.means), stacked(lambda grid: grid.variances))
-
-
-def _huggingface_config(trained: TrainedGenerator, directory: Path) -> Path:
-    """``config.json``, with the table of blocks: whether one doubles the resolution, its inputs and outputs in widths."""
+def _write_huggingface_config(trained: TrainedGenerator, directory: Path) -> Path:
+    """Write ``config.json``; its layers say whether a block upsamples, and its channels in multiples of the width."""
     generator = trained.model.generator
-    table = generator_blocks(generator.resolution, True, generator.attention)
+    blocks = generator_blocks(generator.resolution, True, generator.attention)
     content = {
         "output_dim": generator.resolution,
         "z_dim": generator.z_dim,
         "class_embed_dim": generator.embedding_dim,
         "channel_width": generator.width,
         "num_classes": generator.num_classes,
-        "layers": [[block.resample, block.in_channels, block.out_channels] for block in table],
-        "attention_layer_position": next((i + 1 for i, block in enumerate(table) if block.attention), -1),
+        "layers": [[block.resample, block.in_channels, block.out_channels] for block in blocks],
+        "attention_layer_position": next((i + 1 for i, block in enumerate(blocks) if block.attention), -1),
         "eps": generator.bn_epsilon,
-        "n_stats": ROWS,
+        "n_stats": NUM_TRUNCATIONS,
     }
     path = directory / "config.json"
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A public checkpoint as a run of this project: a workdir that samples at once and, where all is there, trains on."""
+"""Import of a public checkpoint as a run: a workdir that can sample and, if the files have all it needs, train."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from noisytwins_jax.config import RunConfig, flatten, parse_flat
 from noisytwins_jax.config.presets import BIGGAN
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.generation.stored_statistics import StoredStatistics, write_stored_moments
-from noisytwins_jax.interop.adam import Family, adam_to_jax, with_moments
+from noisytwins_jax.interop.adam import Family, adam_to_jax, set_moments
 from noisytwins_jax.interop.biggan import state_dict as biggan
 from noisytwins_jax.interop.converted_network import ConvertedNetwork
 from noisytwins_jax.interop.public_checkpoint import DISCRIMINATOR, EMA, GENERATOR, PublicCheckpoint
@@ -27,66 +27,69 @@ from noisytwins_jax.utils.multihost import print_on_primary
 from noisytwins_jax.utils.sharding import Layout
 
 NO_DATA = "none"  # the data set of a run that was converted without a configuration
-_NOT_IN_SHAPES = ("epsilon", "conv_clamp")  # fields with these in their names change images, and no tensor's shape
+_NOT_IN_SHAPES = ("epsilon", "conv_clamp")  # fields with these in their names change images but no tensor's shape
 
 
-def family_of(network: str) -> Family:
-    """The module that reads and writes parameters of ``config.network``."""
+def get_family(network: str) -> Family:
+    """Return the module that converts parameters of ``config.network``."""
     return stylegan2 if network == "stylegan2" else biggan
 
 
-def import_run(found: PublicCheckpoint, workdir: str | Path, config: RunConfig | None = None) -> Path:
-    """Writes a workdir with one checkpoint.
+def import_run(public: PublicCheckpoint, workdir: str | Path, config: RunConfig | None = None) -> Path:
+    """Write a workdir with one checkpoint.
 
-    Without a discriminator, or without Adam's state, those begin anew from the configuration's seed; that is said.
+    A missing discriminator or Adam state is initialised from the configuration's seed, and a message says so.
 
     Args:
-      found: what the files hold.
+      public: the content of the files.
       workdir: a new directory.
-      config: what to train on with; by default what the files tell, which is enough for samples.
+      config: for further training; by default what follows from the files, which is enough for sampling.
+
+    Returns:
+      The workdir.
 
     Raises:
-      UserError: the workdir has checkpoints already, or the networks are not those of the configuration.
+      UserError: the workdir has checkpoints already, or the networks do not fit the configuration.
     """
-    source = found.networks.get(EMA) or found.networks[GENERATOR]
+    source = public.networks.get(EMA) or public.networks[GENERATOR]
     given = config is not None
-    config = config if config is not None else config_of(found)
+    config = config if config is not None else build_config(public)
     if (Path(workdir) / "checkpoints").exists():
         raise UserError(f"{Path(workdir).absolute()} has checkpoints already; give another --workdir.")
     if given:
-        _check_fields(found, config)
+        _check_fields(public, config)
     names = _class_names(config, source, given)
     model = build_model(config, source.channels, len(names))
     step = TrainingStep(config, model)
     abstract = step.abstract_state(Layout().state_shardings)
-    _check_shapes(found, abstract)
+    _check_shapes(public, abstract)
     state = jax.jit(step.init, static_argnums=0)(config.seed)
-    state = _with_networks(state, found)
-    state = _with_optimizers(state, found)
-    state = _with_averages(state, found)
-    updates = found.step or 0
+    state = _with_networks(state, public)
+    state = _with_optimizers(state, public)
+    state = _with_averages(state, public)
+    updates = public.step or 0
     workdir = open_workdir(workdir, config)
     write_config(workdir, config)
     write_classes(workdir, source.channels, names)
     if model.needs_standing_statistics:
-        write_stored_moments(workdir, updates, _moments(found, source))
+        write_stored_moments(workdir, updates, _stored_statistics(public, source))
     with Checkpoints(workdir, writable=True) as checkpoints:
         position = {"next_index": updates * config.optimizer.discriminator_updates}
         checkpoints.save(updates, state, position, flatten(config), wait=True)
     return workdir
 
 
-def config_of(found: PublicCheckpoint) -> RunConfig:
-    """The configuration that the files tell; what they do not say is the published runs'."""
-    fields: dict[str, Any] = {"name": f"converted-{found.naming}", "data.name": NO_DATA}
+def build_config(public: PublicCheckpoint) -> RunConfig:
+    """Build the configuration that follows from the files, with the published runs' values for the rest."""
+    fields: dict[str, Any] = {"name": f"converted-{public.naming}", "data.name": NO_DATA}
     merged: dict[str, Any] = {}
-    for part in (DISCRIMINATOR, GENERATOR, EMA):  # of both, the generator's attention
-        if part in found.networks:
-            merged |= found.networks[part].fields
+    for part in (DISCRIMINATOR, GENERATOR, EMA):  # the generator's attention overrides the discriminator's
+        if part in public.networks:
+            merged |= public.networks[part].fields
     if merged["network"] != "stylegan2":
         fields |= BIGGAN
-    fields |= merged | found.fields
-    if found.ada_p is not None and found.naming == "nvidia":
+    fields |= merged | public.fields
+    if public.ada_p is not None and public.naming == "nvidia":
         fields["ada.operations"] = "bgc"
     return parse_flat({name: value for name, value in fields.items() if name in flatten(RunConfig())})
 
@@ -98,7 +101,7 @@ def _class_names(config: RunConfig, source: ConvertedNetwork, given: bool) -> tu
     try:
         train = load_data(config.data).train
     except UserError as error:
-        print_on_primary(f"The classes have no names, as the images are not there: {error}")
+        print_on_primary(f"The classes have no names, because the images are missing: {error}")
         return plain
     if (train.num_classes, train.channels) != (source.num_classes, source.channels):
         raise UserError(
@@ -108,26 +111,26 @@ def _class_names(config: RunConfig, source: ConvertedNetwork, given: bool) -> tu
     return tuple(train.class_names)
 
 
-def _check_fields(found: PublicCheckpoint, config: RunConfig) -> None:
-    have = flatten(config)
-    if have["biggan.output_batch_norm_epsilon"] is None:
-        have["biggan.output_batch_norm_epsilon"] = have["biggan.batch_norm_epsilon"]
-    for network in found.networks.values():
-        for name, value in {**network.fields, **found.fields}.items():
+def _check_fields(public: PublicCheckpoint, config: RunConfig) -> None:
+    fields = flatten(config)
+    if fields["biggan.output_batch_norm_epsilon"] is None:
+        fields["biggan.output_batch_norm_epsilon"] = fields["biggan.batch_norm_epsilon"]
+    for network in public.networks.values():
+        for name, value in {**network.fields, **public.fields}.items():
             exact = name in ("network", "data.resolution") or any(word in name for word in _NOT_IN_SHAPES)
-            if exact and have.get(name) != value:
+            if exact and fields.get(name) != value:
                 raise UserError(
-                    f"The files have {name} = {value!r}, and the configuration {have.get(name)!r}; give --config.{name}={value}."
+                    f"The files have {name} = {value!r}, and the configuration {fields.get(name)!r}; give --config.{name}={value}."
                 )
 
 
-def _check_shapes(found: PublicCheckpoint, abstract: TrainState) -> None:
+def _check_shapes(public: PublicCheckpoint, abstract: TrainState) -> None:
     parts = {
         GENERATOR: abstract.generator.variables,
         EMA: abstract.ema,
         DISCRIMINATOR: abstract.discriminator.variables,
     }
-    for part, network in found.networks.items():
+    for part, network in public.networks.items():
         ours, theirs = (
             {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape) for path, x in leaves}
             for leaves in map(jax.tree_util.tree_leaves_with_path, (parts[part], network.variables))
@@ -141,15 +144,15 @@ def _check_shapes(found: PublicCheckpoint, abstract: TrainState) -> None:
                 )
 
 
-def _with_networks(state: TrainState, found: PublicCheckpoint) -> TrainState:
-    networks = found.networks
+def _with_networks(state: TrainState, public: PublicCheckpoint) -> TrainState:
+    networks = public.networks
     average = (networks.get(EMA) or networks[GENERATOR]).variables
     current = (networks.get(GENERATOR) or networks[EMA]).variables
     if EMA not in networks:
         print_on_primary("There is no moving average among the files: the generator itself is taken for it.")
     elif GENERATOR not in networks:
-        print_on_primary("There is only the moving average of the generator: training would go on from it.")
-    updates = np.int32(found.step or 0)
+        print_on_primary("There is only the moving average of the generator: training would continue from it.")
+    updates = np.int32(public.step or 0)
     params, stats = _split(current)
     state = state.replace(
         ema=jax.tree.map(lambda x: np.asarray(x, np.float32), average),
@@ -168,43 +171,43 @@ def _split(variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     return variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
 
 
-def _with_optimizers(state: TrainState, found: PublicCheckpoint) -> TrainState:
+def _with_optimizers(state: TrainState, public: PublicCheckpoint) -> TrainState:
     missing = []
     for part in (GENERATOR, DISCRIMINATOR):
-        if part not in found.networks:
+        if part not in public.networks:
             continue
-        if part not in found.optimizers:
+        if part not in public.optimizers:
             missing.append(part)
             continue
-        network, own = found.networks[part], getattr(state, part)
-        moments = adam_to_jax(found.optimizers[part], network, found.naming, family_of(network.fields["network"]))
+        network, own = public.networks[part], getattr(state, part)
+        moments = adam_to_jax(public.optimizers[part], network, public.naming, get_family(network.fields["network"]))
         counts = max(jax.tree.leaves(moments.counts), default=0)
-        replaced = own.replace(opt_state=with_moments(own.opt_state, moments))
+        replaced = own.replace(opt_state=set_moments(own.opt_state, moments))
         if part == DISCRIMINATOR:
-            replaced = replaced.replace(updates=np.int32(found.step or counts))
+            replaced = replaced.replace(updates=np.int32(public.step or counts))
         state = state.replace(**{part: replaced})
     if missing:
         print_on_primary(
-            f"There is no state of Adam for the {' and the '.join(missing)}: training would go on with fresh moments."
+            f"There is no state of Adam for the {' and the '.join(missing)}: training would continue with fresh moments."
         )
     return state
 
 
-def _with_averages(state: TrainState, found: PublicCheckpoint) -> TrainState:
-    if found.ada_p is not None:
-        state = state.replace(ada=state.ada._replace(p=np.float32(found.ada_p)))
-    if found.lecam is not None and "lecam" in state.objectives:
-        averages = LogitAverages(*map(np.float32, found.lecam))
-        state = state.replace(objectives={**state.objectives, "lecam": averages})
+def _with_averages(state: TrainState, public: PublicCheckpoint) -> TrainState:
+    if public.ada_p is not None:
+        state = state.replace(ada=state.ada._replace(p=np.float32(public.ada_p)))
+    if public.lecam is not None and "lecam" in state.losses:
+        averages = LogitAverages(*map(np.float32, public.lecam))
+        state = state.replace(losses={**state.losses, "lecam": averages})
     return state
 
 
-def _moments(found: PublicCheckpoint, source: ConvertedNetwork) -> StoredStatistics:
-    if found.statistics is None:
+def _stored_statistics(public: PublicCheckpoint, source: ConvertedNetwork) -> StoredStatistics:
+    if public.statistics is None:
         return StoredStatistics(
             None, np.ones(1), {"batch_stats": jax.tree.map(lambda x: x[None], source.variables["batch_stats"])}
         )
-    rows = [found.statistics.at(t) for t in found.statistics.truncations]
+    rows = [public.statistics.at(t) for t in public.statistics.truncations]
     return StoredStatistics(
-        "scaled", found.statistics.truncations, {"batch_stats": jax.tree.map(lambda *x: np.stack(x), *rows)}
+        "scaled", public.statistics.truncations, {"batch_stats": jax.tree.map(lambda *x: np.stack(x), *rows)}
     )

@@ -5,21 +5,16 @@ Each loss is a pair of functions: ``discriminator(real_logits [N], fake_logits [
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax.nn import relu, softplus
+from typing_extensions import override
+
+from noisytwins_jax.losses.base import AdversarialLoss, DiscriminatorContext, GeneratorContext, Loss, Progress
 
 Array = jax.Array
-
-
-class AdversarialLoss(NamedTuple):
-    """The two sides of an adversarial game; see the module's docstring for shapes."""
-
-    discriminator: Callable[[Array, Array], Array]
-    generator: Callable[[Array], Array]
 
 
 def _hinge(margin: float) -> AdversarialLoss:
@@ -51,7 +46,7 @@ ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {
 
 
 def adversarial_loss(name: str, margin: float = 1.0) -> AdversarialLoss:
-    """One of `ADVERSARIAL_LOSSES`; the hinge loss also with another margin: ``relu(m - real) + relu(m + fake)``.
+    """Return one of `ADVERSARIAL_LOSSES`; the hinge loss also with another margin: ``relu(m - real) + relu(m + fake)``.
 
     BigGAN (appendix H) tried margins of 0.5 (worse), up to 3 (no gain) and beyond (unstable); spectral normalisation is
     what gives them a meaning.
@@ -68,3 +63,28 @@ def adversarial_loss(name: str, margin: float = 1.0) -> AdversarialLoss:
     if margin != 1:
         raise ValueError(f"only the hinge loss has a margin; {name} has none, so leave it at 1, not {margin}.")
     return ADVERSARIAL_LOSSES[name]
+
+
+@dataclass(frozen=True)
+class Adversarial(Loss):
+    """The adversarial loss itself, on the logits of both networks' updates; always active, with weight 1."""
+
+    name: str  # of `ADVERSARIAL_LOSSES`
+    margin: float = 1.0  # of the hinge loss
+
+    @property
+    @override
+    def active(self) -> bool:
+        return True
+
+    @override
+    def scale(self, progress: Progress) -> float:
+        return 1.0
+
+    @override
+    def generator(self, ctx: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
+        return ctx.adversarial.generator(ctx.fake.logits).mean(), state
+
+    @override
+    def discriminator(self, ctx: DiscriminatorContext, state: tuple) -> tuple[Array, tuple]:
+        return ctx.adversarial.discriminator(ctx.real.logits, ctx.fake.logits).mean(), state

@@ -12,6 +12,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp
+from typing_extensions import override
 
 from noisytwins_jax.losses.embedded import EmbeddedLoss
 from noisytwins_jax.utils.config_fields import number
@@ -68,6 +69,6 @@ class Contrastive(EmbeddedLoss):
 
     title: ClassVar[str] = "2C"
 
+    @override
     def loss(self, embedding: Array, proxy: Array, labels: Array, replicate: Callable[[Array], Array]) -> Array:
-        """See `EmbeddedLoss`."""
         return contrastive_loss(embedding, proxy, labels, self.temperature, replicate)

@@ -11,6 +11,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax.nn import relu
+from typing_extensions import override
 
 from noisytwins_jax.losses.embedded import EmbeddedLoss
 from noisytwins_jax.utils.config_fields import number
@@ -69,6 +70,6 @@ class D2DCE(EmbeddedLoss):
 
     title: ClassVar[str] = "D2D-CE"
 
+    @override
     def loss(self, embedding: Array, proxy: Array, labels: Array, replicate: Callable[[Array], Array]) -> Array:
-        """See `EmbeddedLoss`."""
         return d2dce_loss(embedding, proxy, labels, self.temperature, self.margin, replicate)

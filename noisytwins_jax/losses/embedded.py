@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
+from typing_extensions import override
 
-from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Loss
+from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, WeightedLoss
 from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 
 Array = jax.Array
 
 
 @dataclass(frozen=True)
-class EmbeddedLoss(Loss):
+class EmbeddedLoss(WeightedLoss):
     """`loss` of real images in the discriminator's loss and of generated ones in the generator's."""
 
     title: ClassVar[str]  # for messages
@@ -22,13 +23,13 @@ class EmbeddedLoss(Loss):
         """The loss, a scalar, of unit vectors ``[N, E]`` of images and of their classes, and labels ``[N]``."""
         raise NotImplementedError
 
-    def generator(self, seen: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
-        """See `Loss`."""
-        return self._loss(seen.fake, seen.labels, seen.replicate), state
+    @override
+    def generator(self, ctx: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
+        return self._loss(ctx.fake, ctx.labels, ctx.replicate), state
 
-    def discriminator(self, seen: DiscriminatorContext, state: tuple) -> tuple[Array, tuple]:
-        """See `Loss`."""
-        return self._loss(seen.real, seen.real_labels, seen.replicate), state
+    @override
+    def discriminator(self, ctx: DiscriminatorContext, state: tuple) -> tuple[Array, tuple]:
+        return self._loss(ctx.real, ctx.real_labels, ctx.replicate), state
 
     def _loss(self, images: DiscriminatorOutput, labels: Array, replicate: Callable[[Array], Array]) -> Array:
         if images.embedding is None or images.proxy is None:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
-from noisytwins_jax.losses.base import GeneratorContext, Loss, PyTree
+from noisytwins_jax.losses.base import GeneratorContext, PyTree, WeightedLoss
 from noisytwins_jax.utils.config_fields import choice, number
 
 Array = jax.Array
@@ -79,7 +80,7 @@ def group_spectral_penalty(sigma: Array, weights: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class GroupSpectralNorm(Loss):
+class GroupSpectralNorm(WeightedLoss):
     """`group_spectral_penalty` of the generator's class vectors, in the generator's loss.
 
     Of a StyleGAN2 generator: its class embeddings. Of a BigGAN generator: those of gains and of biases added, and
@@ -105,10 +106,10 @@ class GroupSpectralNorm(Loss):
         del discriminator_params
         return self._norms(generator_params, None)[1]
 
-    def generator(self, seen: GeneratorContext, state: PyTree) -> tuple[Array, PyTree]:
-        """See `Loss`."""
-        sigmas, state = self._norms(seen.params, state)
-        weights = class_weights(seen.class_counts, self.alpha)
+    @override
+    def generator(self, ctx: GeneratorContext, state: PyTree) -> tuple[Array, PyTree]:
+        sigmas, state = self._norms(ctx.params, state)
+        weights = class_weights(ctx.class_counts, self.alpha)
         terms = [group_spectral_penalty(one, weights) for sigma in sigmas for one in sigma.reshape(-1, weights.size)]
         return sum(terms) / len(sigmas), state
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.nn import relu
+from typing_extensions import override
 
-from noisytwins_jax.losses.base import DiscriminatorContext, Loss, Progress, PyTree
+from noisytwins_jax.losses.base import DiscriminatorContext, Progress, PyTree, WeightedLoss
 from noisytwins_jax.utils.config_fields import number
 
 Array = jax.Array
@@ -39,7 +40,7 @@ def lecam_penalty(real: Array, fake: Array, averages: LogitAverages) -> Array:
 
 
 @dataclass(frozen=True)
-class LeCam(Loss):
+class LeCam(WeightedLoss):
     """`lecam_penalty` in the discriminator's loss.
 
     Averages move before they are used. Until `start_step` they are just the present batch's means; the term counts after
@@ -48,8 +49,8 @@ class LeCam(Loss):
 
     decay: float = number(0.99, at_least=0, at_most=1)
 
+    @override
     def scale(self, progress: Progress) -> Array:
-        """See `Loss`."""
         return jnp.where(progress.step > self.start_step, self.weight, 0.0)
 
     def init(self, generator_params: PyTree, discriminator_params: PyTree) -> LogitAverages:
@@ -57,9 +58,9 @@ class LeCam(Loss):
         del generator_params, discriminator_params
         return LogitAverages(jnp.zeros(()), jnp.zeros(()))
 
-    def discriminator(self, seen: DiscriminatorContext, state: LogitAverages) -> tuple[Array, LogitAverages]:
-        """See `Loss`."""
-        real, fake = seen.real.logits, seen.fake.logits
-        decay = jnp.where(seen.progress.step < self.start_step, 0.0, self.decay)
+    @override
+    def discriminator(self, ctx: DiscriminatorContext, state: LogitAverages) -> tuple[Array, LogitAverages]:
+        real, fake = ctx.real.logits, ctx.fake.logits
+        decay = jnp.where(ctx.progress.step < self.start_step, 0.0, self.decay)
         state = update_averages(state, real, fake, decay)
         return lecam_penalty(real, fake, state), state

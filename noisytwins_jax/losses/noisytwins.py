@@ -15,8 +15,9 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from typing_extensions import override
 
-from noisytwins_jax.losses.base import GeneratorContext, Loss
+from noisytwins_jax.losses.base import GeneratorContext, WeightedLoss
 from noisytwins_jax.utils.config_fields import choice, number
 
 Array = jax.Array
@@ -109,7 +110,7 @@ def noisytwins_loss(
 
 
 @dataclass(frozen=True)
-class NoisyTwins(Loss):
+class NoisyTwins(WeightedLoss):
     """`noisytwins_loss` in the generator's loss, and the noise of `class_noise_std` on both networks' class embeddings.
 
     Noise needs no twins: weight 0 with sigma above 0 is noise augmentation alone (eq. 3). Twins are made from the first
@@ -126,6 +127,6 @@ class NoisyTwins(Loss):
 
     twins: ClassVar[bool] = True
 
-    def generator(self, seen: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
-        """See `Loss`."""
-        return noisytwins_loss(seen.w, self.gamma, self.correlation, self.diagonal, seen.replicate), state
+    @override
+    def generator(self, ctx: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
+        return noisytwins_loss(ctx.w, self.gamma, self.correlation, self.diagonal, ctx.replicate), state

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
-from noisytwins_jax.losses.base import GeneratorContext, Loss, PyTree
+from noisytwins_jax.losses.base import GeneratorContext, PyTree, WeightedLoss
 from noisytwins_jax.utils.config_fields import choice
 
 Array = jax.Array
@@ -72,7 +73,7 @@ def filters(generator_params: PyTree) -> list[Array]:
 
 
 @dataclass(frozen=True)
-class Orthogonal(Loss):
+class Orthogonal(WeightedLoss):
     """The sum of `orthogonal_penalty` over the generator's filters, in the generator's loss.
 
     Published with weight 1e-4 (β).
@@ -82,9 +83,9 @@ class Orthogonal(Loss):
     # stays, the gradient is that of half the weight.
     gradient: str = choice("true", "published")
 
-    def generator(self, seen: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
-        """See `Loss`."""
-        value = sum(orthogonal_penalty(weight) for weight in filters(seen.params))
+    @override
+    def generator(self, ctx: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
+        value = sum(orthogonal_penalty(weight) for weight in filters(ctx.params))
         if self.gradient == "published":
             value = 0.5 * (value + jax.lax.stop_gradient(value))
         return value, state

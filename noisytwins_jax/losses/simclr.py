@@ -12,8 +12,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp
+from typing_extensions import override
 
-from noisytwins_jax.losses.base import GeneratorContext, Loss
+from noisytwins_jax.losses.base import GeneratorContext, WeightedLoss
 from noisytwins_jax.utils.config_fields import number
 
 Array = jax.Array
@@ -42,13 +43,13 @@ def nt_xent_loss(w: Array, temperature: float, replicate: Callable[[Array], Arra
 
 
 @dataclass(frozen=True)
-class SimCLR(Loss):
+class SimCLR(WeightedLoss):
     """`nt_xent_loss` of the twins' w, in the generator's loss."""
 
     temperature: float = number(0.5, above=0)  # τ
 
     twins: ClassVar[bool] = True
 
-    def generator(self, seen: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
-        """See `Loss`."""
-        return nt_xent_loss(seen.w, self.temperature, seen.replicate), state
+    @override
+    def generator(self, ctx: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
+        return nt_xent_loss(ctx.w, self.temperature, ctx.replicate), state

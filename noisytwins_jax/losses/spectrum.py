@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
-from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Loss, PyTree
-from noisytwins_jax.models import singular_values as spectra
+from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, PyTree, WeightedLoss
+from noisytwins_jax.models import singular_values
 from noisytwins_jax.utils.config_fields import choice, number
 
 Array = jax.Array
-State = dict[str, dict[str, Array]]  # network -> bases of `spectra.advance`
+State = dict[str, dict[str, Array]]  # network -> bases of `singular_values.subspace_iteration`
 
 
 def first_value(matrix: Array, left: Array, right: Array) -> Array:
@@ -34,8 +35,8 @@ def spectrum_penalty(firsts: Mapping[str, Array], limits: Mapping[str, Array | f
 
 
 @dataclass(frozen=True)
-class Spectrum(Loss):
-    """`spectrum_penalty` of a network's weights as they are stored (`spectra.matrices`), in that network's loss.
+class Spectrum(WeightedLoss):
+    """`spectrum_penalty` of a network's weights as they are stored (`singular_values.weight_matrices`), in that network's loss.
 
     With the target "ratio" a weight with a single row or column, which has no second singular value, is left alone.
 
@@ -43,7 +44,7 @@ class Spectrum(Loss):
     """
 
     # What σ0 of each weight is kept below: the "value" `sigma`, or the "ratio" r·sg(σ1). A value is in units of the stored
-    # weights: those of BigGAN start at σ0 = 1; those of StyleGAN2 start at tens, different for each size (`spectra`), so
+    # weights: those of BigGAN start at σ0 = 1; those of StyleGAN2 start at tens, different for each size (`singular_values`), so
     # that the ratio suits it better.
     target: str = choice("value", "ratio")
     sigma: float = number(10.0, above=0)
@@ -54,15 +55,15 @@ class Spectrum(Loss):
     def init(self, generator_params: PyTree, discriminator_params: PyTree) -> State:
         """``{"generator": bases, "discriminator": bases}``, of the networks that are regularised."""
         params = {"generator": generator_params, "discriminator": discriminator_params}
-        return {name: spectra.init_bases(tree) for name, tree in params.items() if self._acts_on(name)}
+        return {name: singular_values.init_bases(tree) for name, tree in params.items() if self._acts_on(name)}
 
-    def generator(self, seen: GeneratorContext, state: State) -> tuple[Array, State] | None:
-        """See `Loss`."""
-        return self._term("generator", seen.params, state)
+    @override
+    def generator(self, ctx: GeneratorContext, state: State) -> tuple[Array, State] | None:
+        return self._term("generator", ctx.params, state)
 
-    def discriminator(self, seen: DiscriminatorContext, state: State) -> tuple[Array, State] | None:
-        """See `Loss`."""
-        return self._term("discriminator", seen.params, state)
+    @override
+    def discriminator(self, ctx: DiscriminatorContext, state: State) -> tuple[Array, State] | None:
+        return self._term("discriminator", ctx.params, state)
 
     def _acts_on(self, network: str) -> bool:
         return self.network in (network, "both")
@@ -70,12 +71,13 @@ class Spectrum(Loss):
     def _term(self, network: str, params: PyTree, state: State) -> tuple[Array, State] | None:
         if not self._acts_on(network):
             return None
-        seen = spectra.advance(params, state[network], self.iterations)
+        found = singular_values.subspace_iteration(params, state[network], self.iterations)
         firsts = {
-            name: first_value(x, seen.left[name], seen.right[name]) for name, x in spectra.matrices(params).items()
+            name: first_value(x, found.left[name], found.right[name])
+            for name, x in singular_values.weight_matrices(params).items()
         }
         if self.target == "ratio":
-            limits = spectra.ratio_limits(seen.values, self.ratio)
+            limits = singular_values.ratio_limits(found.values, self.ratio)
         else:
             limits = dict.fromkeys(firsts, self.sigma)
-        return spectrum_penalty(firsts, limits), {**state, network: seen.bases}
+        return spectrum_penalty(firsts, limits), {**state, network: found.bases}

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
-from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Loss, Progress
+from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Progress, WeightedLoss
 from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.utils.config_fields import number
 
@@ -23,7 +24,7 @@ def transition(kimg: Array, start: float, end: float) -> Array:
 
 
 @dataclass(frozen=True)
-class Transitional(Loss):
+class Transitional(WeightedLoss):
     """The adversarial loss on conditional logits, in both networks' losses.
 
     Published with weight 1: any weight above 0 also gives the generator its transition and the discriminator its second
@@ -33,17 +34,17 @@ class Transitional(Loss):
     start_kimg: float = number(2000.0, at_least=0)  # T_s
     end_kimg: float = number(4000.0, at_least=0)  # T_e, not before T_s
 
+    @override
     def scale(self, progress: Progress) -> Array:
-        """See `Loss`."""
         return super().scale(progress) * transition(progress.kimg, self.start_kimg, self.end_kimg)
 
-    def generator(self, seen: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
-        """See `Loss`."""
-        return seen.loss.generator(_logits(seen.fake)).mean(), state
+    @override
+    def generator(self, ctx: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
+        return ctx.adversarial.generator(_logits(ctx.fake)).mean(), state
 
-    def discriminator(self, seen: DiscriminatorContext, state: tuple) -> tuple[Array, tuple]:
-        """See `Loss`."""
-        return seen.loss.discriminator(_logits(seen.real), _logits(seen.fake)).mean(), state
+    @override
+    def discriminator(self, ctx: DiscriminatorContext, state: tuple) -> tuple[Array, tuple]:
+        return ctx.adversarial.discriminator(_logits(ctx.real), _logits(ctx.fake)).mean(), state
 
 
 def _logits(images: DiscriminatorOutput) -> Array:

@@ -8,8 +8,9 @@ what tail classes have in common with the others is learnt from all.
 from dataclasses import dataclass
 
 import jax
+from typing_extensions import override
 
-from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Loss, Progress
+from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Progress, WeightedLoss
 from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.utils.config_fields import number
 
@@ -17,7 +18,7 @@ Array = jax.Array
 
 
 @dataclass(frozen=True)
-class UTLO(Loss):
+class UTLO(WeightedLoss):
     """Mixes the adversarial loss on low-resolution images, unconditional, into both networks' losses.
 
     As in the published code, the adversarial loss becomes ``(L + λ·L_low)/(1 + λ)`` with λ the weight, published as 1; as a
@@ -27,20 +28,20 @@ class UTLO(Loss):
 
     resolution: int = number(8, at_least=4)  # pixels, a power of two below the images' own
 
+    @override
     def scale(self, progress: Progress) -> Array:
-        """See `Loss`."""
         weight = super().scale(progress)
         return weight / (1.0 + weight)
 
-    def generator(self, seen: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
-        """See `Loss`."""
-        low = seen.loss.generator(_logits(seen.fake))
-        return (low - seen.loss.generator(seen.fake.logits)).mean(), state
+    @override
+    def generator(self, ctx: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
+        low = ctx.adversarial.generator(_logits(ctx.fake))
+        return (low - ctx.adversarial.generator(ctx.fake.logits)).mean(), state
 
-    def discriminator(self, seen: DiscriminatorContext, state: tuple) -> tuple[Array, tuple]:
-        """See `Loss`."""
-        low = seen.loss.discriminator(_logits(seen.real), _logits(seen.fake))
-        return (low - seen.loss.discriminator(seen.real.logits, seen.fake.logits)).mean(), state
+    @override
+    def discriminator(self, ctx: DiscriminatorContext, state: tuple) -> tuple[Array, tuple]:
+        low = ctx.adversarial.discriminator(_logits(ctx.real), _logits(ctx.fake))
+        return (low - ctx.adversarial.discriminator(ctx.real.logits, ctx.fake.logits)).mean(), state
 
 
 def _logits(images: DiscriminatorOutput) -> Array:

@@ -96,7 +96,7 @@ def _filter(x: Array, padding: int, gain: float, impl: UpImpl, columns_first: bo
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _shifted_sums(x: Array, padding: int, gain: float) -> Array:
-    """Apply the filter as sums of slices. Its gradient, defined here, is the filter with the other padding: no pads of slices."""
+    """Apply the filter as sums of slices. Its gradient is defined below, as differentiated slices would become pads."""
     outer, inner = (float(gain * tap) for tap in FILTER[:2])
     for axis in (1, 2):
         size = x.shape[axis] + 2 * padding - 3

@@ -5,12 +5,12 @@ are the compiler's estimate for one core: no communication, no waiting for memor
 measured on a TPU.
 """
 
+import dataclasses
 import functools
 import json
 import os
 import sys
 import time
-from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from noisytwins_jax.generation.sampler import sample_program
 from noisytwins_jax.metrics.extractors.classifier import Classifier, extract
 from noisytwins_jax.metrics.extractors.registry import without_weights
 from noisytwins_jax.metrics.protocols import CLASSIFIER, parse_extractors
+from noisytwins_jax.models.fir import default_up_impl
 from noisytwins_jax.models.model import Model
 from noisytwins_jax.tpu_cost.chips import Chip, chip_of, communication_seconds
 from noisytwins_jax.tpu_cost.comparison import compare_results, read_result
@@ -33,9 +34,9 @@ from noisytwins_jax.tpu_cost.model_flops import count_flops, network_flops, prog
 from noisytwins_jax.tpu_cost.report import format_result
 from noisytwins_jax.tpu_cost.topology import compiler_version, tpu_devices
 from noisytwins_jax.training.build_model import build_model
-from noisytwins_jax.training.compiled_step import SEVERAL, check_batch, lower_programs, lower_several_steps
+from noisytwins_jax.training.compiled_step import SEVERAL, check_batch, lower_phases, lower_several_steps
 from noisytwins_jax.training.instance_conditioning import abstract_table
-from noisytwins_jax.training.phases import runs_per_step
+from noisytwins_jax.training.phases import build_phases, runs_per_step
 from noisytwins_jax.training.random_inputs import ClassTable
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.utils.errors import UserError, did_you_mean, first_line
@@ -68,11 +69,13 @@ def compile_run(
         and at the end, when all is printed, if programs do not compile, for want of memory for example.
     """
     jax.config.update("jax_platforms", "cpu")  # nothing runs: only the compiler is a TPU's
+    if config.up_impl == "auto":
+        config = dataclasses.replace(config, up_impl=default_up_impl("tpu"))
     earlier = read_result(Path(compare)) if compare else None
     layout = Layout(tpu_devices(topology), fsdp=config.mesh.fsdp)
     check_batch(config, layout)
     classes, channels = classes_and_channels(config.data)
-    lowered, flops = _lower(config, layout, channels, classes)
+    lowered, flops, rates = _lower(config, layout, channels, classes)
     if unknown := [name for name in programs or [] if name not in lowered]:
         raise UserError(
             f"This run has no program {unknown[0]!r}; {did_you_mean(unknown[0], lowered)} "
@@ -89,7 +92,7 @@ def compile_run(
     with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
         figures = pool.map(lambda name: _compile(name, lowered[name], flops[name], layout.num_devices, chip), names)
         result["programs"] = dict(zip(names, figures, strict=True))
-    result["step"] = _amortised_step(config, lowered.keys(), result["programs"], chip)
+    result["step"] = _amortised_step(config, rates, result["programs"], chip)
     result["fields"] = flatten(config)
 
     print(format_result(result))
@@ -106,25 +109,26 @@ def compile_run(
 
 def _lower(
     config: RunConfig, layout: Layout, channels: int, classes: int
-) -> tuple[dict[str, jax.stages.Lowered], dict[str, float]]:
-    """Every program traced for the mesh, and the FLOPs that it is asked for, by name."""
+) -> tuple[dict[str, jax.stages.Lowered], dict[str, float], dict[str, float]]:
+    """Trace every program for the mesh; return it and its FLOPs by name, and how often a step runs each of its phases."""
     model = build_model(config, channels, classes)
-    step = TrainingStep(config, model, layout.batch, layout.replicate, layout.gather, layout.scatter)
+    step = TrainingStep(config, model, layout)
     column = jax.ShapeDtypeStruct((classes,), jnp.float32, sharding=layout.replicated)
     table = ClassTable(column, column, column, abstract_table(config, classes, layout.replicated))
-    lowered = lower_programs(step, layout, table)
+    lowered = lower_phases(step, table)
     if config.steps_per_dispatch > 1:
-        lowered[SEVERAL] = lower_several_steps(step, layout, table)
+        lowered[SEVERAL] = lower_several_steps(step, table)
     lowered["sampler"] = _lower_sampler(config, model, step, layout, table.instances)
     extractors = _lower_extractors(config, model, layout, classes)
     lowered |= {kind: program for kind, (program, _) in extractors.items()}
     networks = network_flops(config, channels, classes)
     flops = program_flops(config, networks)
-    a_step = sum(rate * flops[name] for name, rate in runs_per_step(config).items() if name in lowered)
+    rates = runs_per_step(build_phases(step), config.optimizer.discriminator_updates)
+    a_step = sum(rate * flops[name] for name, rate in rates.items())
     flops |= {SEVERAL: config.steps_per_dispatch * a_step}
     flops |= {"sampler": config.batch_size * networks["generator"]}
     flops |= {kind: flops_of_one for kind, (_, flops_of_one) in extractors.items()}
-    return lowered, {name: flops[name] for name in lowered}
+    return lowered, {name: flops[name] for name in lowered}, rates
 
 
 def _lower_sampler(
@@ -169,7 +173,7 @@ def _header(config: RunConfig, layout: Layout, topology: str, chip: Chip) -> dic
         "memory_mb": round(chip.memory / 1e6),
         "batch_size": config.batch_size,
         "images_per_core": config.batch_size / layout.num_devices,
-        "path_length_batch": config.path_length_batch if config.path_length.weight > 0 else 0,
+        "path_length_batch": config.lazy_batch(config.path_length) if config.path_length.active else 0,
         "dtype": config.dtype,
         "up_impl": config.up_impl,
         "jax": jax.__version__,
@@ -228,7 +232,7 @@ def _figures(compiled: jax.stages.Compiled, text: str, flops: float, cores: int,
 
 
 def _amortised_step(
-    config: RunConfig, lowered: Collection[str], programs: dict[str, dict[str, Any]], chip: Chip
+    config: RunConfig, rates: dict[str, float], programs: dict[str, dict[str, Any]], chip: Chip
 ) -> dict[str, Any] | None:
     """A step on average, every program as often as its interval says: the compiled ones; ``None`` if there are none.
 
@@ -236,7 +240,6 @@ def _amortised_step(
     time; ``images_per_s_waiting`` if the cores also waited for all communication. Both and ``mfu`` are ``None`` while
     programs are missing.
     """
-    rates = {name: rate for name, rate in runs_per_step(config).items() if name in lowered}
     done = {name: rate for name, rate in rates.items() if "error" not in programs.get(name, {"error": "not compiled"})}
     if not done:
         return None

@@ -62,7 +62,7 @@ def program_flops(config: RunConfig, networks: dict[str, float]) -> dict[str, fl
     g, d, n = networks["generator"], networks["discriminator"], config.batch_size
     return {
         "generator": n * (3 * g + 2 * d),
-        "path_length": config.path_length_batch * 6 * g,
+        "path_length": config.lazy_batch(config.path_length) * 6 * g,
         "average": 0.0,
         "discriminator": n * (g + 6 * d),
         "r1": n * 6 * d,

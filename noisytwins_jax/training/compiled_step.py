@@ -1,10 +1,4 @@
-"""The compiled programs of a run.
-
-Regularisers that are due only now and then are programs of their own, chosen on the host, rather than branches inside
-one: every program is compiled once, and no convolution sits inside control flow, where XLA runs it slowly on CPUs. With
-``config.steps_per_dispatch`` above 1 there is one program more, of several whole steps with such branches, for
-accelerators that finish a step of a small network before the host has dispatched the next.
-"""
+"""The compiled programs of a training step: one for each phase, and one of several steps where they are dispatched together."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -15,66 +9,74 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.training.phases import Reported, due, inputs, order, run_steps, updates
+from noisytwins_jax.training.phases import build_phases, run_steps, step_order
 from noisytwins_jax.training.random_inputs import ClassTable
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.training.step_metrics import Reported
 from noisytwins_jax.utils.sharding import Layout
 
 SEVERAL = "several_steps"
 
 
 class CompiledStep:
-    """A training step, compiled for a mesh; the state is donated to every program.
+    """A training step, compiled for its mesh; the state is donated to every program.
 
     Args:
       step: the updates.
-      layout: the mesh.
       table: class table; its values are arguments of the programs, its shape is compiled in.
     """
 
-    def __init__(self, step: TrainingStep, layout: Layout, table: ClassTable):
-        self.config, self.layout = step.config, layout
-        self.table = jax.device_put(ClassTable(*table), layout.replicated)
-        self.order = order(step.config, updates(step))
-        lowered = lower_programs(step, layout, self.table)
+    def __init__(self, step: TrainingStep, table: ClassTable):
+        self.config, self.layout = step.config, step.layout
+        self.table = jax.device_put(ClassTable(*table), self.layout.replicated)
+        self.batches = step.config.optimizer.discriminator_updates  # of a step
+        self.order = step_order(build_phases(step), self.batches)
+        lowered = lower_phases(step, self.table)
         if step.config.steps_per_dispatch > 1:
-            lowered[SEVERAL] = lower_several_steps(step, layout, self.table)
+            lowered[SEVERAL] = lower_several_steps(step, self.table)
         with ThreadPoolExecutor(len(lowered)) as pool:  # compilation leaves the interpreter free
             compiled = pool.map(lambda program: program.compile(), lowered.values())
         self.programs: dict[str, Callable] = dict(zip(lowered, compiled, strict=True))
 
-    def advance(
+    def __call__(
+        self, state: TrainState, step: int, batches: Iterator[dict[str, np.ndarray]], count: int = 1
+    ) -> tuple[TrainState, list[Reported]]:
+        """Run `count` steps from number `step` (from 0); return the new state and every update's metrics, on the device.
+
+        `count` is 1 or ``config.steps_per_dispatch``.
+        """
+        return self._run_one(state, step, batches) if count == 1 else self._run_several(state, step, batches)
+
+    def _run_one(
         self, state: TrainState, step: int, batches: Iterator[dict[str, np.ndarray]]
     ) -> tuple[TrainState, list[Reported]]:
-        """Runs step number `step` (from 0) and returns the new state and every update's metrics, on the device."""
         reported, batch = [], {}
-        for name, i in self.order:
-            if not due(self.config, name, step, i):
+        for phase, i in self.order:
+            if not phase.due(step, i, self.batches):
                 continue
-            if name == "discriminator":
+            if phase.name == "discriminator":
                 batch = self.layout.put_batch(next(batches))
-            state, metrics = self.programs[name](state, *inputs(name, batch, self.table))
+            state, metrics = self.programs[phase.name](state, *phase.inputs(batch, self.table))
             reported.append(Reported(step + 1, metrics))
         return state, reported
 
-    def advance_several(
+    def _run_several(
         self, state: TrainState, step: int, batches: Iterator[dict[str, np.ndarray]]
     ) -> tuple[TrainState, list[Reported]]:
-        """As `advance`, for ``config.steps_per_dispatch`` steps from number `step` in one program."""
-        count, per_step = self.config.steps_per_dispatch, self.config.optimizer.discriminator_updates
-        some = [next(batches) for _ in range(count * per_step)]
+        count = self.config.steps_per_dispatch
+        some = [next(batches) for _ in range(count * self.batches)]
         stacked = {name: np.stack([batch[name] for batch in some]) for name in some[0]}
-        shaped = {name: x.reshape(count, per_step, *x.shape[1:]) for name, x in stacked.items()}
+        shaped = {name: x.reshape(count, self.batches, *x.shape[1:]) for name, x in stacked.items()}
         state, metrics = self.programs[SEVERAL](
             state, self.layout.put_batch(shaped, batch_axis=2), self.table, np.int32(step)
         )
-        ran = [np.array([due(self.config, name, step + k, i) for k in range(count)]) for name, i in self.order]
+        ran = [np.array([phase.due(step + k, i, self.batches) for k in range(count)]) for phase, i in self.order]
         return state, [Reported(step + 1, *entry) for entry in zip(metrics, ran, strict=True)]
 
 
 def check_batch(config: RunConfig, layout: Layout) -> None:
-    """Refuses a configuration whose batches a mesh cannot divide, before anything is built.
+    """Refuse a configuration whose batches a mesh cannot divide, before anything is built.
 
     Raises:
       UserError: see `Layout.check_batch_size`.
@@ -83,34 +85,35 @@ def check_batch(config: RunConfig, layout: Layout) -> None:
         config.batch_size,
         config.discriminator.mbstd_group_size,
         twins=config.makes_twins,
-        path_length_batch=config.path_length_batch if config.path_length.weight > 0 else 0,
+        path_length_batch=config.lazy_batch(config.path_length) if config.path_length.active else 0,
     )
 
 
-def lower_programs(step: TrainingStep, layout: Layout, table: ClassTable) -> dict[str, jax.stages.Lowered]:
-    """Traces every program that the configuration needs, by name."""
-    state = step.abstract_state(layout.state_shardings)
-    batch = _abstract_batch(step, layout)
+def lower_phases(step: TrainingStep, table: ClassTable) -> dict[str, jax.stages.Lowered]:
+    """Trace the program of every phase, by name."""
+    layout = step.layout
+    state, batch = step.abstract_state(layout.state_shardings), _abstract_batch(step)
     results = (layout.state_shardings(state), layout.replicated)
-    return {
-        name: jax.jit(update, donate_argnums=0, out_shardings=results).lower(state, *inputs(name, batch, table))
-        for name, update in updates(step).items()
-    }
+
+    def lower(update: Callable, *inputs: object) -> jax.stages.Lowered:
+        return jax.jit(update, donate_argnums=0, out_shardings=results).lower(state, *inputs)
+
+    return {phase.name: lower(phase.update, *phase.inputs(batch, table)) for phase in build_phases(step)}
 
 
-def lower_several_steps(step: TrainingStep, layout: Layout, table: ClassTable) -> jax.stages.Lowered:
-    """Traces the program of ``config.steps_per_dispatch`` steps; see `schedule.run_steps`."""
-    config = step.config
+def lower_several_steps(step: TrainingStep, table: ClassTable) -> jax.stages.Lowered:
+    """Trace the program of ``config.steps_per_dispatch`` steps; see `phases.run_steps`."""
+    config, layout = step.config, step.layout
     state = step.abstract_state(layout.state_shardings)
-    batches = _abstract_batch(step, layout, config.steps_per_dispatch, config.optimizer.discriminator_updates)
+    batches = _abstract_batch(step, config.steps_per_dispatch, config.optimizer.discriminator_updates)
     results = (layout.state_shardings(state), layout.replicated)
-    program = jax.jit(functools.partial(run_steps, step), donate_argnums=0, out_shardings=results)
+    program = jax.jit(functools.partial(run_steps, build_phases(step)), donate_argnums=0, out_shardings=results)
     return program.lower(state, batches, table, jax.ShapeDtypeStruct((), jnp.int32))
 
 
-def _abstract_batch(step: TrainingStep, layout: Layout, *before: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch's shapes, with further axes before the batch's."""
-    n, sharding = step.config.batch_size, layout.split_at(len(before))
+def _abstract_batch(step: TrainingStep, *before: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of a batch, with further axes before the batch's."""
+    n, sharding = step.config.batch_size, step.layout.split_at(len(before))
     of_each = jax.ShapeDtypeStruct((*before, n), jnp.int32, sharding=sharding)
     return {
         "image": jax.ShapeDtypeStruct((*before, n, *step.model.image_shape), jnp.uint8, sharding=sharding),

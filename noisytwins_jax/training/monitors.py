@@ -13,7 +13,7 @@ from noisytwins_jax.data.instance_table import InstanceTable
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.source import DataSplits, ImageSource, LabelledImages, read_images
 from noisytwins_jax.metrics.w_space import w_ratio_monitor
-from noisytwins_jax.models.instance_sampling import draw_features_of_classes
+from noisytwins_jax.models.instance_sampling import sample_features_of_classes
 from noisytwins_jax.models.model import DiscriminatorInputs, Model
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.utils.sharding import Layout
@@ -40,7 +40,7 @@ def build_monitors(
         def latent_w(given: tuple, z: Array, labels: Array) -> Array:
             variables, table = given
             keys = jax.random.split(jax.random.key(0), len(labels))
-            return model.latent_w(variables, z, labels, draw_features_of_classes(keys, table, labels))
+            return model.latent_w(variables, z, labels, sample_features_of_classes(keys, table, labels))
 
         w_ratio = jax.jit(w_ratio_monitor(latent_w, model.z_dim, groups), out_shardings=layout.replicated)
         found["w_ratio"] = lambda state: w_ratio((state.ema, instances))
@@ -51,11 +51,11 @@ def build_monitors(
     return found
 
 
-def look(probes: dict[str, Monitor], state: TrainState, names: Collection[str]) -> dict[str, float]:
+def compute_monitors(monitors: dict[str, Monitor], state: TrainState, names: Collection[str]) -> dict[str, float]:
     """The numbers of some of the probes, on the host."""
     numbers: dict[str, float] = {}
     for name in names:
-        numbers |= {key: float(value) for key, value in probes[name](state).items()}
+        numbers |= {key: float(value) for key, value in monitors[name](state).items()}
     return numbers
 
 

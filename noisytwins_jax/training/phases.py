@@ -1,13 +1,18 @@
-"""Which updates make a step, in which order and how often: for the host, a program each, and for several steps in one."""
+"""The phases of a training step: which updates it has, in which order, and how often each is due.
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+Regularisers that are due only now and then are programs of their own, chosen on the host, rather than branches inside
+one: every program is compiled once, and no convolution sits inside control flow, where XLA runs it slowly on CPUs. For
+accelerators that finish a step of a small network before the host has dispatched the next, `run_steps` is several whole
+steps in one program, with such branches.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from noisytwins_jax.config import RunConfig
 from noisytwins_jax.training.random_inputs import ClassTable
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import Batch, Metrics, TrainingStep
@@ -16,101 +21,102 @@ Array = jax.Array
 Update = Callable[..., tuple[TrainState, Metrics]]
 
 
-def updates(step: TrainingStep) -> dict[str, Update]:
-    """The functions that a run's configuration needs, by name: ``(state, *inputs) → (state, metrics)``."""
+class Phase(NamedTuple):
+    """One update of a training step.
+
+    Phases with a batch run once for each of a step's batches, ``config.optimizer.discriminator_updates``; the others once
+    a step.
+    """
+
+    name: str
+    update: Update  # (state, table), or with a batch (state, batch, table) → (state, metrics)
+    network: Literal["generator", "discriminator", ""] = ""  # that it trains
+    interval: int = 1  # steps, or with a batch batches, between two of its runs
+    start_step: int = 0
+    needs_batch: bool = False
+
+    def due(self, step: Any, batch: int, batches: int) -> Any:
+        """Return whether it runs in step number `step` (from 0; an int, or traced), on batch number `batch` of `batches`."""
+        if self.interval == 1 and self.start_step == 0:
+            return True
+        count = step * batches + batch if self.needs_batch else step
+        return (count % self.interval == 0) & (step >= self.start_step)
+
+    def inputs(self, batch: Any, table: Any) -> tuple:
+        """Return what the update takes beside the state."""
+        return (batch, table) if self.needs_batch else (table,)
+
+
+def build_phases(step: TrainingStep) -> list[Phase]:
+    """Return the phases that a run's configuration needs, in the order of a step."""
     config = step.config
-    needed: dict[str, Update] = {"generator": step.generator_update}
-    if config.path_length.weight > 0:
-        needed["path_length"] = step.path_length_update
-    needed |= {"average": step.average, "discriminator": step.discriminator_update}
-    if config.r1.gamma > 0:
-        needed["r1"] = step.r1_update
+
+    def lazy(network: Literal["generator", "discriminator"], regularize: Callable) -> Iterator[Phase]:
+        for name, loss in step.losses.items():
+            if loss.lazy == network:
+                update = functools.partial(regularize, name)
+                yield Phase(name, update, network, loss.interval, loss.start_step, network == "discriminator")
+
+    phases = [
+        Phase("generator", step.update_generator, "generator"),
+        *lazy("generator", step.regularize_generator),
+        Phase("average", step.update_average),
+        Phase("discriminator", step.update_discriminator, "discriminator", needs_batch=True),
+        *lazy("discriminator", step.regularize_discriminator),
+    ]
     if step.augmentation.ada:
-        needed["adapt"] = step.adapt
+        phases.append(Phase("adapt", step.adapt_augmentation, interval=config.ada.interval))
     if config.spectra.interval > 0:
-        needed["spectra"] = step.look_at_spectra
-    return needed
+        phases.append(Phase("spectra", step.compute_singular_values, interval=config.spectra.interval))
+    return phases
 
 
-def inputs(name: str, batch: Any, table: Any) -> tuple:
-    """What an update takes beside the state."""
-    return {"discriminator": (batch, table), "r1": (batch, table), "average": (), "adapt": (), "spectra": ()}.get(
-        name, (table,)
-    )
+def step_order(phases: list[Phase], batches: int) -> list[tuple[Phase, int]]:
+    """Return the phases of a step in the order they run, each with the number of its batch within the step."""
+    with_batch = [(phase, i) for i in range(batches) for phase in phases if phase.needs_batch]
+    first = next(i for i, phase in enumerate(phases) if phase.needs_batch)
+    before = [(phase, 0) for phase in phases[:first]]
+    return before + with_batch + [(phase, 0) for phase in phases[first:] if not phase.needs_batch]
 
 
-def order(config: RunConfig, names: Iterable[str]) -> list[tuple[str, int]]:
-    """The updates of a step in their order, each with the number of its batch within the step."""
-    once = [name for name in names if name not in ("discriminator", "r1")]
-    batches = range(config.optimizer.discriminator_updates)
-    of_batches = [(name, i) for i in batches for name in names if name in ("discriminator", "r1")]
-    last = ("adapt", "spectra")
-    before = [(name, 0) for name in once if name not in last]
-    return before + of_batches + [(name, 0) for name in once if name in last]
-
-
-def due(config: RunConfig, name: str, step: Any, batch: int) -> Any:
-    """Whether an update runs in step number `step` (from 0; an int, or traced) on its batch number `batch`."""
-    if name == "path_length":
-        return (step % config.path_length.interval == 0) & (step >= config.path_length.start_step)
-    if name == "r1":
-        return (step * config.optimizer.discriminator_updates + batch) % config.r1.interval == 0
-    if name == "adapt":
-        return step % config.ada.interval == 0
-    if name == "spectra":
-        return step % config.spectra.interval == 0
-    return True
-
-
-def runs_per_step(config: RunConfig) -> dict[str, float]:
-    """How often a step runs each update, on average, where the configuration has it."""
-    updates = config.optimizer.discriminator_updates
-    return {
-        "generator": 1.0,
-        "path_length": 1 / config.path_length.interval,
-        "average": 1.0,
-        "discriminator": float(updates),
-        "r1": updates / config.r1.interval,
-        "adapt": 1 / config.ada.interval,
-        "spectra": 1 / max(1, config.spectra.interval),
-    }
+def runs_per_step(phases: list[Phase], batches: int) -> dict[str, float]:
+    """Return how often a step runs each phase, on average."""
+    return {phase.name: (batches if phase.needs_batch else 1) / phase.interval for phase in phases}
 
 
 def run_steps(
-    step: TrainingStep, state: TrainState, batches: Batch, table: ClassTable, first: Array
+    phases: list[Phase], state: TrainState, batches: Batch, table: ClassTable, first: Array
 ) -> tuple[TrainState, list[Metrics]]:
-    """Several whole steps one after the other, as one function to be compiled.
+    """Run several whole steps one after the other, as one function to be compiled.
 
     Args:
-      step: the updates.
+      phases: of a step.
       state: before them.
-      batches: ``[steps, discriminator_updates, N, …]``.
+      batches: ``[steps, batches of a step, N, …]``.
       table: class table.
       first: int32, number of the first step, from 0.
 
     Returns:
-      The state after them, and the metrics of each entry of `order`, ``[steps]`` each; zeros where it was not due.
+      The state after them, and the metrics of each entry of `step_order`, ``[steps]`` each; zeros where it was not due.
     """
-    functions = updates(step)
+    count, per_step = jax.tree.leaves(batches)[0].shape[:2]
 
     def one(state: TrainState, xs: tuple[Array, Batch]) -> tuple[TrainState, list[Metrics]]:
         number, batches = xs
         collected = []
-        for name, i in order(step.config, functions):
-            arguments = inputs(name, jax.tree.map(lambda x, i=i: x[i], batches), table)
-            update, now = functions[name], due(step.config, name, number, i)
+        for phase, i in step_order(phases, per_step):
+            update, now = phase.update, phase.due(number, i, per_step)
             if now is not True:
                 update = _only_if(now, update)
-            state, metrics = update(state, *arguments)
+            state, metrics = update(state, *phase.inputs(jax.tree.map(lambda x, i=i: x[i], batches), table))
             collected.append(metrics)
         return state, collected
 
-    count = jax.tree.leaves(batches)[0].shape[0]
     return jax.lax.scan(one, state, (first + jnp.arange(count, dtype=jnp.int32), batches))
 
 
 def _only_if(now: Array, update: Update) -> Update:
-    """The same update, or nothing and zeros for its metrics."""
+    """Return the same update, which does nothing and has zeros as its metrics unless it is due."""
 
     def maybe(state: TrainState, *arguments: Any) -> tuple[TrainState, Metrics]:
         shapes = jax.eval_shape(update, state, *arguments)[1]
@@ -118,32 +124,3 @@ def _only_if(now: Array, update: Update) -> Update:
         return jax.lax.cond(now, update, lambda state, *_: (state, zeros), state, *arguments)
 
     return maybe
-
-
-class Reported(NamedTuple):
-    """Metrics of one update; or, of steps that ran together, of all updates of one entry of `order`."""
-
-    step: int  # number of the step, from 1; of several the first
-    metrics: Metrics  # scalars, or [steps]
-    ran: np.ndarray | None = None  # bool [steps]: in which of them it was due; None for scalars
-
-
-def in_order(reported: Iterable[Reported]) -> list[tuple[int, dict[str, float]]]:
-    """Step and numbers of every update, in the order they ran; fetched from the device here."""
-    found: list[tuple[int, int, dict[str, float]]] = []
-    for place, (step, metrics, ran) in enumerate(jax.device_get(list(reported))):
-        if ran is None:
-            found.append((step, place, {name: float(x) for name, x in metrics.items()}))
-        else:
-            rows = np.flatnonzero(ran)
-            found += [(step + int(i), place, {name: float(x[i]) for name, x in metrics.items()}) for i in rows]
-    return [(step, metrics) for step, _, metrics in sorted(found, key=lambda entry: entry[:2])]
-
-
-def mean_metrics(updates: list[dict[str, float]]) -> dict[str, float]:
-    """Means of each number over the updates that reported it."""
-    values: dict[str, list[float]] = {}
-    for metrics in updates:
-        for name, value in metrics.items():
-            values.setdefault(name, []).append(value)
-    return {name: float(np.mean(numbers)) for name, numbers in values.items()}

@@ -22,8 +22,12 @@ class Stopwatch:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
+        self.reset()
+
+    def reset(self) -> None:
+        """Start again from zero."""
         self._seconds = self._waited = 0.0
-        self._since = clock()
+        self._since = self._clock()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

@@ -1,5 +1,7 @@
-"""A run under way: what its loop works with, and the checkpoint or the fresh start that it begins from."""
+"""A run under way: what its loop and hooks work with, and the checkpoint or fresh state that it starts from."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,24 +9,25 @@ import jax
 
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.pipeline import TrainingBatches, training_batches
-from noisytwins_jax.data.source import DataSplits
+from noisytwins_jax.data.source import DataSplits, LabelledImages
 from noisytwins_jax.training.checkpoint import Checkpoints
 from noisytwins_jax.training.fault_tolerance.collapse_log import discard_alarms_after, returns_made
 from noisytwins_jax.training.fault_tolerance.consistency import check_consistency, check_same_data
+from noisytwins_jax.training.fault_tolerance.signals import StopSignal
+from noisytwins_jax.training.fault_tolerance.watchdog import TRAINING, Watchdog
 from noisytwins_jax.training.interventions import change_after_collapses
 from noisytwins_jax.training.monitors import Monitor
+from noisytwins_jax.training.profiling import Stopwatch
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
-from noisytwins_jax.utils.logging import MetricsWriter
+from noisytwins_jax.utils.logging import MetricsWriter, Progress
 from noisytwins_jax.utils.multihost import broadcast_from_primary, print_on_primary
-from noisytwins_jax.utils.sharding import Layout
 
 
 class Run(NamedTuple):
-    """A run under way: all that the loop works with, but its state."""
+    """A run under way: all that the loop and its hooks work with, but its state."""
 
     config: RunConfig
-    layout: Layout
     splits: DataSplits
     workdir: Path
     step: TrainingStep
@@ -32,11 +35,36 @@ class Run(NamedTuple):
     batches: TrainingBatches
     checkpoints: Checkpoints
     writer: MetricsWriter
-    probes: dict[str, Monitor]  # looks at a state now and then, to be logged
+    progress: Progress
+    stop_signal: StopSignal
+    watchdog: Watchdog
+    stopwatch: Stopwatch
+    monitors: dict[str, Monitor]  # numbers of a state that are logged now and then
+
+    def interval(self, kimg: float) -> int:
+        """Convert an interval in kimg to steps, at least one; 0 kimg is never."""
+        return interval(self.config, kimg)
 
 
-def batches_of_process(config: RunConfig, splits: DataSplits) -> TrainingBatches:
-    """This process's share of a run's training batches."""
+class Rewind(Exception):
+    """Training is to resume from the newest checkpoint.
+
+    Args:
+      message: what is printed when it does, with ``{step}`` for that checkpoint's step; empty for nothing.
+      next_index: position in the training data to resume at, with other random inputs; None for the checkpoint's.
+    """
+
+    def __init__(self, message: str = "", next_index: int | None = None):
+        super().__init__(message)
+        self.message, self.next_index = message, next_index
+
+
+class Stop(Exception):
+    """Training ends before its last step; the state of the newest checkpoint is where it resumes."""
+
+
+def process_batches(config: RunConfig, splits: DataSplits) -> TrainingBatches:
+    """Build this process's share of a run's training batches."""
     return training_batches(
         splits.train,
         batch_size=config.batch_size,
@@ -48,14 +76,14 @@ def batches_of_process(config: RunConfig, splits: DataSplits) -> TrainingBatches
     )
 
 
-def restore_or_init(run: Run) -> tuple[TrainState, int]:
-    """The newest checkpoint's state and step, with the data and the log where they were then; or a fresh start.
+def restore_or_init(run: Run, rewind: Rewind | None = None) -> tuple[TrainState, int]:
+    """Restore state and step of the newest checkpoint, with the data and the log where they were then; or start fresh.
 
     Raises:
       UserError: the processes do not see the same checkpoints, none can be read, or they are of other images.
     """
     check_consistency({"the checkpoints that they see in the workdir": str(run.checkpoints.steps())})
-    step, layout, abstract = run.step, run.layout, run.abstract_state
+    step, layout, abstract = run.step, run.step.layout, run.abstract_state
     restored = run.checkpoints.restore(abstract)
     if restored is None:
         init = jax.jit(step.init, static_argnums=0, out_shardings=layout.state_shardings(abstract))
@@ -70,15 +98,30 @@ def restore_or_init(run: Run) -> tuple[TrainState, int]:
     if returns > known:  # the checkpoint is of before these
         state = change_after_collapses(state, run.config.collapse, returns - known)
         rates = " and ".join(f"{float(rate):g} ({name})" for name, rate in state.rates._asdict().items())
-        print_on_primary(f"Going on after a collapse from step {start}, with learning rates times {rates}.")
+        print_on_primary(f"Resuming after a collapse from step {start}, with learning rates times {rates}.")
+    if rewind is not None and rewind.next_index is not None:
+        run.batches.restore({"next_index": rewind.next_index})
+        state = state.replace(key=jax.random.fold_in(state.key, rewind.next_index))  # other random inputs from here on
+    if rewind is not None and rewind.message:
+        print_on_primary(rewind.message.format(step=start), sys.stderr)
     return state, start
 
 
+def watched_batches(run: Run) -> Iterator[LabelledImages]:
+    """Yield the run's batches, while the watchdog and the stopwatch know of the waiting."""
+    while True:
+        run.watchdog.heartbeat(doing="waiting for input")
+        with run.stopwatch.waiting():
+            batch = next(run.batches)
+        run.watchdog.heartbeat(doing=TRAINING)
+        yield batch
+
+
 def describe(run: Run, start: int) -> str:
-    """A few lines on what is about to run."""
+    """Return a few lines on what is about to run."""
     config, train = run.config, run.splits.train
     counts, processes = train.class_counts, jax.process_count()
-    devices = f"{run.layout.num_devices} {jax.devices()[0].platform} device(s)"
+    devices = f"{run.step.layout.num_devices} {jax.devices()[0].platform} device(s)"
     lines = [
         f"{config.name}: {len(train)} training images of {len(counts)} classes "
         f"({counts.max()} to {counts.min()} images each), {config.data.resolution} px, in {run.workdir}",
@@ -91,5 +134,5 @@ def describe(run: Run, start: int) -> str:
 
 
 def interval(config: RunConfig, kimg: float) -> int:
-    """An interval in kimg as steps, at least one; 0 kimg is never."""
+    """Convert an interval in kimg to steps, at least one; 0 kimg is never."""
     return max(1, round(kimg * 1000 / config.images_per_step)) if kimg > 0 else config.total_steps + 1

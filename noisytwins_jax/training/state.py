@@ -53,11 +53,12 @@ class TrainState:
     generator: NetworkState
     discriminator: NetworkState
     ema: PyTree  # variables of the averaged generator
-    path_length_mean: Array  # float32
     ada: AdaState
-    objectives: dict[str, PyTree]  # state of the objectives that are switched on, by name
+    losses: dict[str, PyTree]  # states of the losses that are switched on, by name
     rates: Rates
-    spectra: dict[str, PyTree]  # bases of the leading singular vectors of either network's weights, where watched
+    singular_vectors: dict[
+        str, PyTree
+    ]  # bases of the leading singular vectors of either network's weights, where watched
 
     @property
     def step(self) -> Array:
@@ -70,9 +71,9 @@ def create_state(
     model: Model,
     generator_optimizer: optax.GradientTransformation,
     discriminator_optimizer: optax.GradientTransformation,
-    objectives: dict[str, Loss],
+    losses: dict[str, Loss],
     ada_p: float,
-    watch_spectra: bool = False,
+    watch_singular_values: bool = False,
 ) -> TrainState:
     """A fresh state; to be called inside ``jit`` so that it is born with its sharding."""
     key = jax.random.key(seed)
@@ -88,14 +89,13 @@ def create_state(
         generator=network(g_variables, generator_optimizer),
         discriminator=network(d_variables, discriminator_optimizer),
         ema=jax.tree.map(jnp.copy, g_variables),
-        path_length_mean=jnp.float32(0.0),
         ada=AdaState(jnp.float32(ada_p), jnp.float32(0.0), jnp.float32(0.0)),
         rates=Rates(jnp.float32(1.0), jnp.float32(1.0)),
-        spectra={
+        singular_vectors={
             "generator": init_bases(g_variables["params"]),
             "discriminator": init_bases(d_variables["params"]),
         }
-        if watch_spectra
+        if watch_singular_values
         else {},
-        objectives={name: term.init(g_variables["params"], d_variables["params"]) for name, term in objectives.items()},
+        losses={name: loss.init(g_variables["params"], d_variables["params"]) for name, loss in losses.items()},
     )

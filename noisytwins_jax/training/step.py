@@ -1,13 +1,14 @@
-"""The updates that make a training step, written for any `Model`, as pure functions of the global batch.
+"""The updates of a training step, written for any `Model`, as pure functions of the global batch.
 
-A step is: the generator's update (adversarial loss and objectives); every few steps path length, as an update of its
-own; the moving average; then `discriminator_updates` times the discriminator's update and, every few of those, R1 on the
-same images as an update of its own; every few steps the adjustment of ADA. `programs` compiles and schedules them. Order
-and constants are those of the published NoisyTwins code.
+A step is: the generator's update; every few steps its lazy regularisers (path length), each as an update of its own; the
+moving average; then `discriminator_updates` times the discriminator's update and, every few of those, its lazy
+regularisers (R1) on the same images; every few steps the adjustment of ADA and the singular values. `phases` lists them
+with their intervals, `compiled_step` compiles and runs them. Order and constants are those of the published NoisyTwins
+code.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,35 +16,25 @@ import optax
 
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.losses.adversarial import adversarial_loss
-from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Progress, add_losses
-from noisytwins_jax.losses.path_length import path_length_penalty, path_lengths
-from noisytwins_jax.losses.r1 import r1_penalty
+from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Loss, Progress, Term
 from noisytwins_jax.losses.transitional import transition
 from noisytwins_jax.metrics.w_space import class_embedding_norms
-from noisytwins_jax.models import singular_values as spectra
+from noisytwins_jax.models import singular_values
 from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.models.model import DiscriminatorInputs, GeneratorInputs, Model
 from noisytwins_jax.training.augment import ada
 from noisytwins_jax.training.augment.augmentation import Augmentation
 from noisytwins_jax.training.ema import ema_decay, update_ema
 from noisytwins_jax.training.optimizer import lazy_adam, row_major
-from noisytwins_jax.training.random_inputs import ClassTable, Draws, PassDraws
+from noisytwins_jax.training.random_inputs import ClassTable, RandomInputs
 from noisytwins_jax.training.state import AdaState, NetworkState, TrainState, create_state
 from noisytwins_jax.utils.randomness import purpose_key
+from noisytwins_jax.utils.sharding import Layout
 
 Array = jax.Array
 PyTree = Any
 Metrics = dict[str, Array]
 Batch = dict[str, Array]  # {"image": uint8 [N, H, W, C], "label": int32 [N]}, and "instance": int32 [N] with a table
-
-
-class Shown(NamedTuple):
-    """Images that a discriminator is shown, before augmentation."""
-
-    images: Array  # [N, H, W, C]
-    labels: Array  # [N]
-    low_images: Array | None = None  # [N, h, w, C], where the model has a low-resolution objective
-    instances: Array | None = None  # [N, d], features of instances
 
 
 class TrainingStep:
@@ -52,26 +43,16 @@ class TrainingStep:
     Args:
       config: the run's configuration.
       model: its networks.
-      batch: splits an array's leading axis over devices (`sharding.Layout.batch`); default: nothing to do.
-      replicate: gathers an array to every device (`sharding.Layout.replicate`); default: nothing to do.
-      gather: makes parameters whole on every device, to be used (`sharding.Layout.gather`); default: they are.
-      scatter: splits gradients as parameters are kept (`sharding.Layout.scatter`); default: they are not.
+      layout: the mesh; by default one device.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        model: Model,
-        batch: Callable[[Array], Array] = lambda x: x,
-        replicate: Callable[[Array], Array] = lambda x: x,
-        gather: Callable[[PyTree], PyTree] = lambda x: x,
-        scatter: Callable[[PyTree], PyTree] = lambda x: x,
-    ):
-        self.config, self.model, self.batch, self.replicate = config, model, batch, replicate
-        self.gather, self.scatter = gather, scatter
-        self.loss = adversarial_loss(config.loss, config.loss_margin)
+    def __init__(self, config: RunConfig, model: Model, layout: Layout | None = None):
+        self.config, self.model = config, model
+        self.layout = layout or Layout(jax.local_devices()[:1])
+        self.losses = config.losses
+        self.adversarial = adversarial_loss(config.loss, config.loss_margin)
         self.augmentation = Augmentation(config)
-        self.draws = Draws(config, model, self.augmentation, batch, replicate)
+        self.random = RandomInputs(config, model, self.layout)
         opt = config.optimizer
         self.generator_optimizer = lazy_adam(opt, opt.generator_lr, config.path_length.interval)
         self.discriminator_optimizer = lazy_adam(
@@ -79,230 +60,282 @@ class TrainingStep:
         )
 
     def init(self, seed: int) -> TrainState:
-        """A fresh state; call inside ``jit``."""
+        """Create the state at the start of training; call inside ``jit``."""
         config, optimizers = self.config, (self.generator_optimizer, self.discriminator_optimizer)
         watched = config.spectra.interval > 0
-        return create_state(seed, self.model, *optimizers, config.objectives, config.ada.initial_p, watched)
+        return create_state(seed, self.model, *optimizers, self.losses, config.ada.initial_p, watched)
 
     def abstract_state(self, shardings: jax.sharding.Sharding | Callable[[PyTree], PyTree]) -> TrainState:
-        """Shapes, dtypes and shardings of the state, without computing it: what a checkpoint is restored into.
+        """Return shapes, dtypes and shardings of the state, without computing it: what a checkpoint is restored into.
 
-        `shardings` is one for all leaves, or a function of the tree of shapes (`sharding.Layout.state_shardings`).
+        `shardings` is one for all leaves, or a function of the tree of shapes (`Layout.state_shardings`).
         """
         shapes = jax.eval_shape(lambda: self.init(0))
         tree = shardings(shapes) if callable(shardings) else jax.tree.map(lambda _: shardings, shapes)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, tree)
 
-    def whole(self, state: TrainState) -> TrainState:
-        """The state as losses take it: its networks' parameters gathered, for as long as a program uses them."""
-        generator, discriminator = state.generator, state.discriminator
-        return state.replace(
-            generator=generator.replace(params=self.gather(generator.params)),
-            discriminator=discriminator.replace(params=self.gather(discriminator.params)),
-        )
-
-    def progress(self, network: NetworkState, updates_per_step: int = 1) -> Progress:
-        """How far training was before the present step, as a network's own updates tell."""
-        images = network.updates // updates_per_step * (self.config.images_per_step / 1000)
-        return Progress(network.updates, images)
-
     # --- losses ------------------------------------------------------------------------------------------------------
 
-    def discriminate(
-        self, variables: dict, shown: Shown, draws: PassDraws, p: Array, update_stats: bool = False
-    ) -> tuple[DiscriminatorOutput, PyTree]:
-        """Augments and discriminates: the discriminator's outputs, and its statistics after it."""
-        return self.model.discriminate(variables, self.augmented(shown, draws, p), update_stats)
-
-    def augmented(self, shown: Shown, draws: PassDraws, p: Array) -> DiscriminatorInputs:
-        """What the discriminator looks at, when shown these images."""
-        images, low = self.augmentation.apply(shown.images, draws.augment, p), shown.low_images
-        if low is not None:
-            low = self.augmentation.apply(low, draws.augment_low, p)
-        return DiscriminatorInputs(images, shown.labels, draws.class_noise, low, draws.dropout, shown.instances)
-
     def generator_loss(
-        self, params: PyTree, state: TrainState, table: ClassTable, fakes: GeneratorInputs, draws: PassDraws
+        self,
+        params: PyTree,
+        state: TrainState,
+        table: ClassTable,
+        inputs: GeneratorInputs,
+        keys: tuple[Array, Array | None],
+        progress: Progress,
+        lazy: Loss | None = None,
     ) -> tuple[Array, tuple[Metrics, PyTree, dict[str, PyTree]]]:
-        """Adversarial loss and the objectives' terms."""
+        """Compute the losses of every update, or one lazy regulariser alone.
+
+        `keys` are those of the discriminator's pass and of the regulariser's noise.
+        """
         variables = {**state.generator.variables, "params": params}
-        w, conditioning, _ = self.model.map(variables, fakes)
-        images, low_images, stats = self.model.synthesize(variables, conditioning, fakes.key, update_stats=True)
-        shown = Shown(images, fakes.labels, low_images, fakes.instances)
-        fake, _ = self.discriminate(state.discriminator.variables, shown, draws, state.ada.p)
-        loss = self.loss.generator(fake.logits).mean()
-        metrics = {"loss/generator": loss, "logits/generator": fake.logits.mean()}
-        progress = self.progress(state.generator)
-        seen = GeneratorContext(
-            params, w, fakes.labels, images, fake, table.counts, progress, self.loss, self.replicate
+        w, conditioning, _ = self.model.map(variables, inputs)
+        images = fake = noise = None
+        stats: PyTree = {}
+        if lazy is None:
+            images, low_images, stats = self.model.synthesize(variables, conditioning, inputs.key, update_stats=True)
+            shown = self.random.discriminator_inputs(
+                keys[0], table, images, inputs.labels, low_images, inputs.instances
+            )
+            fake = self.discriminate(state.discriminator.variables, shown, state.ada.p)
+        else:
+            shape = (inputs.labels.shape[0], *self.model.image_shape)
+            noise = self.layout.batch(jax.random.normal(keys[1], shape))
+        ctx = GeneratorContext(
+            params=params,
+            w=w,
+            labels=inputs.labels,
+            images=images,
+            fake=fake,
+            conditioning=conditioning,
+            synthesize=lambda v: self.model.synthesize(variables, v, inputs.key)[0],
+            noise=noise,
+            class_counts=table.counts,
+            progress=progress,
+            adversarial=self.adversarial,
+            replicate=self.layout.replicate,
         )
-        loss, terms, objectives = add_losses(self.config.objectives, "generator", loss, seen, state.objectives)
-        return loss, (metrics | terms, stats, objectives)
-
-    def path_length_loss(
-        self, params: PyTree, state: TrainState, fakes: GeneratorInputs, noise: Array
-    ) -> tuple[Array, Array]:
-        """Weighted path-length penalty and the new running mean of lengths; `noise` is shaped like the images."""
-        config, variables = self.config.path_length, {**state.generator.variables, "params": params}
-        _, conditioning, _ = self.model.map(variables, fakes)
-
-        def synthesize(v: Array) -> Array:
-            return self.model.synthesize(variables, v, fakes.key)[0]
-
-        lengths = path_lengths(synthesize, conditioning, noise)
-        penalty, mean = path_length_penalty(lengths, state.path_length_mean, config.decay)
-        weight = config.weight * config.interval * (config.weight if config.weight_twice else 1.0)
-        return weight * penalty, mean
+        loss, metrics, loss_states, _ = self._sum_losses("generator", ctx, state.losses, lazy)
+        if fake is not None:
+            metrics["logits/generator"] = fake.logits.mean()
+        return loss, (metrics, stats, loss_states)
 
     def discriminator_loss(
         self,
         params: PyTree,
         state: TrainState,
         table: ClassTable,
-        real_shown: Shown,
-        real_draws: PassDraws,
-        fake_shown: Shown,
-        fake_draws: PassDraws,
+        real_inputs: DiscriminatorInputs,
+        fake_inputs: DiscriminatorInputs | None,
+        progress: Progress,
+        lazy: Loss | None = None,
     ) -> tuple[Array, tuple[Metrics, PyTree, dict[str, PyTree], Array]]:
-        """Adversarial loss and the objectives' terms on real and on generated images."""
+        """Compute the losses of every update on real and generated images, or one lazy regulariser on real ones alone."""
         variables, p = {**state.discriminator.variables, "params": params}, state.ada.p
-        real, fake, stats = self.model.discriminate_both(
-            variables, self.augmented(real_shown, real_draws, p), self.augmented(fake_shown, fake_draws, p)
+        real = fake = None
+        stats: PyTree = {}
+        if fake_inputs is not None:
+            real, fake, stats = self.model.discriminate_both(
+                variables, self.augment(real_inputs, p), self.augment(fake_inputs, p)
+            )
+        ctx = DiscriminatorContext(
+            params=params,
+            real=real,
+            real_labels=real_inputs.labels,
+            fake=fake,
+            fake_labels=None if fake_inputs is None else fake_inputs.labels,
+            real_images=real_inputs.images,
+            discriminate=lambda images: (
+                self.discriminate(variables, real_inputs._replace(images=images, low_images=None), p).logits
+            ),
+            class_counts=table.counts,
+            progress=progress,
+            adversarial=self.adversarial,
+            replicate=self.layout.replicate,
         )
-        loss = self.loss.discriminator(real.logits, fake.logits).mean()
-        metrics = {
-            "loss/discriminator": loss,
-            "logits/real": real.logits.mean(),
-            "logits/fake": fake.logits.mean(),
-            "logits/real_sign": jnp.sign(real.logits).mean(),
-        }
-        progress = self.progress(state.discriminator, self.config.optimizer.discriminator_updates)
-        seen = DiscriminatorContext(
-            *(params, real, real_shown.labels, fake, fake_shown.labels),
-            *(table.counts, progress, self.loss, self.replicate),
-        )
-        loss, terms, objectives = add_losses(self.config.objectives, "discriminator", loss, seen, state.objectives)
-        return loss, (metrics | terms, stats, objectives, real.logits)
+        loss, metrics, loss_states, logits = self._sum_losses("discriminator", ctx, state.losses, lazy)
+        if real is not None and fake is not None:
+            logits = real.logits
+            metrics |= {
+                "logits/real": logits.mean(),
+                "logits/fake": fake.logits.mean(),
+                "logits/real_sign": jnp.sign(logits).mean(),
+            }
+        return loss, (metrics, stats, loss_states, logits)
 
-    def r1_loss(self, params: PyTree, state: TrainState, shown: Shown, draws: PassDraws) -> tuple[Array, Array]:
-        """Weighted R1 penalty, through the augmentation, and the logits."""
-        variables = {**state.discriminator.variables, "params": params}
+    def _sum_losses(
+        self,
+        network: Literal["generator", "discriminator"],
+        ctx: GeneratorContext | DiscriminatorContext,
+        states: dict[str, PyTree],
+        lazy: Loss | None,
+    ) -> tuple[Array, Metrics, dict[str, PyTree], Array | None]:
+        """Sum the weighted losses of an update: all that are not lazy, or the lazy one.
 
-        def discriminate(images: Array) -> Array:
-            shown_now = Shown(images, shown.labels, instances=shown.instances)
-            return self.discriminate(variables, shown_now, draws, state.ada.p)[0].logits
+        Returns:
+          The sum; values by the names they are logged under; the losses' states after it; and logits of real images that
+          a loss computed.
+        """
+        total, metrics, states, real_logits = jnp.zeros(()), {}, dict(states), None
+        for name, loss in self.losses.items():
+            if loss is not lazy and (lazy is not None or loss.lazy):
+                continue
+            found = getattr(loss, network)(ctx, states[name])
+            if found is None:
+                continue
+            term = Term(*found)
+            scaled = loss.scale(ctx.progress) * term.value
+            total, states[name] = total + scaled, term.state
+            real_logits = term.real_logits if real_logits is None else real_logits
+            if loss.lazy:
+                metrics[f"loss/{name}"] = scaled
+            else:
+                metrics[f"loss/{network}" + ("" if name == "adversarial" else f"/{name}")] = term.value
+        return total, metrics, states, real_logits
 
-        penalty, logits = r1_penalty(discriminate, shown.images)
-        return self.config.r1.gamma * self.config.r1.interval * penalty, logits
+    def discriminate(self, variables: dict, inputs: DiscriminatorInputs, p: Array) -> DiscriminatorOutput:
+        """Augment images with probability `p` (of ADA) and discriminate them; statistics stay as they are."""
+        return self.model.discriminate(variables, self.augment(inputs, p))[0]
+
+    def augment(self, inputs: DiscriminatorInputs, p: Array) -> DiscriminatorInputs:
+        """Augment the images of the discriminator's inputs with probability `p` (of ADA)."""
+        images, low_images = self.augmentation(inputs.augment_key, inputs.images, p), inputs.low_images
+        if low_images is not None:
+            low_images = self.augmentation(jax.random.fold_in(inputs.augment_key, 1), low_images, p)
+        return inputs._replace(images=images, low_images=low_images, augment_key=None)
 
     # --- updates -----------------------------------------------------------------------------------------------------
 
-    def generator_update(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
-        """Adversarial loss and objectives; counts the generator's update."""
-        if self.config.transitional.weight > 0:
+    def update_generator(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
+        """Update the generator by all its losses but the lazy ones; counts the generator's update."""
+        if self.config.transitional.active:
             state = self._move_transition(state)
-        step, network = state.generator.updates, state.generator
-        key, std = purpose_key(state.key, step, "generator"), self.draws.latent_std(self.progress(network))
-        fakes = self.draws.fakes(key, table, self.config.batch_size, self.config.makes_twins, std)
-        draws = self.draws.of_pass(purpose_key(state.key, step, "generator/discriminator"), table, fakes.labels)
-        whole = self.whole(state)
-        gradients, (metrics, stats, objectives) = jax.grad(self.generator_loss, has_aux=True)(
-            whole.generator.params, whole, table, fakes, draws
+        update, progress = state.generator.updates, self._progress(state.generator.updates)
+        keys = purpose_key(state.key, update, "generator/discriminator"), None
+        inputs = self.random.generator_inputs(
+            purpose_key(state.key, update, "generator"),
+            table,
+            self.config.batch_size,
+            self.config.makes_twins,
+            self.random.latent_std(progress),
         )
-        network = self._apply(self.generator_optimizer, network, gradients, state.rates.generator, stats)
-        network = network.replace(updates=step + 1)
-        return state.replace(generator=network, objectives=objectives), metrics
+        state, metrics = self._step_generator(state, table, inputs, keys, progress)
+        return state.replace(generator=state.generator.replace(updates=update + 1)), metrics
 
-    def path_length_update(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
-        """Path length, after the generator's update of the same step."""
-        step, network = state.generator.updates - 1, state.generator
-        n, std = self.config.path_length_batch, self.draws.latent_std(self.progress(network.replace(updates=step)))
-        fakes = self.draws.fakes(purpose_key(state.key, step, "path_length"), table, n, std=std)
-        noise = jax.random.normal(purpose_key(state.key, step, "path_length/noise"), (n, *self.model.image_shape))
-        whole = self.whole(state)
-        (loss, mean), gradients = jax.value_and_grad(self.path_length_loss, has_aux=True)(
-            whole.generator.params, whole, fakes, self.batch(noise)
+    def regularize_generator(self, name: str, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
+        """Update the generator by a lazy regulariser, after the generator's update of the same step."""
+        loss, update = self.losses[name], state.generator.updates - 1
+        progress = self._progress(update)
+        inputs = self.random.generator_inputs(
+            purpose_key(state.key, update, name),
+            table,
+            self.config.lazy_batch(loss),
+            std=self.random.latent_std(progress),
         )
-        rate = state.rates.generator
-        network = self._apply(self.generator_optimizer, network, gradients, rate, regularization=True)
-        return state.replace(generator=network, path_length_mean=mean), {"loss/path_length": loss}
+        keys = purpose_key(state.key, update, f"{name}/discriminator"), purpose_key(state.key, update, f"{name}/noise")
+        return self._step_generator(state, table, inputs, keys, progress, loss)
 
-    def average(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """Moves the averaged generator; ends the generator's half of a step and has nothing to report."""
+    def update_discriminator(self, state: TrainState, batch: Batch, table: ClassTable) -> tuple[TrainState, Metrics]:
+        """Update the discriminator by all its losses but the lazy ones, on as many generated as real images."""
+        update, key = state.discriminator.updates, state.key
+        progress = self._progress(update, self.config.optimizer.discriminator_updates)
+        inputs = self.random.generator_inputs(
+            purpose_key(key, update, "discriminator"), table, len(batch["label"]), std=self.random.latent_std(progress)
+        )
+        state, images, low_images = self._generate(state, inputs)
+        real = self._real_inputs(purpose_key(key, update, "discriminator/real"), batch, table)
+        fake = self.random.discriminator_inputs(
+            purpose_key(key, update, "discriminator/fake"), table, images, inputs.labels, low_images, inputs.instances
+        )
+        state, metrics = self._step_discriminator(state, table, real, fake, progress)
+        return state.replace(discriminator=state.discriminator.replace(updates=update + 1)), metrics
+
+    def regularize_discriminator(
+        self, name: str, state: TrainState, batch: Batch, table: ClassTable
+    ) -> tuple[TrainState, Metrics]:
+        """Update the discriminator by a lazy regulariser, on the batch of its update before, augmented again."""
+        update = state.discriminator.updates - 1
+        real = self._real_inputs(purpose_key(state.key, update, name), batch, table)
+        progress = self._progress(update, self.config.optimizer.discriminator_updates)
+        return self._step_discriminator(state, table, real, None, progress, self.losses[name])
+
+    def update_average(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
+        """Update the averaged generator; ends the generator's half of a step and has nothing to report."""
+        del table
         config = self.config.ema
         step = state.generator.updates - 1
         decay = ema_decay(step, self.config.batch_size, config.kimg, config.rampup, config.start_step)
         return state.replace(ema=update_ema(state.ema, state.generator.variables, decay)), {}
 
-    def discriminator_update(self, state: TrainState, batch: Batch, table: ClassTable) -> tuple[TrainState, Metrics]:
-        """Adversarial loss and objectives on real and as many generated images; counts the discriminator's update."""
-        update, network = state.discriminator.updates, state.discriminator
-        real = self._shown(batch, table)
-        std = self.draws.latent_std(self.progress(network, self.config.optimizer.discriminator_updates))
-        fakes = self.draws.fakes(purpose_key(state.key, update, "discriminator"), table, real.labels.shape[0], std=std)
-        whole = self.whole(state)
-        generator = whole.generator
-        _, conditioning, stats = self.model.map(generator.variables, fakes, update_stats=True)
-        generator = generator.replace(stats={**generator.stats, **stats})
-        images, low_images, stats = self.model.synthesize(
-            generator.variables, conditioning, fakes.key, update_stats=True
-        )
-        generator = generator.replace(stats={**generator.stats, **stats})
-        fake = Shown(images, fakes.labels, low_images, fakes.instances)
-
-        real_draws = self.draws.of_pass(purpose_key(state.key, update, "discriminator/real"), table, real.labels)
-        fake_draws = self.draws.of_pass(purpose_key(state.key, update, "discriminator/fake"), table, fakes.labels)
-        gradients, (metrics, stats, objectives, real_logits) = jax.grad(self.discriminator_loss, has_aux=True)(
-            whole.discriminator.params, whole, table, real, real_draws, fake, fake_draws
-        )
-        network = self._apply(self.discriminator_optimizer, network, gradients, state.rates.discriminator, stats)
-        network = network.replace(updates=update + 1)
-        generator = state.generator.replace(stats=generator.stats)
-        state = state.replace(generator=generator, discriminator=network, objectives=objectives)
-        return self._count_signs(state, real_logits), metrics
-
-    def r1_update(self, state: TrainState, batch: Batch, table: ClassTable) -> tuple[TrainState, Metrics]:
-        """R1 on the batch of the discriminator's update before it, augmented anew."""
-        update, network = state.discriminator.updates - 1, state.discriminator
-        shown = self._shown(batch, table)
-        draws = self.draws.of_pass(purpose_key(state.key, update, "r1"), table, shown.labels)
-        whole = self.whole(state)
-        (loss, logits), gradients = jax.value_and_grad(self.r1_loss, has_aux=True)(
-            whole.discriminator.params, whole, shown, draws
-        )
-        rate = state.rates.discriminator
-        network = self._apply(self.discriminator_optimizer, network, gradients, rate, regularization=True)
-        return self._count_signs(state.replace(discriminator=network), logits), {"loss/r1": loss}
-
-    def adapt(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """Moves ADA's probability by the signs of all logits of real images since the last time (StyleGAN2-ADA, Sec. 3)."""
+    def adapt_augmentation(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
+        """Adjust ADA's probability by the signs of all logits of real images since the last time (StyleGAN2-ADA, Sec. 3)."""
+        del table
         config, seen = self.config.ada, state.ada
         p = ada.adapt(seen.p, seen.sign_sum, seen.count, config.target, config.kimg)
         fresh = AdaState(p, jnp.zeros_like(seen.sign_sum), jnp.zeros_like(seen.count))
         return state.replace(ada=fresh), {"augment/p": p}
 
-    def look_at_spectra(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        """The largest singular values of every weight (BigGAN, Sec. 4), clamped if asked for, and norms of class vectors."""
+    def compute_singular_values(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
+        """Compute the largest singular values of every weight (BigGAN, Sec. 4) and norms of class vectors; clamp if configured."""
+        del table
         config, metrics, bases = self.config.spectra, {}, {}
-        whole = self.whole(state)
+        whole = self._gathered(state)
         networks = {"generator": whole.generator.params, "discriminator": whole.discriminator.params}
         for name, params in networks.items():
-            found = spectra.advance(params, state.spectra[name], config.iterations)
-            bases[name], metrics = found.bases, metrics | spectra.scalars(found.values, name)
+            found = singular_values.subspace_iteration(params, state.singular_vectors[name], config.iterations)
+            bases[name], metrics = found.bases, metrics | singular_values.to_metrics(found.values, name)
             if config.clamp > 0:
                 network = getattr(state, name)
                 limit = jnp.where(getattr(state.rates, name) > 0, config.clamp, jnp.inf)  # a frozen network stays
-                clamped = self.scatter(spectra.clamp(params, found, limit))
+                clamped = self.layout.scatter(singular_values.clamp(params, found, limit))
                 state = state.replace(**{name: network.replace(params=clamped)})
-        return state.replace(spectra=bases), metrics | class_embedding_norms(whole.generator.params)
+        return state.replace(singular_vectors=bases), metrics | class_embedding_norms(whole.generator.params)
 
     # --- parts of updates --------------------------------------------------------------------------------------------
 
-    def _move_transition(self, state: TrainState) -> TrainState:
-        """Sets how far the generator is class-conditional by now (Transitional-cGAN, Sec. 4)."""
-        config, generator = self.config.transitional, state.generator
-        t = transition(self.progress(generator).kimg, config.start_kimg, config.end_kimg)
-        return state.replace(generator=generator.replace(stats=self.model.with_transition(generator.stats, t)))
+    def _step_generator(
+        self,
+        state: TrainState,
+        table: ClassTable,
+        inputs: GeneratorInputs,
+        keys: tuple[Array, Array | None],
+        progress: Progress,
+        lazy: Loss | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        """Differentiate the generator's losses and apply its optimiser."""
+        whole = self._gathered(state)
+        gradients, (metrics, stats, losses) = jax.grad(self.generator_loss, has_aux=True)(
+            whole.generator.params, whole, table, inputs, keys, progress, lazy
+        )
+        rate = state.rates.generator
+        network = self._apply(self.generator_optimizer, state.generator, gradients, rate, stats, lazy is not None)
+        return state.replace(generator=network, losses=losses), metrics
+
+    def _step_discriminator(
+        self,
+        state: TrainState,
+        table: ClassTable,
+        real: DiscriminatorInputs,
+        fake: DiscriminatorInputs | None,
+        progress: Progress,
+        lazy: Loss | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        """Differentiate the discriminator's losses, apply its optimiser, and count signs of real logits for ADA."""
+        whole = self._gathered(state)
+        gradients, (metrics, stats, losses, real_logits) = jax.grad(self.discriminator_loss, has_aux=True)(
+            whole.discriminator.params, whole, table, real, fake, progress, lazy
+        )
+        rate = state.rates.discriminator
+        network = self._apply(
+            self.discriminator_optimizer, state.discriminator, gradients, rate, stats, lazy is not None
+        )
+        state = state.replace(discriminator=network, losses=losses)
+        if not self.augmentation.ada or real_logits is None:
+            return state, metrics
+        signs, seen = jnp.sign(real_logits).sum().astype(state.ada.p.dtype), state.ada
+        return state.replace(ada=AdaState(seen.p, seen.sign_sum + signs, seen.count + real_logits.size)), metrics
 
     def _apply(
         self,
@@ -310,24 +343,49 @@ class TrainingStep:
         network: NetworkState,
         gradients: PyTree,
         rate: Array,
-        stats: PyTree | None = None,
-        regularization: bool = False,
+        stats: PyTree,
+        regularization: bool,
     ) -> NetworkState:
         updates, opt_state = optax.with_extra_args_support(optimizer).update(
-            row_major(self.scatter(gradients)), network.opt_state, network.params, regularization=regularization
+            row_major(self.layout.scatter(gradients)), network.opt_state, network.params, regularization=regularization
         )
         updates = optax.tree.scale(rate, updates)
         params = optax.apply_updates(network.params, updates)
-        return network.replace(params=params, opt_state=opt_state, stats={**network.stats, **(stats or {})})
+        return network.replace(params=params, opt_state=opt_state, stats={**network.stats, **stats})
 
-    def _count_signs(self, state: TrainState, real_logits: Array) -> TrainState:
-        if not self.augmentation.ada:
-            return state
-        signs, seen = jnp.sign(real_logits).sum().astype(state.ada.p.dtype), state.ada
-        return state.replace(ada=AdaState(seen.p, seen.sign_sum + signs, seen.count + real_logits.size))
+    def _generate(self, state: TrainState, inputs: GeneratorInputs) -> tuple[TrainState, Array, Array | None]:
+        """Generate images for the discriminator; the generator's statistics follow them."""
+        generator = self._gathered(state).generator
+        _, conditioning, stats = self.model.map(generator.variables, inputs, update_stats=True)
+        generator = generator.replace(stats={**generator.stats, **stats})
+        images, low_images, stats = self.model.synthesize(
+            generator.variables, conditioning, inputs.key, update_stats=True
+        )
+        state = state.replace(generator=state.generator.replace(stats={**generator.stats, **stats}))
+        return state, images, low_images
 
-    def _shown(self, batch: Batch, table: ClassTable) -> Shown:
-        """Images in [-1, 1], in JAX's default floating-point type, labels and instances."""
+    def _real_inputs(self, key: Array, batch: Batch, table: ClassTable) -> DiscriminatorInputs:
+        """Return the discriminator's inputs of a batch: images in [-1, 1], in JAX's default floating-point type."""
         images = batch["image"].astype(float) / 127.5 - 1.0
-        instances = self.draws.features(table, batch.get("instance"))
-        return Shown(images, batch["label"], self.model.low_images(images), instances)
+        instances = self.random.instance_features(table, batch.get("instance"))
+        return self.random.discriminator_inputs(
+            key, table, images, batch["label"], self.model.low_images(images), instances
+        )
+
+    def _gathered(self, state: TrainState) -> TrainState:
+        """Return the state with its networks' parameters gathered, for as long as a program uses them."""
+        generator, discriminator = state.generator, state.discriminator
+        return state.replace(
+            generator=generator.replace(params=self.layout.gather(generator.params)),
+            discriminator=discriminator.replace(params=self.layout.gather(discriminator.params)),
+        )
+
+    def _progress(self, updates: Array, updates_per_step: int = 1) -> Progress:
+        """Return how far training was before a network's update of this number."""
+        return Progress(updates, updates // updates_per_step * (self.config.images_per_step / 1000))
+
+    def _move_transition(self, state: TrainState) -> TrainState:
+        """Set how far the generator is class-conditional by now (Transitional-cGAN, Sec. 4)."""
+        config, generator = self.config.transitional, state.generator
+        t = transition(self._progress(generator.updates).kimg, config.start_kimg, config.end_kimg)
+        return state.replace(generator=generator.replace(stats=self.model.with_transition(generator.stats, t)))

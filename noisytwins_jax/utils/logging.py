@@ -213,14 +213,6 @@ class Progress:
         self._line: str | None = None  # the last line not yet printed
         self._printed_at = -math.inf
         self._bar: tqdm | None = None
-        if not self._disable and _draws_bars(self._stream):
-            self._bar = tqdm(
-                total=self._total,
-                initial=self._kimg,
-                file=self._stream,
-                dynamic_ncols=True,
-                bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
-            )
 
     def update(self, kimg: float, **numbers: Any) -> None:
         """Reports that ``kimg`` thousand images have been shown in all, with numbers (losses, ...) to display."""
@@ -234,6 +226,14 @@ class Progress:
         if math.isfinite(self._rate) and self._rate > 0:
             parts.append(f"{format_duration((self._total - kimg) / self._rate)} left")
         text = "  ".join(parts)
+        if self._bar is None and _draws_bars(self._stream):
+            self._bar = tqdm(
+                total=self._total,
+                initial=self._kimg,
+                file=self._stream,
+                dynamic_ncols=True,
+                bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
+            )
         if self._bar is not None:
             self._bar.set_description_str(text, refresh=False)
             self._bar.update(kimg - self._bar.n)  # draws at most ten times a second

@@ -61,11 +61,11 @@ class Layout:
 
     def batch(self, x: Array) -> Array:
         """Inside a program: splits the leading axis over devices."""
-        return jax.lax.with_sharding_constraint(x, self.split)
+        return x if self.num_devices == 1 else jax.lax.with_sharding_constraint(x, self.split)
 
     def replicate(self, x: Array) -> Array:
         """Inside a program: gathers to every device."""
-        return jax.lax.with_sharding_constraint(x, self.replicated)
+        return x if self.num_devices == 1 else jax.lax.with_sharding_constraint(x, self.replicated)
 
     def gather(self, params: PyTree) -> PyTree:
         """Inside a program: parameters as they are used, whole on every device."""

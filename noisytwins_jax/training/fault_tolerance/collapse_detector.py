@@ -51,7 +51,7 @@ class CollapseDetector:
         self._config = config
         self._numbers: dict[str, _Number] = {}
 
-    def look(self, step: int, record: Mapping[str, Any]) -> Collapse | None:
+    def update(self, step: int, record: Mapping[str, Any]) -> Collapse | None:
         """Takes the numbers logged at a step, None for one that was not finite; the alarm, if this gives one.
 
         The same records in the same order always give the same alarms.
@@ -78,7 +78,7 @@ class CollapseDetector:
           The alarms on the way.
         """
         self._numbers.clear()
-        alarms = [self.look(record["step"], record) for record in records]
+        alarms = [self.update(record["step"], record) for record in records]
         return [alarm for alarm in alarms if alarm is not None]
 
     def _judge_spectra(self, step: int, values: Mapping[str, float]) -> None:

@@ -70,16 +70,17 @@ class Watchdog:
         if self._thread.is_alive():
             self._thread.join(timeout=5.0)
 
-    def beat(self, step: int, doing: str = TRAINING, patience: float = 1.0) -> None:
+    def heartbeat(self, step: int | None = None, doing: str = TRAINING, patience: float = 1.0) -> None:
         """Tells where this process is; cheap, to be called several times a step, whenever something else begins.
 
         Args:
-          step: steps done so far.
+          step: steps done so far; None for as many as last time.
           doing: as in "process 3 is at step 12, waiting for input".
           patience: how many times longer than usual this may take, for evaluation or compilation. The processes wait
             for each other, so the most patient one counts.
         """
         now = self._clock()
+        step = self._beat.step if step is None else step
         if step != self._beat.step:
             self._step_at = now
         self._beat, self._beat_at = Heartbeat(step, doing, patience), now

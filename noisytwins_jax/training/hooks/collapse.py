@@ -1,66 +1,63 @@
-"""Watching a run for collapse while it trains, and going back to a checkpoint of before if the configuration says so."""
+"""Watching a run for collapse while it trains, and going back to an earlier checkpoint if the configuration says so."""
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
-from noisytwins_jax.config.groups import CollapseConfig
-from noisytwins_jax.training.checkpoint import Checkpoints
+from typing_extensions import override
+
 from noisytwins_jax.training.fault_tolerance.collapse_detector import Collapse, CollapseDetector
 from noisytwins_jax.training.fault_tolerance.collapse_log import read_collapses, returns_made, write_collapse
+from noisytwins_jax.training.hooks.base import Hook, StepEvent
+from noisytwins_jax.training.run import Rewind, Run
+from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.utils.logging import METRICS_FILE, read_metrics
 from noisytwins_jax.utils.multihost import broadcast_from_primary, print_on_primary
 
 
-class Collapsed(Exception):
-    """Training collapsed, and is to go on from the checkpoint of step `kept`, now the newest."""
-
-    def __init__(self, kept: int):
-        super().__init__(kept)
-        self.kept = kept
-
-
-class CollapseWatch:
-    """Looks at every logged number of a run. To be made and called by all processes of the run.
-
-    Args:
-      config: what to watch for and what to do then.
-      checkpoints: the run's, writable.
-      workdir: the run's; what it has logged so far is looked at first.
-      start: step that the run goes on from.
+class CollapseHook(Hook):
+    """Checks every logged number of a run, of evaluations too.
 
     Attributes:
       returns: how often the run went back already.
     """
 
-    def __init__(self, config: CollapseConfig, checkpoints: Checkpoints, workdir: Path, start: int):
-        self._config, self._checkpoints, self._workdir = config, checkpoints, workdir
+    def __init__(self, run: Run):
+        self._run, self._config = run, run.config.collapse
+        self._detector = CollapseDetector(self._config) if self._config.watched else None
+        self.returns = 0
+
+    @override
+    def start(self, state: TrainState, step: int) -> None:
+        """Replay what was logged so far, and act on an alarm of this step that a killed run had no time to record."""
+        workdir = self._run.workdir
         records = broadcast_from_primary(lambda: read_collapses(workdir))
         self.returns = returns_made(records)
-        self._detector = CollapseDetector(config) if config.watched else None
-        self._unheeded: Collapse | None = None  # an alarm of `start`: the run was killed before it was written down
-        if self._detector is not None:
-            alarms = self._detector.replay(broadcast_from_primary(lambda: read_metrics(workdir)))
-            known = {record["step"] for record in records}
-            self._unheeded = next((alarm for alarm in alarms if alarm.step == start and start not in known), None)
+        if self._detector is None:
+            return
+        alarms = self._detector.replay(broadcast_from_primary(lambda: read_metrics(workdir)))
+        recorded = {record["step"] for record in records}
+        for alarm in alarms:
+            if alarm.step == step and step not in recorded:
+                self._handle(alarm)
 
-    def look(self, step: int, numbers: Mapping[str, float] | None = None) -> None:
-        """Looks at the numbers logged at a step; without numbers, heeds what was seen before the run was killed.
+    @override
+    def after_step(self, event: StepEvent, state: TrainState) -> TrainState:
+        if event.scalars is not None:
+            self.check(event.step, event.scalars)
+        return state
 
-        At a collapse it says so, keeps the last good checkpoint, and writes it down.
+    def check(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Check numbers logged at a step; if training collapses, say so, keep the last good checkpoint, and record it.
 
         Raises:
-          Collapsed: training is to go on from that checkpoint.
+          Rewind: training is to resume from that checkpoint, now the newest.
         """
-        collapse, self._unheeded = self._unheeded, None
-        if numbers is not None and self._detector is not None:
-            collapse = self._detector.look(step, numbers)
-        if collapse is not None:
-            self._heed(collapse)
+        if self._detector is not None and (collapse := self._detector.update(step, scalars)) is not None:
+            self._handle(collapse)
 
-    def _heed(self, collapse: Collapse) -> None:
-        """Written down last: a run that is killed in here finds the same collapse again when it goes on."""
-        config, checkpoints, workdir = self._config, self._checkpoints, self._workdir
+    def _handle(self, collapse: Collapse) -> None:
+        """Record it last: a run that is killed in here finds the same collapse again when it resumes."""
+        config, checkpoints, workdir = self._config, self._run.checkpoints, self._run.workdir
         checkpoints.wait()
         kept = checkpoints.newest_at_or_before(collapse.good_step)
         returning = config.action == "return" and kept is not None and self.returns < config.max_returns
@@ -81,4 +78,4 @@ class CollapseWatch:
         log = workdir / METRICS_FILE if returning else None
         broadcast_from_primary(lambda: write_collapse(workdir, collapse, kept, log))
         if returning:
-            raise Collapsed(kept)
+            raise Rewind
