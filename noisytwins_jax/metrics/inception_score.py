@@ -9,7 +9,7 @@ from noisytwins_jax.utils.errors import UserError
 
 
 def inception_score(logits: np.ndarray, splits: int = 1, shuffle_seed: int | None = None) -> tuple[float, float | None]:
-    """Inception Score of generated images, float64 throughout.
+    """Compute the Inception Score of generated images, in float64.
 
     Scores of different protocols must not be compared:
 
@@ -18,8 +18,9 @@ def inception_score(logits: np.ndarray, splits: int = 1, shuffle_seed: int | Non
 
     Args:
         logits: [n, k], any float dtype.
-        splits: parts of successive images whose scores are averaged; part i ends before image (i + 1) n // splits.
-        shuffle_seed: of ``numpy.random.RandomState``, which permutes the images first; None leaves them in order.
+        splits: number of parts of successive images whose scores are averaged; part i ends before image
+            (i + 1) n // splits.
+        shuffle_seed: of ``numpy.random.RandomState``, which permutes the images first; None keeps their order.
 
     Returns:
         Mean over parts, between 1 and k, and population standard deviation, None for a single part.

@@ -16,16 +16,16 @@ _BLOCK_ROWS = 2048  # rows that are held in float64 at a time
 def kid(
     *, real: np.ndarray, fake: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> tuple[float, float]:
-    """Kernel Inception distance (Bińkowski et al. 2018): unbiased MMD^2 under the kernel (x.y / d + 1)^3.
+    """Compute the Kernel Inception Distance (Bińkowski et al. 2018): unbiased MMD^2 under the kernel (x.y / d + 1)^3.
 
-    The mean over random subsets of both sets. Subsets are drawn without replacement, each from ``real`` and then from
-    ``fake``, as torch-fidelity draws them with the real images as its first input. Where a set is smaller
-    than ``subset_size``, subsets have its size (as in clean-fid; torch-fidelity refuses).
+    The mean over random subsets of both sets. Subsets are sampled without replacement, each from ``real`` and then from
+    ``fake``, as in torch-fidelity with the real images as its first input. Where a set is smaller than ``subset_size``,
+    subsets have its size (as in clean-fid; torch-fidelity refuses).
 
     Args:
         real: [n, d], any float dtype.
         fake: [m, d].
-        subsets: how many.
+        subsets: number of subsets.
         subset_size: images of each set in a subset.
         seed: of ``numpy.random.RandomState``.
 
@@ -49,21 +49,21 @@ def kid(
     for i in range(subsets):
         x = real[random.choice(len(real), size, replace=False)].astype(np.float64)
         y = fake[random.choice(len(fake), size, replace=False)].astype(np.float64)
-        within = _mean_of_pairs(_cubic(x, x)) + _mean_of_pairs(_cubic(y, y))
+        within = _off_diagonal_mean(_cubic(x, x)) + _off_diagonal_mean(_cubic(y, y))
         values[i] = within - 2 * _cubic(x, y).mean()
     return float(values.mean()), float(values.std())
 
 
 def cmmd(*, real: np.ndarray, fake: np.ndarray, sigma: float = 10.0, scale: float = 1000.0) -> float:
-    """CLIP maximum mean discrepancy (Jayasumana et al. 2024), of CLIP image embeddings.
+    """Compute the CLIP maximum mean discrepancy (Jayasumana et al. 2024) of CLIP image embeddings.
 
     ``scale`` times the biased MMD^2 of L2-normalised features under the kernel exp(-|x - y|^2 / (2 sigma^2)); the
-    paper's protocol takes embeddings of ViT-L/14 at 336 pixels. It grows with fewer images: report their number too.
+    paper's protocol uses embeddings of ViT-L/14 at 336 pixels. It grows with fewer images: report their number too.
 
     Args:
         real: [n, d], any float dtype, normalised here.
         fake: [m, d].
-        sigma: width of the kernel.
+        sigma: bandwidth of the kernel.
         scale: factor that brings values into a readable range.
 
     Returns:
@@ -86,26 +86,26 @@ def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return base * base * base  # far faster than a power
 
 
-def _mean_of_pairs(kernel: np.ndarray) -> float:
-    """Mean off the diagonal."""
+def _off_diagonal_mean(kernel: np.ndarray) -> float:
+    """Compute the mean of the entries off the diagonal."""
     return (kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1))
 
 
 def _mean_gaussian(x: np.ndarray, y: np.ndarray, sigma: float) -> float:
-    """Mean of kernel - 1 over all pairs of rows. The ones cancel in the MMD, and would take digits with them."""
+    """Compute the mean of kernel - 1 over all pairs of rows; the ones cancel in the MMD, and would cost precision."""
     total = 0.0
-    for start, some in _unit_rows(x):
-        for other_start, others in _unit_rows(y):
+    for start, block in _normalised_blocks(x):
+        for other_start, other in _normalised_blocks(y):
             if x is y and other_start < start:
                 continue  # the kernel is symmetric
             weight = 2.0 if x is y and other_start > start else 1.0
             # |x - y|^2 = 2 - 2 x.y for unit vectors; rounding must not make it negative.
-            total += weight * np.expm1(np.minimum(some @ others.T - 1.0, 0.0) / sigma**2).sum()
+            total += weight * np.expm1(np.minimum(block @ other.T - 1.0, 0.0) / sigma**2).sum()
     return total / (len(x) * len(y))
 
 
-def _unit_rows(x: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Blocks of rows in float64, each row divided by its norm, with the number of their first row."""
+def _normalised_blocks(x: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (index of the first row, L2-normalised rows in float64) of successive blocks."""
     for start in range(0, len(x), _BLOCK_ROWS):
         block = x[start : start + _BLOCK_ROWS].astype(np.float64)
         norms = np.linalg.norm(block, axis=1, keepdims=True)

@@ -1,8 +1,8 @@
-"""The nearest neighbours of points in feature space.
+"""Nearest neighbours in feature space.
 
-Every result is that of float64 distances. Small problems are computed so throughout. In large ones the devices look
-through the pairs in float32 and name candidates, among which the host decides; a row of which they cannot be sure, it
-searches itself.
+Every result is that of exact float64 distances. Small problems are computed in float64 throughout. In large ones the
+devices compute all pairs in float32 and select candidates, among which the host decides; rows for which rounding may hide
+a neighbour are searched on the host.
 """
 
 import functools
@@ -17,39 +17,39 @@ from scipy.spatial.distance import cdist
 
 from noisytwins_jax.metrics.pairwise_distances import (
     DeviceKeys,
+    as_float,
     block_rows,
     check_features,
     distance_blocks,
     distance_bounds,
-    floats,
     is_large,
 )
 from noisytwins_jax.utils.errors import UserError
 
 Array = jax.Array
-_SPARE = 59  # candidates for the k nearest that a device may name beyond k, before the host searches the row itself
+_SPARE = 59  # candidates beyond k that a device may select for a row before the host searches the row itself
 
 
 def nearest(
     *, queries: np.ndarray, keys: np.ndarray, k: int, exclude_self: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest keys of each query, nearest first; of equally near ones, those of the lowest index.
+    """Find the k nearest keys of each query, nearest first; of equally near ones, those of the lowest index.
 
     Args:
         queries: [m, d], float32 or float64.
         keys: [n, d].
         k: 1 <= k <= n, or <= n - 1 with ``exclude_self``.
-        exclude_self: both are the same set, and a row is not its own neighbour; it is told by its index, so that an
-            exact duplicate of it is.
+        exclude_self: both are the same set, and a row is not its own neighbour. Excluded by index: an exact duplicate
+            of a row is its neighbour.
 
     Returns:
         Euclidean distances (not squared) float64 [m, k], and indices int64 [m, k].
 
     Raises:
         UserError: if k is out of range, a value is not finite, or the dimensions differ.
-        ValueError: if the shapes are not those above, or ``exclude_self`` is asked of sets of different sizes.
+        ValueError: if the shapes are not those above, or ``exclude_self`` is set for sets of different sizes.
     """
-    queries, keys = floats(queries), floats(keys)
+    queries, keys = as_float(queries), as_float(keys)
     for name, x in (("query", queries), ("key", keys)):
         check_features(name, x)
     if queries.shape[1] != keys.shape[1]:
@@ -67,7 +67,7 @@ def nearest(
 
 
 def squared_radii(x: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of each row of ``x`` [n, d] to its k-th nearest other row, float64 [n].
+    """Compute the squared distance of each row of ``x`` [n, d] to its k-th nearest other row, float64 [n].
 
     Self is excluded by index, not by distance.
     """
@@ -75,7 +75,7 @@ def squared_radii(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def _k_nearest(queries: np.ndarray, keys: np.ndarray, k: int, exclude_self: bool) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`nearest`, with squared distances."""
+    """Do the same as :func:`nearest`, with squared distances."""
     squared, indices = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
     if not is_large(queries, keys):
         for rows, distances in distance_blocks(queries, keys):
@@ -84,73 +84,74 @@ def _k_nearest(queries: np.ndarray, keys: np.ndarray, k: int, exclude_self: bool
             bounds = np.partition(distances, k - 1, axis=1)[:, k - 1]
             for row, distance, bound in zip(rows, distances, bounds, strict=True):
                 candidates = np.flatnonzero(distance <= bound)
-                squared[row], indices[row] = _first(distance[candidates], candidates, k)
+                squared[row], indices[row] = _smallest(distance[candidates], candidates, k)
         return squared, indices
     for row, candidates in _candidates(queries, keys, k, exclude_self):
         distance = cdist(queries[row : row + 1], keys[candidates], "sqeuclidean")[0]
-        squared[row], indices[row] = _first(distance, candidates, k)
+        squared[row], indices[row] = _smallest(distance, candidates, k)
     return squared, indices
 
 
-def _first(distances: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k smallest distances and their candidates (ascending indices), the lower index first where they are equal."""
+def _smallest(distances: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Select the k smallest distances and their candidates (ascending indices), equal ones by index."""
     order = np.argsort(distances, kind="stable")[:k]
     return distances[order], candidates[order]
 
 
 def _candidates(queries: np.ndarray, keys: np.ndarray, k: int, exclude_self: bool) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (row of ``queries``, ascending indices of keys that hold its k nearest, and few others), in any order."""
-    kept = _few_copies(keys, k + 1)
-    on_device = DeviceKeys(keys, kept, queries)
+    """Yield (row of ``queries``, ascending indices of keys that include its k nearest and few others), in any order."""
+    subset = _limit_copies(keys, k + 1)
+    on_device = DeviceKeys(keys, subset, queries)
     ids = np.arange(len(queries), dtype=np.int32) if exclude_self else np.full(len(queries), -1, np.int32)
-    count = min(k + _SPARE, len(kept))
+    count = min(k + _SPARE, len(subset))
     unsure = []
     for rows, block in on_device.row_blocks(queries, ids):
         picks, possible, complete = (np.asarray(a) for a in _pick_nearest(on_device.arrays, *block, k=k, count=count))
-        for row, pick, use, whole in zip(rows, picks, possible, complete, strict=False):
-            if whole:
-                yield row, np.sort(kept[pick[use]])
+        for row, pick, use, is_complete in zip(rows, picks, possible, complete, strict=False):
+            if is_complete:
+                yield row, np.sort(subset[pick[use]])
             else:
                 unsure.append(row)
     frame = on_device.frame
     del on_device
-    step = block_rows(len(kept))
+    step = block_rows(len(subset))
     for start in range(0, len(unsure), step):
         rows = np.array(unsure[start : start + step])
-        distances, error = frame.distances(queries[rows], keys, kept)
+        distances, error = frame.distances(queries[rows], keys, subset)
         if exclude_self:
-            distances[kept == rows[:, None]] = np.inf
+            distances[subset == rows[:, None]] = np.inf
         bounds = np.partition(distances, k - 1, axis=1)[:, k - 1] + 2 * error
         for row, distance, bound in zip(rows, distances, bounds, strict=True):
-            yield row, kept[distance <= bound]
+            yield row, subset[distance <= bound]
 
 
-def _few_copies(x: np.ndarray, most: int) -> np.ndarray:
-    """Indices of the rows of x, without those that come after ``most`` equal ones.
+def _limit_copies(x: np.ndarray, most: int) -> np.ndarray:
+    """Return the indices of the rows of x without those that come after ``most`` equal ones.
 
-    The further copies cannot be among the nearest ``most`` of lowest index. A collapsed set would otherwise leave
-    nothing to the devices: all of its distances are equal.
+    Further copies cannot be among the ``most`` nearest of lowest index. Without this the devices could decide nothing in
+    a collapsed set, all of whose distances are equal.
     """
-    seen: dict[bytes, int] = {}
-    kept = np.ones(len(x), bool)
+    copies: dict[bytes, int] = {}
+    keep = np.ones(len(x), bool)
     for i, row in enumerate(x):
         key = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
-        seen[key] = seen.get(key, 0) + 1
-        kept[i] = seen[key] <= most
-    return np.flatnonzero(kept)
+        copies[key] = copies.get(key, 0) + 1
+        keep[i] = copies[key] <= most
+    return np.flatnonzero(keep)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "count"))
 def _pick_nearest(
     keys: Any, rows: Array, row_norms: Array, row_ids: Array, *, k: int, count: int
 ) -> tuple[Array, Array, Array]:
-    """The ``count`` keys of the lowest lower bounds for each row: their places among the keys [m, count].
+    """Select the ``count`` keys with the lowest lower bounds for each row.
 
-    Further, which of them may be among the k nearest, bool [m, count], and whether no other key may, bool [m].
+    Returns their positions among the keys [m, count], which of them may be among the k nearest, bool [m, count], and
+    whether no other key may, bool [m].
     """
     low, width = distance_bounds(keys, rows, row_norms)
     low = jnp.where(keys[2] == row_ids[:, None], jnp.inf, low)
-    # Behind the barrier, because XLA's CPU compiler would merge what follows into the selection and sort whole rows.
+    # The barrier keeps XLA's CPU compiler from fusing what follows into the selection, which would sort whole rows.
     negative, picks = jax.lax.optimization_barrier(jax.lax.top_k(-low, count))
     bound = jnp.sort(jnp.take_along_axis(width, picks, axis=1) - negative, axis=1)[:, k - 1 : k]
     complete = jnp.full(len(rows), True) if count == len(keys[1]) else -negative[:, -1] > bound[:, 0]

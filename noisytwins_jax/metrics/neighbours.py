@@ -1,18 +1,18 @@
-"""What k-nearest-neighbour balls tell of two sets of points in feature space: precision, recall, density, coverage.
+"""Precision, recall, density and coverage: metrics of the k-nearest-neighbour balls of two sets of features.
 
 The ball of a point is centred on it and reaches to its k-th nearest neighbour of the same set, itself excluded.
 
 * precision: fraction of fakes inside at least one real ball      (Kynkäänniemi et al. 2019, section 2)
 * recall:    fraction of reals inside at least one fake ball      (Kynkäänniemi et al. 2019, section 2)
-* density:   mean number of real balls that hold a fake, over k   (Naeem et al. 2020, section 3)
-* coverage:  fraction of reals whose own ball holds a fake        (Naeem et al. 2020, section 3)
+* density:   mean number of real balls that contain a fake, over k (Naeem et al. 2020, section 3)
+* coverage:  fraction of reals whose own ball contains a fake     (Naeem et al. 2020, section 3)
 
 "Inside" is a strict ``<`` as in the ``prdc`` package (``inclusive=False``), or ``<=`` as in torch-fidelity
-(``inclusive=True``). Points that coincide k + 1 times have a ball of radius 0, which holds nothing under ``<``.
+(``inclusive=True``). Points that coincide k + 1 times have a ball of radius 0, which contains nothing under ``<``.
 
-Every result is that of float64 distances, also where the devices help (see `pairwise_distances`). 10,000 times 10,000
-normal points at d = 2048 take 16 s of one core and 0.4 GB; the devices leave a few pairs in a hundred thousand to the
-host.
+Every result is that of exact float64 distances, also where the devices compute (see `pairwise_distances`). 10,000 times
+10,000 normal points at d = 2048 take 16 s of one core and 0.4 GB; the devices leave a few pairs in a hundred thousand to
+the host. Blocked float64 matrix products on the host, without the exact treatment of ties, take twice as long.
 """
 
 import warnings
@@ -26,10 +26,10 @@ from scipy.spatial.distance import cdist
 from noisytwins_jax.metrics.nearest import squared_radii
 from noisytwins_jax.metrics.pairwise_distances import (
     DeviceKeys,
+    as_float,
     check_features,
     distance_blocks,
     distance_bounds,
-    floats,
     is_large,
 )
 from noisytwins_jax.utils.errors import UserError
@@ -38,7 +38,7 @@ Array = jax.Array
 
 
 class NeighbourMetrics(NamedTuple):
-    """The four values; precision, recall and coverage in [0, 1], density >= 0 (1 for matching distributions)."""
+    """Precision, recall and coverage in [0, 1], and density >= 0 (1 for matching distributions)."""
 
     precision: float
     recall: float
@@ -47,15 +47,15 @@ class NeighbourMetrics(NamedTuple):
 
 
 def neighbour_metrics(*, real: np.ndarray, fake: np.ndarray, k: int = 5, inclusive: bool = False) -> NeighbourMetrics:
-    """All four metrics of the distances between ``fake`` [m, d] and ``real`` [n, d], float32 or float64.
+    """Compute all four metrics of ``real`` [n, d] and ``fake`` [m, d], float32 or float64.
 
-    Memory beyond the inputs: one float32 copy of the larger set where the devices are this host's own cores, and a few
-    hundred megabytes whatever n and m are.
+    Memory beyond the inputs: one float32 copy of the larger set where the devices are the host's own cores, and a few
+    hundred megabytes for any n and m.
 
     Raises:
         UserError: if a set has fewer than k + 1 rows, a value is not finite, k < 1, or the dimensions differ.
     """
-    real, fake = floats(real), floats(fake)
+    real, fake = as_float(real), as_float(fake)
     _check(real, fake, k)
     fake_radius, real_radius = squared_radii(fake, k), squared_radii(real, k)
     empty_real, empty_fake = int((real_radius == 0).sum()), int((fake_radius == 0).sum())
@@ -65,16 +65,16 @@ def neighbour_metrics(*, real: np.ndarray, fake: np.ndarray, k: int = 5, inclusi
             "in feature space; their balls are empty and count for nothing.",
             stacklevel=2,
         )
-    if not inclusive:  # empty balls hold nothing: as negative radii they need no decision
+    if not inclusive:  # empty balls contain nothing: a negative radius decides all their pairs
         real_radius[real_radius == 0], fake_radius[fake_radius == 0] = -1.0, -1.0
     precise, covered, recalled = np.zeros(len(fake), bool), np.zeros(len(real), bool), np.zeros(len(real), bool)
     pairs = 0
-    balls = _balls_on_devices if is_large(fake, real) else _balls_on_host
-    for in_ball in balls(fake, real, fake_radius, real_radius, np.less_equal if inclusive else np.less):
-        precise[in_ball.rows] |= in_ball.row_held
-        covered |= in_ball.column_holds
-        recalled |= in_ball.column_held
-        pairs += in_ball.pairs
+    compare = _compare_on_devices if is_large(fake, real) else _compare_on_host
+    for block in compare(fake, real, fake_radius, real_radius, np.less_equal if inclusive else np.less):
+        precise[block.rows] |= block.row_inside
+        covered |= block.column_covers
+        recalled |= block.column_inside
+        pairs += block.pairs
     return NeighbourMetrics(
         precision=float(precise.mean()),
         recall=float(recalled.mean()),
@@ -83,88 +83,69 @@ def neighbour_metrics(*, real: np.ndarray, fake: np.ndarray, k: int = 5, inclusi
     )
 
 
-def precision(*, real: np.ndarray, fake: np.ndarray, k: int = 5, inclusive: bool = False) -> float:
-    """Fraction of fakes inside at least one real ball; arguments and errors as :func:`neighbour_metrics`."""
-    return neighbour_metrics(real=real, fake=fake, k=k, inclusive=inclusive).precision
+class _BallBlock(NamedTuple):
+    """Which points of a block of m rows (fakes) and of all n columns (reals) lie inside one another's balls."""
+
+    rows: np.ndarray  # indices of the rows, [m]
+    row_inside: np.ndarray  # bool [m]: the row lies inside some column's ball
+    column_covers: np.ndarray  # bool [n]: the column's ball contains some row
+    column_inside: np.ndarray  # bool [n]: the column lies inside some row's ball
+    pairs: int  # (row, column) pairs with the row inside the column's ball
 
 
-def recall(*, real: np.ndarray, fake: np.ndarray, k: int = 5, inclusive: bool = False) -> float:
-    """Fraction of reals inside at least one fake ball; arguments and errors as :func:`neighbour_metrics`."""
-    return neighbour_metrics(real=real, fake=fake, k=k, inclusive=inclusive).recall
-
-
-def density(*, real: np.ndarray, fake: np.ndarray, k: int = 5, inclusive: bool = False) -> float:
-    """Mean number of real balls that hold a fake, over k; arguments and errors as :func:`neighbour_metrics`."""
-    return neighbour_metrics(real=real, fake=fake, k=k, inclusive=inclusive).density
-
-
-def coverage(*, real: np.ndarray, fake: np.ndarray, k: int = 5, inclusive: bool = False) -> float:
-    """Fraction of reals whose own ball holds a fake; arguments and errors as :func:`neighbour_metrics`."""
-    return neighbour_metrics(real=real, fake=fake, k=k, inclusive=inclusive).coverage
-
-
-class _InBall(NamedTuple):
-    """Which points of a block of rows (fakes), and which columns (reals), lie in one another's balls."""
-
-    rows: np.ndarray | slice  # row numbers
-    row_held: np.ndarray  # bool, a row each: it lies in some column's ball
-    column_holds: np.ndarray  # bool [n]: the column's ball holds some row
-    column_held: np.ndarray  # bool [n]: it lies in some row's ball
-    pairs: int  # how many rows the columns' balls hold, summed over columns
-
-
-def _balls_on_host(
+def _compare_on_host(
     x: np.ndarray, y: np.ndarray, x_radius: np.ndarray, y_radius: np.ndarray, inside: np.ufunc
-) -> Iterator[_InBall]:
-    """Blocks of rows of x against all of y; the radii are squared, and negative for balls that hold nothing."""
+) -> Iterator[_BallBlock]:
+    """Compare blocks of rows of x with all of y; the radii are squared, and negative for balls that contain nothing."""
     for rows, distances in distance_blocks(x, y):
-        held = inside(distances, y_radius)
-        column_held = inside(distances, x_radius[rows, None]).any(axis=0)
-        yield _InBall(rows, held.any(axis=1), held.any(axis=0), column_held, int(held.sum()))
+        in_column = inside(distances, y_radius)
+        column_inside = inside(distances, x_radius[rows, None]).any(axis=0)
+        yield _BallBlock(rows, in_column.any(axis=1), in_column.any(axis=0), column_inside, int(in_column.sum()))
 
 
-def _balls_on_devices(
+def _compare_on_devices(
     x: np.ndarray, y: np.ndarray, x_radius: np.ndarray, y_radius: np.ndarray, inside: np.ufunc
-) -> Iterator[_InBall]:
-    """As :func:`_balls_on_host`."""
+) -> Iterator[_BallBlock]:
+    """Do the same as :func:`_compare_on_host`; only pairs within rounding error of a radius are decided on the host."""
     keys = DeviceKeys(y, np.arange(len(y)), x)
     y_bounds = keys.layout.put_everywhere(keys.radius_bounds(y_radius))
     x_bounds = keys.radius_bounds(x_radius)
     for rows, block in keys.row_blocks(x, *x_bounds):
-        row_held, pairs, column_holds, column_held, y_doubt, x_doubt = (
+        row_inside, pairs, column_covers, column_inside, y_unsure, x_unsure = (
             np.array(a) for a in _decide_pairs(keys.arrays, y_bounds, *block)
         )
-        row_held, total = row_held[: len(rows)], int(pairs.sum())
-        doubt = y_doubt | x_doubt
-        for i in np.flatnonzero(doubt.any(axis=1)):
-            columns = np.flatnonzero(doubt[i])
+        row_inside, total = row_inside[: len(rows)], int(pairs.sum())
+        unsure = y_unsure | x_unsure
+        for i in np.flatnonzero(unsure.any(axis=1)):
+            columns = np.flatnonzero(unsure[i])
             distances = cdist(x[rows[i] : rows[i] + 1], y[columns], "sqeuclidean")[0]
-            held = inside(distances, y_radius[columns]) & y_doubt[i, columns]
-            row_held[i] |= held.any()
-            total += int(held.sum())
-            column_holds[columns[held]] = True
-            column_held[columns[inside(distances, x_radius[rows[i]]) & x_doubt[i, columns]]] = True
-        yield _InBall(rows, row_held, column_holds, column_held, total)
+            in_column = inside(distances, y_radius[columns]) & y_unsure[i, columns]
+            row_inside[i] |= in_column.any()
+            total += int(in_column.sum())
+            column_covers[columns[in_column]] = True
+            column_inside[columns[inside(distances, x_radius[rows[i]]) & x_unsure[i, columns]]] = True
+        yield _BallBlock(rows, row_inside, column_covers, column_inside, total)
 
 
 @jax.jit
 def _decide_pairs(
     keys: Any, key_bounds: Any, rows: Array, row_norms: Array, row_low: Array, row_high: Array
 ) -> tuple[Array, ...]:
-    """What is certain of a block, as in :class:`_InBall` with the pairs by row; then the pairs in doubt, bool [m, n].
+    """Decide the certain pairs of a block, as in :class:`_BallBlock` with the pairs by row, and mark the unsure ones.
 
-    First those where it is in doubt whether the key's ball holds the row, then the opposite.
+    The last two outputs, bool [m, n], are the pairs where rounding leaves it open whether the key's ball contains the
+    row, and whether the row's ball contains the key.
     """
     low, width = distance_bounds(keys, rows, row_norms)
     high = low + width
     key_low, key_high = key_bounds
-    held, key_held = high < key_low, high < row_low[:, None]
-    doubt, key_doubt = (low <= key_high) & ~held, (low <= row_high[:, None]) & ~key_held
-    return held.any(axis=1), held.sum(axis=1), held.any(axis=0), key_held.any(axis=0), doubt, key_doubt
+    in_key, in_row = high < key_low, high < row_low[:, None]
+    key_unsure, row_unsure = (low <= key_high) & ~in_key, (low <= row_high[:, None]) & ~in_row
+    return in_key.any(axis=1), in_key.sum(axis=1), in_key.any(axis=0), in_row.any(axis=0), key_unsure, row_unsure
 
 
 def _check(real: np.ndarray, fake: np.ndarray, k: int) -> None:
-    """Raises UserError for sets that the metrics are not defined on."""
+    """Raise UserError for sets on which the metrics are not defined."""
     if k < 1:
         raise UserError(f"k = {k} neighbours make no ball: choose k >= 1.")
     for name, x in (("real", real), ("generated", fake)):

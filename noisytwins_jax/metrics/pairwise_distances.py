@@ -1,8 +1,8 @@
 """Squared Euclidean distances of all pairs of two sets of points: exact on the host, or bounded on the devices.
 
-Exact are float64 distances summed over coordinate differences, ``scipy``'s ``cdist``. The devices compute in float32,
-with a bound on its rounding that always holds: what lies within the bound of a decision is to be decided on the host.
-Either comes in blocks of rows, so that no memory grows with the number of pairs.
+The exact ones are float64 sums over coordinate differences, ``scipy``'s ``cdist``. The devices compute in float32, with a
+rigorous bound on the rounding error: pairs closer to a decision than the bound are left to the host. Both work in blocks
+of rows, so that no memory grows with the number of pairs.
 """
 
 import functools
@@ -18,21 +18,21 @@ from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.sharding import Layout
 
 Array = jax.Array
-_DEVICE_WORK = 1 << 33  # n * m * d from which devices help: some seconds of float64 on one core
+_DEVICE_WORK = 1 << 33  # n * m * d above which the devices compute: some seconds of float64 on one core
 _BLOCK_PAIRS = 1 << 23  # pairs of a block, on the host and on each device
-_KEY_BLOCK = 2048  # keys that are held in float64 at a time
-_FLOAT32 = 2.0**-24  # rounding of one operation
+_KEY_BLOCK = 2048  # keys in float64 at a time
+_FLOAT32 = 2.0**-24  # relative rounding error of one operation
 _FLOAT64 = 2.0**-53
 
 
-def floats(x: np.ndarray) -> np.ndarray:
-    """As it is if it is float32 or float64, without a copy; anything else in float64."""
+def as_float(x: np.ndarray) -> np.ndarray:
+    """Return float32 and float64 arrays unchanged, without a copy, and anything else in float64."""
     x = np.asarray(x)
     return x if x.dtype in (np.float32, np.float64) else x.astype(np.float64)
 
 
 def check_features(name: str, x: np.ndarray) -> None:
-    """Raises UserError for values that are not finite, ValueError for another shape than [n, d]."""
+    """Raise UserError for values that are not finite, ValueError for a shape other than [n, d]."""
     if x.ndim != 2:
         raise ValueError(f"{name} features must have shape [n, d], got {x.shape}.")
     if not all(np.isfinite(x[i : i + _KEY_BLOCK]).all() for i in range(0, len(x), _KEY_BLOCK)):
@@ -40,17 +40,17 @@ def check_features(name: str, x: np.ndarray) -> None:
 
 
 def is_large(x: np.ndarray, y: np.ndarray) -> bool:
-    """Whether there are so many pairs of the rows [m, d] and [n, d] that the devices are to help."""
+    """Return whether the rows [m, d] and [n, d] have so many pairs that the devices should compute them."""
     return len(x) * len(y) * x.shape[1] > _DEVICE_WORK
 
 
 def block_rows(columns: int) -> int:
-    """Rows of a block that has so many columns, on the host or on one device."""
+    """Return the number of rows of a block with that many columns, on the host or on one device."""
     return max(1, _BLOCK_PAIRS // columns)
 
 
 def distance_blocks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (row numbers of x, squared distances of those rows to all of y), float64."""
+    """Yield (row indices of x, float64 squared distances of those rows to all of y)."""
     step = block_rows(len(y))
     y = y.astype(np.float64, copy=False)
     for start in range(0, len(x), step):
@@ -59,10 +59,10 @@ def distance_blocks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[np.ndarray, 
 
 
 class Frame:
-    """Coordinates in which float32 sees most: around the mean of the keys, and with no norm above 1.
+    """Coordinates in which float32 is most precise: centred on the mean of the keys, with no norm above 1.
 
     Attributes:
-        slack: what rounding in float64 on the way into the frame can change in a squared distance of the frame.
+        slack: the most that float64 rounding of the change of coordinates can alter a squared distance of the frame.
     """
 
     def __init__(self, keys: np.ndarray, queries: np.ndarray):
@@ -75,26 +75,26 @@ class Frame:
                 block -= self.centre
                 largest = max(largest, float(np.einsum("nd,nd->n", block, block).max()))
         self.scale = 2.0 ** -np.ceil(np.log2(np.sqrt(largest))) if largest else 1.0
-        moved = 2 * _FLOAT64 * magnitude * self.scale * np.sqrt(keys.shape[1])  # of a point, at most
-        self.slack = 8 * moved + 4 * moved**2 + 1e-30  # the last for what is below float32's range
+        moved = 2 * _FLOAT64 * magnitude * self.scale * np.sqrt(keys.shape[1])  # the most that a point moves
+        self.slack = 8 * moved + 4 * moved**2 + 1e-30  # the last term for underflow in float32
 
     def points(self, x: np.ndarray) -> np.ndarray:
-        """Rows [n, d] in the frame, float64."""
+        """Return rows [n, d] in the frame, float64."""
         return (x.astype(np.float64) - self.centre) * self.scale
 
-    def distances(self, queries: np.ndarray, keys: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, float]:
-        """Squared distances [m, len(kept)] in the frame by a float64 matrix product, and a bound on their error."""
+    def distances(self, queries: np.ndarray, keys: np.ndarray, subset: np.ndarray) -> tuple[np.ndarray, float]:
+        """Compute squared distances [m, len(subset)] in the frame by a float64 product, and a bound on their error."""
         x = self.points(queries)
-        distances = np.empty((len(queries), len(kept)))
-        for start in range(0, len(kept), _KEY_BLOCK):
+        distances = np.empty((len(queries), len(subset)))
+        for start in range(0, len(subset), _KEY_BLOCK):
             columns = slice(start, start + _KEY_BLOCK)
-            y = self.points(keys[kept[columns]])
+            y = self.points(keys[subset[columns]])
             distances[:, columns] = np.einsum("nd,nd->n", x, x)[:, None] + np.einsum("nd,nd->n", y, y) - 2 * (x @ y.T)
         return distances, 4 * (keys.shape[1] + 32) * _FLOAT64 + self.slack
 
 
 class DeviceKeys:
-    """Keys on every local device, and blocks of rows to hold against them, split over the devices.
+    """Keys on every local device, and blocks of query rows split over the devices.
 
     Attributes:
         frame: the coordinates.
@@ -102,21 +102,21 @@ class DeviceKeys:
         arrays: keys float32 [n, d], squared norms [n], indices int32 [n] and the frame's slack.
     """
 
-    def __init__(self, keys: np.ndarray, kept: np.ndarray, queries: np.ndarray):
+    def __init__(self, keys: np.ndarray, subset: np.ndarray, queries: np.ndarray):
         self.frame = Frame(keys, queries)
         self.layout = Layout(jax.local_devices())
-        everywhere, norms = self.layout.put_everywhere, np.empty(len(kept), np.float32)
-        points = jnp.zeros((len(kept), keys.shape[1]), jnp.float32, device=self.layout.replicated)
-        for start in range(0, len(kept), _KEY_BLOCK):  # in place: the host never holds a second copy of the whole
+        everywhere, norms = self.layout.put_everywhere, np.empty(len(subset), np.float32)
+        points = jnp.zeros((len(subset), keys.shape[1]), jnp.float32, device=self.layout.replicated)
+        for start in range(0, len(subset), _KEY_BLOCK):  # in place: the host never holds a second copy of all keys
             block = slice(start, start + _KEY_BLOCK)
-            some, norms[block] = self._points(keys[kept[block]])
-            points = _put_rows(points, everywhere(some), start)
-        self.arrays = points, *everywhere((norms, kept.astype(np.int32), np.float32(self.frame.slack)))
+            rows, norms[block] = self._points(keys[subset[block]])
+            points = _put_rows(points, everywhere(rows), start)
+        self.arrays = points, *everywhere((norms, subset.astype(np.int32), np.float32(self.frame.slack)))
 
     def row_blocks(self, x: np.ndarray, *per_row: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
-        """Yields (row numbers, (points, squared norms and the rows of each `per_row`) on the devices).
+        """Yield (row indices, [points, squared norms, the rows of each `per_row`] on the devices).
 
-        The last block is padded, with points at an infinite distance from everything.
+        The last block is padded with points at an infinite distance from everything.
         """
         size = max(1, min(block_rows(len(self.arrays[1])), -(-len(x) // self.layout.num_devices)))
         size *= self.layout.num_devices
@@ -129,7 +129,7 @@ class DeviceKeys:
             yield rows, jax.device_put(block, self.layout.split)
 
     def radius_bounds(self, squared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float32 bounds below and above squared radii in the frame; -infinity for balls that hold nothing."""
+        """Return float32 lower and upper bounds of squared radii in the frame; -infinity for balls that contain nothing."""
         scaled = squared * self.frame.scale**2
         return tuple(
             np.where(squared < 0, -np.inf, scaled * (1 + change)).astype(np.float32) for change in (-1e-6, 1e-6)
@@ -141,17 +141,17 @@ class DeviceKeys:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put_rows(points: Array, some: Array, start: int) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(points, some, start, axis=0)
+def _put_rows(points: Array, rows: Array, start: int) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(points, rows, start, axis=0)
 
 
 def distance_bounds(keys: Any, rows: Array, row_norms: Array) -> tuple[Array, Array]:
-    """Bounds below the squared distances of rows to keys, float32 [m, n], and how far above them the upper ones are.
+    """Bound the squared distances of rows to keys: lower bounds and widths of the intervals, float32 [m, n] each.
 
-    Keys and rows are as :class:`DeviceKeys` has them, in its frame.
+    Keys and rows are those of :class:`DeviceKeys`, in its frame.
 
-    A product's rounding is at most d of its operations' times |x| |y| in whatever order it is summed; moving x and y
-    into float32, the norms and the sums cost less than 32 more, times |x|^2 + |y|^2 (Higham 2002, section 3.1).
+    The rounding error of a product is at most d units of roundoff times |x| |y|, in any order of summation; converting x
+    and y to float32, the norms and the sums cost less than 32 more, times |x|^2 + |y|^2 (Higham 2002, section 3.1).
     """
     points, norms, _, slack = keys
     relative = (points.shape[1] + 32) * _FLOAT32

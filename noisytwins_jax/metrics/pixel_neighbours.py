@@ -1,4 +1,4 @@
-"""The training images that are nearest in pixels: a copy is at distance 0, whatever a network makes of it."""
+"""Nearest training images in pixel space, where a copy is at distance 0 whatever a network makes of it."""
 
 import numpy as np
 
@@ -7,21 +7,21 @@ from noisytwins_jax.metrics.nearest import nearest
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.progress_bar import images_bar
 
-_AT_ONCE = 256  # images of the source that are in memory
+_BLOCK = 256  # images of the source in memory
 
 
 def nearest_in_pixels(images: np.ndarray, source: ImageSource, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k images of the source that are nearest to each of a few images, nearest first; of equally near ones, the first.
+    """Find the k images of the source nearest to each of a few images, nearest first; the first of equally near ones.
 
-    The order is that of Euclidean distances between pixel values, which are exact. Reads all images of the source.
+    Ordered by exact Euclidean distances between pixel values. Reads all images of the source.
 
     Args:
-      images: uint8 [m, H, W, C], of the size of the source's.
-      source: where to look.
-      k: at least 1; of a source with fewer images, all.
+      images: uint8 [m, H, W, C], of the source's size.
+      source: the images to search.
+      k: at least 1; a source with fewer images gives all of them.
 
     Returns:
-      Root mean square differences of pixel values, 0 to 255, float64 [m, k], and numbers of images, int64 [m, k].
+      Root mean square differences of pixel values, 0 to 255, float64 [m, k], and indices of images, int64 [m, k].
 
     Raises:
       UserError: the images are of another type or size.
@@ -35,11 +35,12 @@ def nearest_in_pixels(images: np.ndarray, source: ImageSource, k: int) -> tuple[
     queries = images.reshape(len(images), -1).astype(np.float32)
     distances, indices = np.empty((len(images), 0)), np.empty((len(images), 0), np.int64)
     with images_bar("Training images, pixels", len(source)) as bar:
-        for start in range(0, len(source), _AT_ONCE):
-            rows = np.arange(start, min(start + _AT_ONCE, len(source)))
+        for start in range(0, len(source), _BLOCK):
+            rows = np.arange(start, min(start + _BLOCK, len(source)))
             keys = read_images(source, rows)["image"].reshape(len(rows), -1).astype(np.float32)
-            found, places = nearest(queries=queries, keys=keys, k=min(k, len(rows)))
-            distances, indices = np.hstack([distances, found]), np.hstack([indices, rows[places]])
+            block_distances, columns = nearest(queries=queries, keys=keys, k=min(k, len(rows)))
+            distances = np.hstack([distances, block_distances])
+            indices = np.hstack([indices, rows[columns]])
             order = np.argsort(distances, axis=1, kind="stable")[:, :k]  # earlier images come first
             distances, indices = (np.take_along_axis(x, order, axis=1) for x in (distances, indices))
             bar.update(len(rows))

@@ -1,4 +1,4 @@
-"""How much of the diversity of W lies within the classes: the number that shows class-wise mode collapse directly."""
+"""Within-class share of the variance of W, which shows class-wise mode collapse directly; norms of class embeddings."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,11 +11,11 @@ from noisytwins_jax.utils.errors import UserError
 
 Array = jax.Array
 PyTree = Any
-PROBE_CLASSES, PROBE_LATENTS = 50, 32  # at most so many classes, and so many latents of each, while training
+MONITOR_CLASSES, MONITOR_LATENTS = 50, 32  # the most classes, and latents of each, while training
 
 
 def within_class_variance_ratio(w: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """Within-class variance of W as a fraction of its total variance.
+    """Compute the within-class variance of W as a fraction of its total variance.
 
     With mu_c the mean of class c, mu the mean of the C class means, and population variances averaged over dimensions,
 
@@ -58,9 +58,9 @@ def within_class_variance_ratio(w: np.ndarray, labels: np.ndarray) -> tuple[floa
 
 
 def class_variance_ratios(w: Array) -> Array:
-    """`within_class_variance_ratio` inside a program: W ``[C, n, D]`` of n samples a class → ratios ``[C]``.
+    """Compute `within_class_variance_ratio` in JAX: W ``[C, n, D]`` of n samples a class → ratios ``[C]``.
 
-    Same formula, in w's precision; 0 where W varies by no more than rounding, NaN where W is not finite.
+    The same formula, in w's precision; 0 where W varies by no more than rounding, NaN where W is not finite.
     """
     means, within = w.mean(axis=1), w.var(axis=1).mean(axis=-1)
     total = within.mean() + means.var(axis=0).mean()
@@ -69,10 +69,10 @@ def class_variance_ratios(w: Array) -> Array:
 
 
 def class_embedding_norms(generator_params: PyTree) -> dict[str, Array]:
-    """Norms of the generator's class vectors, as they are stored: ``embedding_norm/mean``, ``/min`` and ``/max``.
+    """Compute the norms of the generator's stored class embeddings: ``embedding_norm/mean``, ``/min`` and ``/max``.
 
-    BigGAN watches those of its shared embedding (Brock et al. 2019, appendix H). Nothing for a generator that has no
-    vector for each class.
+    BigGAN monitors those of its shared embedding (Brock et al. 2019, appendix H). Empty for a generator without a vector
+    for each class.
     """
     tree = generator_params.get("shared") or generator_params.get("mapping", {}).get("embed")
     if tree is None:
@@ -84,30 +84,30 @@ def class_embedding_norms(generator_params: PyTree) -> dict[str, Array]:
 def w_ratio_monitor(
     map_latents: Callable[[PyTree, Array, Array], Array], z_dim: int, class_groups: Mapping[str, np.ndarray]
 ) -> Callable[[PyTree], dict[str, Array]]:
-    """The W ratio as a quick look while training: a pure function of the generator's variables, to be compiled.
+    """Build a cheap monitor of the W ratio while training: a pure function of the generator's variables, to be compiled.
 
     It maps the same 32 latents for each of at most 50 classes, evenly spaced from head to tail. Sharing the latents
-    keeps chance out of the differences between classes and between times.
+    keeps sampling noise out of the differences between classes and between steps.
 
     Args:
       map_latents: (variables, z ``[N, z_dim]``, labels ``[N]`` int32) → w ``[N, D]``.
       z_dim: width of the latents.
-      class_groups: the classes from head to tail, as `data.long_tail.class_groups` splits them.
+      class_groups: the classes from head to tail, as `data.long_tail.class_groups` divides them.
 
     Returns:
       variables → ``{"w_ratio": mean over the classes, "w_ratio/head": …, "w_ratio/tail": …}``, scalars; a group
       without classes is left out.
     """
     order = np.concatenate([np.asarray(ids) for ids in class_groups.values()])
-    classes = order[np.linspace(0, len(order) - 1, min(len(order), PROBE_CLASSES)).round().astype(int)]
+    classes = order[np.linspace(0, len(order) - 1, min(len(order), MONITOR_CLASSES)).round().astype(int)]
     members = {name: np.flatnonzero(np.isin(classes, class_groups.get(name, ()))) for name in ("head", "tail")}
 
-    def probe(variables: PyTree) -> dict[str, Array]:
-        z = jax.random.normal(jax.random.key(0), (PROBE_LATENTS, z_dim))
-        labels = jnp.repeat(jnp.asarray(classes, jnp.int32), PROBE_LATENTS)
+    def monitor(variables: PyTree) -> dict[str, Array]:
+        z = jax.random.normal(jax.random.key(0), (MONITOR_LATENTS, z_dim))
+        labels = jnp.repeat(jnp.asarray(classes, jnp.int32), MONITOR_LATENTS)
         w = map_latents(variables, jnp.tile(z, (len(classes), 1)), labels)
-        ratios = class_variance_ratios(w.reshape(len(classes), PROBE_LATENTS, -1))
+        ratios = class_variance_ratios(w.reshape(len(classes), MONITOR_LATENTS, -1))
         groups = {f"w_ratio/{name}": ratios[rows].mean() for name, rows in members.items() if len(rows)}
         return {"w_ratio": ratios.mean(), **groups}
 
-    return probe
+    return monitor

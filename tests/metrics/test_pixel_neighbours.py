@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from noisytwins_jax.data.source import ArraySource
-from noisytwins_jax.evaluation import measure as evaluation
-from noisytwins_jax.evaluation.generated import Generated
+from noisytwins_jax.evaluation import evaluate_generator as evaluation
+from noisytwins_jax.evaluation.generated_features import GeneratedFeatures
 from noisytwins_jax.metrics import pixel_neighbours
 from noisytwins_jax.metrics.features import HostFakes
 from noisytwins_jax.metrics.pixel_neighbours import nearest_in_pixels
@@ -19,7 +19,7 @@ def source(count, channels=3, seed=0):
 
 @pytest.mark.parametrize("block", [1, 4, 256])
 def test_is_the_order_of_all_distances(monkeypatch, block):
-    monkeypatch.setattr(pixel_neighbours, "_AT_ONCE", block)
+    monkeypatch.setattr(pixel_neighbours, "_BLOCK", block)
     real = source(11)
     queries = source(5, seed=1).images
     distances, indices = nearest_in_pixels(queries, real, 3)
@@ -31,7 +31,7 @@ def test_is_the_order_of_all_distances(monkeypatch, block):
 
 @pytest.mark.parametrize("block", [2, 256])
 def test_copies_are_at_distance_zero_and_the_first_of_equals_comes_first(monkeypatch, block):
-    monkeypatch.setattr(pixel_neighbours, "_AT_ONCE", block)
+    monkeypatch.setattr(pixel_neighbours, "_BLOCK", block)
     images = np.repeat(source(3, channels=1).images, 2, axis=0)
     real = ArraySource(images, np.zeros(6, int), ["a"], "twice")
     distances, indices = nearest_in_pixels(images[4:5], real, 3)
@@ -60,7 +60,7 @@ def test_examples_of_an_evaluation_have_neighbours_in_features_and_in_pixels(ima
     train = source(12)
     features = np.random.default_rng(2).standard_normal((12, 4)).astype(np.float32)
     real = RealFeatures(features, np.zeros((12, 0)), np.arange(12 * 16, dtype=np.uint8).reshape(12, 16))
-    generated = Generated([], np.zeros(5, np.int32), {"inception": features[:5] + 9}, np.zeros(0), np.zeros(0), [])
+    generated = GeneratedFeatures([], np.zeros(5, np.int32), {"inception": features[:5] + 9}, np.zeros(0), np.zeros(0), [])
     fakes = HostFakes(lambda labels, indices: (train.images[indices + 3], None), image_size=image_size)
     counts = Settings(samples_per_class=5).counts(1)
     found = evaluation._memorisation(real, train, generated, real, train.labels, "inception", counts, fakes)

@@ -8,7 +8,7 @@ from extracting import features_of
 from noisytwins_jax.data.source import ArraySource
 from noisytwins_jax.metrics.extractors import classifier
 from noisytwins_jax.metrics.extractors.classifier import load_or_train_classifier
-from noisytwins_jax.metrics.neighbours import recall
+from noisytwins_jax.metrics.neighbours import neighbour_metrics
 from noisytwins_jax.utils.errors import UserError
 
 
@@ -41,7 +41,8 @@ def test_classifier_of_the_digits_is_good_and_its_features_keep_the_diversity(di
     assert 0.2 < within < 0.6  # classes separate without shrinking to points
     assert features.var(axis=0).mean() == pytest.approx(1.0, abs=0.05)
     halves = np.random.default_rng(0).permutation(1797)
-    assert 0.9 < recall(real=features[halves[:898]], fake=features[halves[898:]], k=5) < 0.99
+    values = neighbour_metrics(real=features[halves[:898]], fake=features[halves[898:]], k=5)
+    assert 0.9 < values.recall < 0.99
 
 
 def test_scaling_the_features_leaves_the_logits_alone(digits_extractor, digits):

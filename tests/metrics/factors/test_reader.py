@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from noisytwins_jax.data.registry import load_splits
-from noisytwins_jax.evaluation.measure import evaluate_generator
+from noisytwins_jax.evaluation.evaluate_generator import evaluate_generator
 from noisytwins_jax.metrics.extractors.classifier import load_or_train_classifier
 from noisytwins_jax.metrics.factors import reader as factor_reader
 from noisytwins_jax.metrics.factors.reader import FactorReader, load_or_train_weights
