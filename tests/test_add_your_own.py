@@ -1,4 +1,4 @@
-"""README's "Add your own objective", carried out to the letter in a copy of the package."""
+"""README's "Add your own loss", carried out to the letter in a copy of the package."""
 
 import re
 import shlex
@@ -16,18 +16,22 @@ from noisytwins_jax.utils.logging import read_metrics
 
 def test_the_example_of_the_readme(tmp_path):
     text = (ROOT / "README.md").read_text()
-    section = re.search(r"^## Add your own objective$(.*?)^## ", text, re.DOTALL | re.MULTILINE)[1]
+    section = re.search(r"^## Add your own loss$(.*?)^## ", text, re.DOTALL | re.MULTILINE)[1]
     (file,) = re.findall(r"The file, `([^`]+)`", section)
-    module, line = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (place,) = re.findall(r"The line, with its import, in `([^`]+)`", section)
+    module, lines = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    imported, _, field = lines.partition("\n\n\nclass Losses:\n")
     (command,) = re.findall(r"```sh\n(.*?)\n```", section, re.DOTALL)
 
     for name in ("noisytwins_jax", "configs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     assert not (tmp_path / file).exists()
     (tmp_path / file).write_text(module)
-    config = tmp_path / "noisytwins_jax" / "config.py"
-    listed = [text for text in config.read_text().splitlines(keepends=True) if "Objective = listed(" in text]
-    config.write_text(config.read_text().replace(listed[-1], listed[-1] + line))
+    source = (tmp_path / place).read_text()
+    (losses,) = re.findall(r"^class Losses:\n.*?(?=^\S)", source, re.DOTALL | re.MULTILINE)
+    first = source.index("from noisytwins_jax.")
+    source = source.replace(losses, f"{losses.rstrip()}\n{field}\n\n")
+    (tmp_path / place).write_text(f"{source[:first]}{imported}\n{source[first:]}")
 
     python, *arguments = shlex.split(command)
     assert python == "python"
