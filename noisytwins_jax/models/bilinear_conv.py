@@ -81,7 +81,7 @@ def _rows(w: Array) -> Array:
 
 
 def _to_taps(gradient: Array) -> Array:
-    """Reshape a gradient ``[I, 9·O]``, from `_neighbours` of the outputs, to a kernel ``[3, 3, I, O]``, whose taps are reversed."""
+    """Reshape a gradient ``[I, 9·O]``, from `_neighbours` of the outputs, to a kernel ``[3, 3, I, O]`` with reversed taps."""
     taps = gradient.reshape(gradient.shape[0], 3, 3, -1)[:, ::-1, ::-1]
     return taps.transpose(1, 2, 0, 3)
 
@@ -139,9 +139,9 @@ conv3x3_to_few, _, _ = _bilinear_family(
     lambda x, w: _conv(_neighbours(x), _rows(_swap(w[::-1, ::-1]))[None, None], 1, "VALID"),
     lambda y, x: _to_taps(_weight_gradient(y, _neighbours(x), dilation=1, padding=0)[0, 0]),
 )
-conv3x3_to_few.__doc__ = """Compute `conv3x3` with few outputs, as of an image: its gradients are 1×1 convolutions of nine shifted copies.
+conv3x3_to_few.__doc__ = """Compute `conv3x3` with few outputs; its gradients are 1×1 convolutions of nine shifted copies.
 
-As convolutions from three channels the gradients cost a TPU more than the rest of a block: 57 Mcycles of a step of
+As convolutions from an image's three channels the gradients cost a TPU more than the rest of a block: 57 Mcycles of a step of
 BigGAN-deep at 256 px.
 """
 

@@ -9,7 +9,7 @@ Array = jax.Array
 
 
 def sample_instances_and_labels(key: Array, table: InstanceTable, n: int) -> tuple[Array, Array]:
-    """Sample instances i ``[n]`` uniformly, and labels ``[n]`` of images j, uniformly from each neighbourhood A_i; int32."""
+    """Sample instances i ``[n]`` uniformly, and labels ``[n]`` of images j, uniformly from each A_i; int32."""
     instance_key, neighbour_key = jax.random.split(key)
     count, k = table.neighbours.shape
     instances = jax.random.randint(instance_key, (n,), 0, count, jnp.int32)

@@ -1,4 +1,4 @@
-"""The layers of StyleGAN2: equalised learning rates, modulated convolutions, minibatch standard deviation.
+"""Layers of StyleGAN2: equalised learning rates, modulated convolutions, minibatch standard deviation.
 
 Parameters are stored raw, as in the published checkpoints: run-time gains (equalised learning rate) are applied at every
 call and never folded in. Parameters are float32; `dtype` is the dtype activations are computed in.
@@ -27,14 +27,14 @@ _normal = nn.initializers.normal(1.0)
 
 
 def normalize_2nd_moment(x: Array) -> Array:
-    """Scales each row to unit mean square: ``x · rsqrt(mean(x²) + 1e-8)`` over the last axis."""
+    """Scale each row to unit mean square: ``x · rsqrt(mean(x²) + 1e-8)`` over the last axis."""
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-8)
 
 
 def bias_activation(
     x: Array, bias: Array | None, activation: Activation, gain: float = 1.0, clamp: float | None = None
 ) -> Array:
-    """Bias, then nonlinearity (slope 0.2, gain √2 for ``"lrelu"``), then `gain`, then a clamp to ±`clamp`·`gain`."""
+    """Add the bias, apply the nonlinearity (slope 0.2, gain √2 for ``"lrelu"``) and `gain`, clamp to ±`clamp`·`gain`."""
     if bias is not None:
         x = (x + bias).astype(x.dtype)  # added in float32, so that the bias's gradient is summed in float32
     if activation == "lrelu":
@@ -49,11 +49,11 @@ def bias_activation(
 
 
 def minibatch_stddev(x: Array, group_size: int) -> Array:
-    """Appends one channel: the standard deviation within groups of samples, averaged over features and pixels.
+    """Append one channel: the standard deviation within groups of samples, averaged over features and pixels.
 
-    Groups are contiguous rows, ``min(group_size, N)`` each, so that none crosses a device when every device's share of
-    the batch is a multiple of the group. (The published code strides its groups: the same operation up to a permutation
-    of the batch.)
+    Groups are contiguous rows, ``min(group_size, N)`` each, so that no group spans two devices when every device's share
+    of the batch is a multiple of the group. (The published code strides its groups: the same operation up to a
+    permutation of the batch.)
 
     Args:
       x: activations ``[N, H, W, C]``; N a multiple of the group size.
@@ -71,16 +71,16 @@ def minibatch_stddev(x: Array, group_size: int) -> Array:
 
 
 @jax.custom_vjp
-def computed_once(x: Array) -> Array:
-    """x itself, where nothing is differentiated kept from being fused into what reads it.
+def prevent_fusion(x: Array) -> Array:
+    """Return x, which the compiler does not fuse into its consumers unless the program is differentiated.
 
     The TPU compiler otherwise computes a filter again for every tile of the convolution that follows. Under
-    differentiation activations are kept anyway, and this is nothing at all.
+    differentiation activations are stored anyway, and this has no effect.
     """
     return jax.lax.optimization_barrier(x)
 
 
-computed_once.defvjp(lambda x: (x, None), lambda _, g: (g,))
+prevent_fusion.defvjp(lambda x: (x, None), lambda _, g: (g,))
 
 
 class FullyConnected(nn.Module):
@@ -160,7 +160,7 @@ class ModulatedConv(nn.Module):
     def __call__(self, x: Array, w: Array, noise_mode: str) -> Array:
         """Activations ``[N, H, W, C]`` and latents ``[N, w_dim]`` → ``[N, resolution, resolution, features]``.
 
-        `noise_mode` is ``"random"`` (fresh, from the ``"noise"`` PRNG stream), ``"const"`` (a fixed image) or ``"none"``.
+        `noise_mode` is ``"random"`` (from the ``"noise"`` PRNG stream), ``"const"`` (a fixed image) or ``"none"``.
         """
         style = FullyConnected(x.shape[-1], bias_init=1.0, name="affine")(w)
         weight = self.param("weight", _normal, (3, 3, x.shape[-1], self.features))
@@ -169,12 +169,12 @@ class ModulatedConv(nn.Module):
         shape = (self.resolution, self.resolution, 1)
         fixed_noise = self.variable("buffers", "noise_const", lambda: _normal(self.make_rng("params"), shape))
 
-        # As one sum fast on TPUs, tap by tap on CPUs.
+        # One sum is fast on TPUs, tap by tap is fast on CPUs.
         squares = jnp.square(weight)
         squares = squares.sum(axis=(0, 1)) if self.up_impl == "conv" else sum(squares.reshape(9, *weight.shape[2:]))
         power = jnp.matmul(jnp.square(style), squares, precision=FULL_PRECISION)
         demodulation = jax.lax.rsqrt(power + 1e-8)
-        y = computed_once(x) * style[:, None, None, :].astype(x.dtype)
+        y = prevent_fusion(x) * style[:, None, None, :].astype(x.dtype)
         y = _convolve(y, weight, "up" if self.upsample else None, self.up_impl)
         y = y * demodulation[:, None, None, :].astype(x.dtype)
         if noise_mode == "random":

@@ -156,7 +156,7 @@ class StyleGAN2Model(Model):
 
 
 def _alternate(first: PyTree, second: PyTree, group: int) -> PyTree:
-    """Interleave arrays ``[N, …]`` of two trees to ``[2N, …]``: `group` rows of the first, as many of the second, and so on.
+    """Interleave arrays ``[N, …]`` of two trees to ``[2N, …]``: `group` rows of each in turn.
 
     If every device holds whole groups of both, no row moves to another device.
     """

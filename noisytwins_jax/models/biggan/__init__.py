@@ -6,7 +6,7 @@ Pure functions of a global batch, through Flax: ``module.apply(variables, ...)``
 * ``spectral``: beside every spectrally normalised ``weight`` the vector ``u`` of its power iteration.
 * ``batch_stats``: the ``mean`` and ``var`` (biased) that batch normalisation of the generator uses outside training.
 
-The two last move in calls with ``update_stats=True``, which need ``mutable=["spectral", "batch_stats"]``.
+The last two are updated by calls with ``update_stats=True``, which need ``mutable=["spectral", "batch_stats"]``.
 """
 
 from noisytwins_jax.models.biggan.architectures import default_z_dim

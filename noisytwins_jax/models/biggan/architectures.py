@@ -1,4 +1,4 @@
-"""Which blocks the networks have: channels, resolutions and where attention goes.
+"""Tables of the blocks of each network: channels, resolutions and attention.
 
 Channels are multiples of the width (``ch``: 96 for BigGAN, 128 for BigGAN-deep). From 128 px on the tables are those of
 the paper (tables 4 to 9); 64 px follows BigGAN-PyTorch, 32 px StudioGAN, whose discriminator of BigGAN is half as wide as
@@ -36,7 +36,7 @@ _CHUNK = 20  # latents a block of BigGAN
 
 
 class Block(NamedTuple):
-    """One residual block, with what follows it."""
+    """One residual block and the attention that may follow it."""
 
     in_channels: int  # multiples of the width; 0 for the image
     out_channels: int
@@ -46,7 +46,7 @@ class Block(NamedTuple):
 
 
 def generator_blocks(resolution: int, deep: bool, attention: bool | tuple[int, ...]) -> tuple[Block, ...]:
-    """Blocks from 4×4 to the image; `attention` as in `attention_resolutions`."""
+    """Return the blocks from 4×4 to the image; `attention` as in `attention_resolutions`."""
     channels = _look_up(_GENERATOR, resolution)
     attended = attention_resolutions(resolution, deep, attention, generator=True)
     blocks, size = [], 4
@@ -59,7 +59,7 @@ def generator_blocks(resolution: int, deep: bool, attention: bool | tuple[int, .
 
 
 def discriminator_blocks(resolution: int, deep: bool, attention: bool | tuple[int, ...]) -> tuple[Block, ...]:
-    """Blocks from the image (BigGAN-deep: from its first convolution) to the last; `attention` likewise."""
+    """Return the blocks from the image (BigGAN-deep: from its first convolution) to the last; `attention` likewise."""
     channels = _look_up(_DEEP_DISCRIMINATOR if deep else _DISCRIMINATOR, resolution)
     attended = attention_resolutions(resolution, deep, attention, generator=False)
     blocks, size = [], resolution
@@ -77,18 +77,19 @@ def discriminator_blocks(resolution: int, deep: bool, attention: bool | tuple[in
 def attention_resolutions(
     resolution: int, deep: bool, attention: bool | tuple[int, ...], generator: bool
 ) -> tuple[int, ...]:
-    """The resolutions whose blocks are followed by self-attention.
+    """Return the resolutions whose blocks are followed by self-attention.
 
     Args:
       resolution: of the images.
       deep: BigGAN-deep rather than BigGAN.
       attention: ``True`` for the published places (64 px; 128 px in the generator of BigGAN at 256 px; half of the
-        resolution for images of 16 to 64 px; nowhere for 8 px), ``False`` for none, or resolutions. A network may not reach all of these: the
-        generator's blocks end at 8 px to the full resolution, the discriminator's at half of it to 4 or 8 px.
-      generator: which of the networks.
+        resolution for images of 16 to 64 px; nowhere for 8 px), ``False`` for none, or resolutions. A network may not
+        have blocks at all of these: the generator's end at 8 px to the full resolution, the discriminator's at half of
+        it to 4 or 8 px.
+      generator: generator rather than discriminator.
 
     Raises:
-      UserError: if a resolution is no size that a block can end at.
+      UserError: no block can end at one of the resolutions.
     """
     if isinstance(attention, bool):
         if not attention or resolution == 8:
@@ -96,23 +97,23 @@ def attention_resolutions(
         if resolution <= 64:
             return (resolution // 2,)
         return (128,) if generator and not deep and resolution == 256 else (64,)
-    reached = [2**i for i in range(2, resolution.bit_length())]
-    wrong = [r for r in attention if r not in reached]
+    possible = [2**i for i in range(2, resolution.bit_length())]
+    wrong = [r for r in attention if r not in possible]
     if wrong:
         raise UserError(
             f"Networks for {resolution} px have no block at {wrong[0]} px for attention to follow; "
-            f"choose among {', '.join(map(str, reached))}."
+            f"choose among {', '.join(map(str, possible))}."
         )
     return tuple(attention)
 
 
 def default_z_dim(resolution: int, deep: bool) -> int:
-    """Latents: 20 for the first layer and each block of BigGAN (120 at 128 px), 128 for BigGAN-deep."""
+    """Return the published width of z: 20 per chunk of BigGAN (first layer and each block), 128 for BigGAN-deep."""
     return 128 if deep else _CHUNK * len(_look_up(_GENERATOR, resolution))
 
 
 def check_width(width: int, deep: bool) -> None:
-    """Raises a `UserError` unless channels of this width can be quartered where BigGAN-deep does."""
+    """Raise a `UserError` if BigGAN-deep cannot divide the channels of this width by four."""
     if deep and width % 4:
         raise UserError(
             f"BigGAN-deep has layers of a quarter of its channels; give a multiple of 4 as width, not {width}."
@@ -120,7 +121,7 @@ def check_width(width: int, deep: bool) -> None:
 
 
 def discriminator_stem(resolution: int) -> int:
-    """Channels of the first convolution of BigGAN-deep's discriminator, as a multiple of the width."""
+    """Return the channels of the first convolution of BigGAN-deep's discriminator, as a multiple of the width."""
     return _look_up(_DEEP_DISCRIMINATOR, resolution)[0]
 
 

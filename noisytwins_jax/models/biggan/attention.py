@@ -11,7 +11,7 @@ Array = jax.Array
 
 
 class SelfAttention(nn.Module):
-    """``x + gamma · o(attention)``: each pixel attends to all, of which every 2×2 are pooled to their maximum.
+    """Self-attention ``x + gamma · o(attention)``: each pixel attends to all, max-pooled by 2×2.
 
     Queries ``theta`` and keys ``phi`` have an eighth of the channels, values ``g`` half; no scaling by the width. Gamma
     starts at 0. The softmax is float32.
@@ -21,10 +21,10 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, update_stats: bool) -> Array:
-        """``[N, H, W, C] → [N, H, W, C]``; C from 8, H and W even.
+        """``[N, H, W, C] → [N, H, W, C]``; C at least 8, H and W even.
 
         Raises:
-          UserError: if there are less than 8 channels.
+          UserError: there are fewer than 8 channels.
         """
         n, height, width, channels = x.shape
         if channels < 8:
@@ -36,14 +36,14 @@ class SelfAttention(nn.Module):
         def project(inputs: Array, features: int, name: str) -> Array:
             return Conv(features, 1, self.sn_epsilon, use_bias=False, name=name)(inputs, update_stats)
 
-        def pooled(projected: Array) -> Array:
+        def pool(projected: Array) -> Array:
             return nn.max_pool(projected, (2, 2), strides=(2, 2)).reshape(n, height * width // 4, -1)
 
         queries = project(x, channels // 8, "theta").reshape(n, height * width, -1)
-        keys = pooled(project(x, channels // 8, "phi"))
-        values = pooled(project(x, channels // 2, "g"))
+        keys = pool(project(x, channels // 8, "phi"))
+        values = pool(project(x, channels // 2, "g"))
         scores = jnp.einsum("nqc,nkc->nqk", queries, keys, preferred_element_type=at_least_float32(x.dtype))
-        shares = nn.softmax(scores, axis=-1).astype(x.dtype)
-        found = jnp.einsum("nqk,nkc->nqc", shares, values).reshape(n, height, width, channels // 2)
+        weights = nn.softmax(scores, axis=-1).astype(x.dtype)
+        attention = jnp.einsum("nqk,nkc->nqc", weights, values).reshape(n, height, width, channels // 2)
         gamma = self.param("gamma", nn.initializers.zeros, ())
-        return (x + gamma * project(found, channels, "o")).astype(x.dtype)
+        return (x + gamma * project(attention, channels, "o")).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""The discriminator: blocks, sum over pixels and projection on the class (and the instance)."""
+"""The discriminator of BigGAN and BigGAN-deep: blocks, sum over pixels, projection on the class (and the instance)."""
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ class Discriminator(nn.Module, kw_only=True):
     Attributes:
       resolution, channels, num_classes, width, deep, attention, sn_epsilon, dtype: as in `Generator`.
       spectral_norm: whether weights are normalised, the class embedding among them.
-      instances: whether images come with the features of an instance.
+      instances: whether the discriminator is conditioned on the features of an instance.
       dropout: probability of dropping an entry of h in training (PRNG stream ``"dropout"``).
     """
 
@@ -37,7 +37,7 @@ class Discriminator(nn.Module, kw_only=True):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        """Builds the layers."""
+        """Build the layers."""
         check_width(self.width, self.deep)
         sn_epsilon = self.sn_epsilon if self.spectral_norm else None
         table = discriminator_blocks(self.resolution, self.deep, self.attention)
@@ -57,12 +57,12 @@ class Discriminator(nn.Module, kw_only=True):
             self.blocks = [DiscriminatorBlock(**options, is_first=i == 0) for i, options in enumerate(blocks)]
         self.linear = Dense(1, sn_epsilon)
         self.embed = Embedding(self.num_classes, table[-1].out_channels * self.width, sn_epsilon)
-        if self.instances:  # a bias would be one of `linear`'s weights again
+        if self.instances:  # no bias: it would duplicate `linear`'s weights
             self.instance = Dense(table[-1].out_channels * self.width, sn_epsilon, use_bias=False)
         self.drop = nn.Dropout(self.dropout)
 
     def features(self, images: Array, update_stats: bool = False) -> Array:
-        """Images ``[N, R, R, channels]`` in [-1, 1] → features h ``[N, channels of the last block]``, float32."""
+        """Compute features h ``[N, channels of the last block]``, float32, of images ``[N, R, R, channels]`` in [-1, 1]."""
         x = images.astype(self.dtype)
         if self.deep:
             x = self.input_conv(x, update_stats)
@@ -78,13 +78,13 @@ class Discriminator(nn.Module, kw_only=True):
         train: bool = False,
         instances: Array | None = None,
     ) -> DiscriminatorOutput:
-        """Discriminates.
+        """Discriminate images.
 
         Args:
           images: ``[N, R, R, channels]`` in [-1, 1].
           labels: ``[N]`` int class ids.
-          update_stats: whether every weight's u makes a step of power iteration, which this call then uses.
-          train: whether features are dropped.
+          update_stats: whether to do a step of power iteration for every weight and use the new u.
+          train: whether to apply dropout.
           instances: features of the instances ``[N, d]``, where there are any.
         """
         h = self.drop(self.features(images, update_stats), deterministic=not train)

@@ -11,7 +11,7 @@ Array = jax.Array
 
 
 class _Block(nn.Module):
-    """What the two kinds share.
+    """Common base of the two kinds.
 
     Attributes:
       features: output channels.
@@ -26,23 +26,23 @@ class _Block(nn.Module):
     sn_epsilon: float | None
 
     def convolve(self, name: str, x: Array, features: int, kernel: int, update_stats: bool) -> Array:
-        """Convolution with bias."""
+        """Apply a convolution with bias."""
         return Conv(features, kernel, self.sn_epsilon, name=name)(x, update_stats)
 
     def shrink(self, x: Array) -> Array:
-        """Halves the resolution, if the block does."""
+        """Halve the resolution if the block does."""
         return downsample(x) if self.resample else x
 
     def attend(self, x: Array, update_stats: bool) -> Array:
-        """Self-attention, if any."""
+        """Apply self-attention, if any."""
         return SelfAttention(self.sn_epsilon, name="attention")(x, update_stats) if self.attention else x
 
 
 class DiscriminatorBlock(_Block):
-    """BigGAN: two 3×3 convolutions beside a 1×1 one (none where neither channels nor resolution change).
+    """Block of BigGAN: two 3×3 convolutions, and a 1×1 shortcut unless neither channels nor resolution change.
 
     Attributes:
-      is_first: whether the input is the image, which no ReLU comes before.
+      is_first: whether the input is the image, which takes no ReLU.
     """
 
     is_first: bool
@@ -52,24 +52,24 @@ class DiscriminatorBlock(_Block):
         """``[N, H, W, C] → [N, H', W', features]``."""
         h = self.convolve("conv1", x if self.is_first else nn.relu(x), self.features, 3, update_stats)
         h = self.convolve("conv2", nn.relu(h), self.features, 3, update_stats)
-        # Only the published first block pools before its 1×1 convolution; the order matters to the work alone.
+        # Only the published first block pools before its 1×1 convolution; the order only affects the cost.
         if self.resample or x.shape[-1] != self.features:
             x = self.convolve("conv_sc", self.shrink(x), self.features, 1, update_stats)
         return self.attend(self.shrink(h) + x, update_stats)
 
 
 class DeepDiscriminatorBlock(_Block):
-    """BigGAN-deep: two 3×3 convolutions of a quarter of the channels, between 1×1 ones; channels are added beside."""
+    """Block of BigGAN-deep: a bottleneck with a quarter of the channels; the shortcut adds channels."""
 
     @nn.compact
     def __call__(self, x: Array, update_stats: bool) -> Array:
-        """``[N, H, W, C] → [N, H', W', features]``; features from C."""
+        """``[N, H, W, C] → [N, H', W', features]``; features at least C."""
         hidden = self.features // 4
         h = self.convolve("conv1", nn.relu(x), hidden, 1, update_stats)
         h = self.convolve("conv2", nn.relu(h), hidden, 3, update_stats)
         h = self.convolve("conv3", nn.relu(h), hidden, 3, update_stats)
         h = self.convolve("conv4", self.shrink(nn.relu(h)), self.features, 1, update_stats)
-        x, more = self.shrink(x), self.features - x.shape[-1]
-        if more:
-            x = jnp.concatenate([x, self.convolve("conv_sc", x, more, 1, update_stats)], axis=-1)
+        x, added = self.shrink(x), self.features - x.shape[-1]
+        if added:
+            x = jnp.concatenate([x, self.convolve("conv_sc", x, added, 1, update_stats)], axis=-1)
         return self.attend(h + x, update_stats)

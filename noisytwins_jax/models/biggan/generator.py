@@ -1,4 +1,4 @@
-"""The generator: class embedding, blocks and the layer that makes the image."""
+"""The generator of BigGAN and BigGAN-deep: class embedding, blocks and image layer."""
 
 import flax.linen as nn
 import jax
@@ -17,9 +17,9 @@ class Generator(nn.Module, kw_only=True):
     """Generator of BigGAN and BigGAN-deep.
 
     The condition of every batch normalisation is ``[embedding | latents]``, in this order. BigGAN cuts z into equal
-    chunks, the first for the first layer and one for the condition of each block. BigGAN-deep gives each block all of z,
-    and the first layer the whole condition (``[embedding | z]`` as in BigGAN-PyTorch; published TensorFlow weights have
-    ``[z | embedding]``). The first layer's outputs are ordered (y, x, channel).
+    chunks, the first for the first layer and one for the condition of each block. BigGAN-deep gives all of z to each
+    block, and the whole condition to the first layer (``[embedding | z]`` as in BigGAN-PyTorch; published TensorFlow
+    weights have ``[z | embedding]``). The first layer's outputs are ordered (y, x, channel).
 
     Attributes:
       resolution: 8 to 512, see `architectures`.
@@ -29,20 +29,20 @@ class Generator(nn.Module, kw_only=True):
       width: ch, of which all channel counts are multiples: 96 in BigGAN, 128 in BigGAN-deep.
       deep: BigGAN-deep rather than BigGAN.
       embedding_dim: E, with `shared_embedding`.
-      instance_dim: I, of the linear map of an instance's features that follows the class embedding; 0 for none. Needs
-        `shared_embedding`.
-      shared_embedding: one embedding of the classes for all layers; otherwise each batch normalisation has tables of
-        its own and "embeddings" are one-hot (SA-GAN).
-      skip_z: whether z goes to the blocks too; otherwise to the first layer only.
+      instance_dim: I, width of the linear map of an instance's features, which is appended to the class embedding; 0 for
+        none. Needs `shared_embedding`.
+      shared_embedding: one class embedding for all layers; otherwise each batch normalisation has its own tables and
+        "embeddings" are one-hot (SA-GAN).
+      skip_z: whether the blocks take z too; otherwise the first layer only.
       attention: see `attention_resolutions`.
       wide_rgb: whether the last convolution has `width` outputs of which the image takes the first, as in the
         published BigGAN-deep.
       bn_epsilon, bn_decay: see `batch_norm`.
       output_bn_epsilon: of the last batch normalisation, which in BigGAN-PyTorch is 1e-5 whatever `bn_epsilon` is; None
         for the same.
-      sn_epsilon: floor of norms in spectral normalisation.
+      sn_epsilon: lower bound of norms in spectral normalisation.
       spectral_norm: whether weights are normalised (all but the class embeddings).
-      dtype: dtype of activations; parameters, moments and the image are float32.
+      dtype: dtype of activations; parameters, statistics and the image are float32.
     """
 
     resolution: int
@@ -65,7 +65,7 @@ class Generator(nn.Module, kw_only=True):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        """Builds the layers."""
+        """Build the layers."""
         check_width(self.width, self.deep)
         table = generator_blocks(self.resolution, self.deep, self.attention)
         chunks = len(table) + 1
@@ -100,13 +100,13 @@ class Generator(nn.Module, kw_only=True):
         output_epsilon = self.bn_epsilon if self.output_bn_epsilon is None else self.output_bn_epsilon
         self.output_bn = BatchNorm(output_epsilon, self.bn_decay)
         outputs = self.width if self.wide_rgb else self.channels
-        self.output_conv = Conv(outputs, 3, sn_epsilon, computed=self.channels)
+        self.output_conv = Conv(outputs, 3, sn_epsilon, used_features=self.channels)
 
     def embed(self, labels: Array, class_noise: Array | None = None, instances: Array | None = None) -> Array:
-        """What conditions every block: ``[N, E]``, or ``[N, E + I]`` with instances.
+        """Compute the condition of every block: ``[N, E]``, or ``[N, E + I]`` with instances.
 
-        Labels ``[N]`` → rows of the shared embedding plus noise ``[N, E]`` (E is `num_classes` if none is shared), and
-        behind them the map of the instances' features ``[N, d]``.
+        It is the shared embedding of labels ``[N]`` plus noise ``[N, E]`` (E is `num_classes` if none is shared),
+        followed by the linear map of the instances' features ``[N, d]``.
         """
         embedding = self.shared(labels) if self.shared_embedding else jax.nn.one_hot(labels, self.num_classes)
         embedding = embedding if class_noise is None else embedding + class_noise
@@ -115,14 +115,14 @@ class Generator(nn.Module, kw_only=True):
         return jnp.concatenate([embedding, self.instance(instances, update_stats=False)], axis=-1)
 
     def synthesize(self, z: Array, embedding: Array, train: bool = False, update_stats: bool = False) -> Array:
-        """Makes images.
+        """Generate images.
 
         Args:
           z: latents ``[N, z_dim]``.
-          embedding: of `embed`, or anything between such.
-          train: whether batch normalisation uses the batch's moments rather than the stored ones.
-          update_stats: whether every weight's u makes a step, which this call then uses; with `train`, also whether the
-            stored moments move towards the batch's.
+          embedding: from `embed`, or an interpolation of two.
+          train: whether batch normalisation uses batch statistics rather than the stored ones.
+          update_stats: whether to do a step of power iteration for every weight and use the new u; with `train`, also
+            whether to update the stored statistics.
 
         Returns:
           Images ``[N, resolution, resolution, channels]`` in [-1, 1], float32.
@@ -146,16 +146,16 @@ class Generator(nn.Module, kw_only=True):
         update_stats: bool = False,
         instances: Array | None = None,
     ) -> Array:
-        """Latents ``[N, z_dim]`` and labels ``[N]`` to images; see `embed` and `synthesize`."""
+        """Generate images from latents ``[N, z_dim]`` and labels ``[N]``; see `embed` and `synthesize`."""
         return self.synthesize(z, self.embed(labels, class_noise, instances), train, update_stats)
 
     def block_latents(self, z: Array) -> Array:
-        """The part of z ``[N, z_dim]`` that the conditions of the blocks have, each chunk once: ``[N, L]``."""
+        """Return the part ``[N, L]`` of z ``[N, z_dim]`` that conditions the blocks, each chunk once."""
         _, latents = self._split(z)
         return z if self.deep and self.skip_z else jnp.concatenate(latents, axis=-1)
 
     def _split(self, z: Array) -> tuple[Array, list[Array]]:
-        """The latents of the first layer, and those of each block."""
+        """Split z into the latents of the first layer and those of each block."""
         if not self.skip_z:
             return z, [z[:, :0]] * len(self.blocks)
         if self.deep:

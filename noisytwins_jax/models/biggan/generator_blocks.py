@@ -11,7 +11,7 @@ Array = jax.Array
 
 
 class _Block(nn.Module):
-    """What the two kinds share.
+    """Common base of the two kinds.
 
     Attributes:
       features: output channels.
@@ -30,21 +30,21 @@ class _Block(nn.Module):
     class_tables: bool
 
     def normalize(self, name: str, x: Array, condition: tuple[Array, Array], train: bool, update_stats: bool) -> Array:
-        """Conditional batch normalisation and ReLU."""
+        """Apply conditional batch normalisation and ReLU."""
         norm = ConditionalBatchNorm(self.bn_epsilon, self.bn_decay, self.sn_epsilon, self.class_tables, name=name)
         return nn.relu(norm(x, *condition, train, update_stats))
 
     def convolve(self, name: str, x: Array, features: int, kernel: int, update_stats: bool) -> Array:
-        """Convolution with bias."""
+        """Apply a convolution with bias."""
         return Conv(features, kernel, self.sn_epsilon, name=name)(x, update_stats)
 
     def attend(self, x: Array, update_stats: bool) -> Array:
-        """Self-attention, if any."""
+        """Apply self-attention, if any."""
         return SelfAttention(self.sn_epsilon, name="attention")(x, update_stats) if self.attention else x
 
 
 class GeneratorBlock(_Block):
-    """BigGAN: two 3×3 convolutions beside a 1×1 one."""
+    """Block of BigGAN: two 3×3 convolutions and a 1×1 shortcut."""
 
     @nn.compact
     def __call__(self, x: Array, condition: tuple[Array, Array], train: bool, update_stats: bool) -> Array:
@@ -55,17 +55,17 @@ class GeneratorBlock(_Block):
         h = self.convolve("conv2", h, self.features, 3, update_stats)
         if self.resample or x.shape[-1] != self.features:
             x = self.convolve("conv_sc", x, self.features, 1, update_stats)
-        # The published order is the reverse, to the same effect at four times the work.
+        # The published code upsamples before its 1×1 convolution: the same result at four times the cost.
         x = upsample(x) if self.resample else x
         return self.attend(h + x, update_stats)
 
 
 class DeepGeneratorBlock(_Block):
-    """BigGAN-deep: two 3×3 convolutions of a quarter of the channels, between 1×1 ones; channels are dropped beside."""
+    """Block of BigGAN-deep: a bottleneck with a quarter of the channels; the shortcut drops channels."""
 
     @nn.compact
     def __call__(self, x: Array, condition: tuple[Array, Array], train: bool, update_stats: bool) -> Array:
-        """``[N, H, W, C]``, condition ``([N, E], [N, L])`` → ``[N, H', W', features]``; features up to C."""
+        """``[N, H, W, C]``, condition ``([N, E], [N, L])`` → ``[N, H', W', features]``; features at most C."""
         hidden = x.shape[-1] // 4
         h = self.normalize("bn1", x, condition, train, update_stats)
         h = self.convolve("conv1", h, hidden, 1, update_stats)

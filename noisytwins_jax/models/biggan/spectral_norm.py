@@ -1,7 +1,7 @@
 """Spectral normalisation: a weight divided by an estimate of its largest singular value (Miyato et al., ICLR 2018).
 
-The estimate is one step of power iteration away from a stored vector u. Norms are floored, ``x / max(‖x‖, ε)``; ε is 1e-4
-in BigGAN. The singular vectors count as constants: ``∂σ/∂W = u vᵀ``.
+The estimate is one step of power iteration away from a stored vector u. Norms have a lower bound, ``x / max(‖x‖, ε)``; ε is
+1e-4 in BigGAN. The singular vectors are treated as constants: ``∂σ/∂W = u vᵀ``.
 """
 
 import math
@@ -16,17 +16,17 @@ Array = jax.Array
 
 
 def normalize(x: Array, epsilon: float) -> Array:
-    """``x / max(‖x‖, epsilon)`` of a vector."""
+    """Normalise a vector: ``x / max(‖x‖, epsilon)``."""
     return x / jnp.maximum(jnp.linalg.norm(x), epsilon)
 
 
 def power_iteration(matrix: Array, u: Array, epsilon: float) -> tuple[Array, Array]:
-    """One step: the right singular vector belonging to u, and the next u.
+    """Do one step: compute the right singular vector for u, and the next u.
 
     Args:
       matrix: ``[I, O]``, inputs by outputs: the transpose of the W of the papers, whose rows are outputs.
       u: left singular vector of W, ``[O]``.
-      epsilon: floor of norms.
+      epsilon: lower bound of norms.
 
     Returns:
       v = ``normalize(Wᵀu)`` ``[I]`` and ``normalize(Wv)`` ``[O]``.
@@ -36,11 +36,11 @@ def power_iteration(matrix: Array, u: Array, epsilon: float) -> tuple[Array, Arr
 
 
 def spectral_norm(matrix: Array, u: Array, epsilon: float, iterate: bool) -> tuple[Array, Array]:
-    """The estimate ``σ = uᵀWv`` of the largest singular value, differentiable in the matrix alone.
+    """Estimate the largest singular value as ``σ = uᵀWv``, differentiable in the matrix only.
 
     Args:
       matrix, u, epsilon: see `power_iteration`.
-      iterate: whether to use the u that a step of power iteration makes of the given one.
+      iterate: whether to use the u after a step of power iteration, rather than the given one.
 
     Returns:
       σ, and the u that it was computed with.
@@ -50,17 +50,17 @@ def spectral_norm(matrix: Array, u: Array, epsilon: float, iterate: bool) -> tup
     return jnp.vdot(jnp.matmul(v, matrix, precision=FULL_PRECISION), u, precision=FULL_PRECISION), u
 
 
-def normalized(
+def normalize_weight(
     module: nn.Module, weight: Array, epsilon: float | None, update_stats: bool, outputs_first: bool = False
 ) -> Array:
-    """A weight of `module`, spectrally normalised; its u is the variable ``u`` of the collection ``spectral``.
+    """Spectrally normalise a weight of `module`; its u is the variable ``u`` of the collection ``spectral``.
 
     Args:
-      module: whose ``__call__`` asks.
+      module: the calling module, inside its ``__call__``.
       weight: ``[..., outputs]``, or ``[outputs, inputs]`` if `outputs_first`.
-      epsilon: floor of norms, or ``None`` to leave the weight as it is.
-      update_stats: whether u makes a step, which this call then uses, if its collection is mutable.
-      outputs_first: as of class embeddings, whose rows are what the papers call outputs.
+      epsilon: lower bound of norms, or ``None`` to return the weight unchanged.
+      update_stats: whether to do a step of power iteration and use the new u, if its collection is mutable.
+      outputs_first: for class embeddings, whose rows are what the papers call outputs.
     """
     if epsilon is None:
         return weight

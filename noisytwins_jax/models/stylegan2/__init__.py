@@ -3,13 +3,13 @@
 Pure functions of a global batch, through Flax: ``module.apply(variables, ...)``. Collections: ``params`` (trained) and
 ``buffers`` (`w_avg`, fixed noise images). Channels at resolution r: ``min(channel_base / r, channel_max)``.
 
-Beside the conditioning of StyleGAN2-ADA the networks take that of three methods:
+Beside the conditioning of StyleGAN2-ADA the networks have that of three methods:
 
 * Transitional-cGAN (Shahbazi et al., ICLR 2022): `conditioning` of the generator, `heads` ``"transitional"``.
 * D2D-CE (ReACGAN; Kang et al., NeurIPS 2021) and 2C (ContraGAN; Kang and Park, NeurIPS 2020): `heads` ``"embedding"``.
 * UTLO (Khorram et al., "Taming the Tail in Class-Conditional GANs: Knowledge Sharing via Unconditional Training at
-  Lower Resolutions", CVPR 2024): `low_resolution` of both. Layers up to that resolution know no class, and the image
-  that they make meets a logit of its own.
+  Lower Resolutions", CVPR 2024): `low_resolution` of both. Layers up to that resolution are unconditional, and
+  their image has its own logit.
 """
 
 from noisytwins_jax.models.stylegan2.discriminator import Discriminator

@@ -1,4 +1,4 @@
-"""The discriminator: blocks, epilogue and the heads of each conditioning."""
+"""The discriminator of StyleGAN2: blocks, epilogue and the heads of each conditioning."""
 
 import math
 from typing import Literal
@@ -18,7 +18,7 @@ Heads = Literal["projection", "embedding", "transitional"]
 
 
 class DiscriminatorBlock(nn.Module):
-    """One resolution of the discriminator, halving it."""
+    """Block of one resolution of the discriminator, which halves it."""
 
     features: int
     out_features: int
@@ -54,7 +54,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorEpilogue(nn.Module):
-    """4×4 activations to a feature vector: minibatch standard deviation, convolution, dense layer; in float32."""
+    """Last block, 4×4 activations to a feature vector: minibatch standard deviation, convolution, dense layer; in float32."""
 
     features: int
     architecture: Architecture
@@ -76,24 +76,25 @@ class DiscriminatorEpilogue(nn.Module):
 class Discriminator(nn.Module):
     """Conditional StyleGAN2 discriminator.
 
-    With h the epilogue's features, `heads` says what becomes of them and of the label:
+    `heads` sets what is computed from the epilogue's features h and the label:
 
     * ``"projection"``: the logit is ``⟨output(h), class vector⟩ / √dim`` (or ``output(h)`` without classes).
-    * ``"transitional"``: the logit is ``output(h)``; beside it there is a conditional logit,
+    * ``"transitional"``: the logit is ``output(h)``; in addition a conditional logit,
       ``⟨conditional_output(h), class vector⟩ / √dim``.
-    * ``"embedding"``: the logit is ``output(h)``; beside it there are ``embedding_output(h)`` and the class vector,
-      each scaled to unit length.
+    * ``"embedding"``: the logit is ``output(h)``; in addition ``embedding_output(h)`` and the class vector, each scaled
+      to unit length.
 
     Class vectors come from a mapping network of the label, of `embedding_dim` = the channels at 4×4 (512 in every
     published configuration). With a low resolution, images of that size enter through ``low_fromrgb`` at the block of
-    their resolution, and ``low_output`` of their features is their logit; classes play no part in it.
+    their resolution, and their unconditional logit is ``low_output`` of their features.
 
     Attributes:
       mbstd_group_size: samples a minibatch-standard-deviation group; 1 for none.
       mapping_layers: layers of the class mapping (8 in every published configuration); always 1 for ``"embedding"``.
       heads: see above; all but ``"projection"`` need classes.
       low_resolution: a power of two from 4, below `resolution`, or 0 for none; not for the architecture ``"skip"``.
-      others: as in `Generator`.
+      resolution, channels, num_classes, channel_base, channel_max, architecture, conv_clamp, up_impl, dtype: as in
+        `Generator`.
     """
 
     resolution: int
@@ -111,7 +112,7 @@ class Discriminator(nn.Module):
     low_resolution: int = 0
 
     def setup(self) -> None:
-        """Builds the blocks, the output layers and the class mapping."""
+        """Build the blocks, the output layers and the class mapping."""
         if self.num_classes == 0 and self.heads != "projection":
             raise ValueError(f"A discriminator with heads {self.heads!r} needs classes; num_classes is 0.")
 
@@ -155,17 +156,17 @@ class Discriminator(nn.Module):
 
     @property
     def embedding_dim(self) -> int:
-        """Width of the class vectors and of `class_noise`: the channels at 4×4."""
+        """Width of the class vectors and of `class_noise`: the number of channels at 4×4."""
         return min(self.channel_base // 4, self.channel_max)
 
     @property
     def parameters_without_r1(self) -> tuple[tuple[str, ...], ...]:
-        """Paths, or their beginnings, of the parameters that R1 has nothing to do with.
+        """Paths, or prefixes of paths, of the parameters that R1 does not depend on.
 
-        The gradient of the logits with respect to the images does not depend on them, by the formula and not by value.
-        PyTorch leaves such parameters, and their place in the optimiser, alone.
+        The gradient of the logits with respect to the images does not contain them, whatever their values. PyTorch does
+        not update such parameters nor their state in the optimiser.
         """
-        paths = [("output", "bias")]  # moves logits by the same amount whatever the image
+        paths = [("output", "bias")]  # adds a constant to all logits
         if self.heads == "transitional":
             paths += [("conditional_output",), ("mapping",)]
         if self.heads == "embedding":
@@ -175,21 +176,21 @@ class Discriminator(nn.Module):
         return tuple(paths)
 
     def features(self, images: Array) -> Array:
-        """Images ``[N, R, R, channels]`` in [-1, 1] → features h ``[N, channels at 4×4]``."""
+        """Compute features h ``[N, channels at 4×4]`` of images ``[N, R, R, channels]`` in [-1, 1]."""
         x, image = None, images
         for block in self.blocks:
             x, image = block(x, image)
         return self.b4(x, image)
 
     def low_features(self, low_images: Array) -> Array:
-        """Images ``[N, r, r, channels]`` of the low resolution → features h ``[N, channels at 4×4]``."""
+        """Compute features h ``[N, channels at 4×4]`` of images ``[N, r, r, channels]`` of the low resolution."""
         x = self.low_fromrgb(low_images.astype(self.dtype))
         for block in self.blocks[int(math.log2(self.resolution // self.low_resolution)) :]:
             x, _ = block(x, None)
         return self.b4(x, None)
 
     def embed(self, labels: Array, class_noise: Array | None = None) -> Array:
-        """Labels ``[N]`` → class vectors ``[N, embedding_dim]``."""
+        """Compute class vectors ``[N, embedding_dim]`` of labels ``[N]``."""
         return self.mapping(None, labels, class_noise)
 
     def __call__(
@@ -199,30 +200,30 @@ class Discriminator(nn.Module):
         class_noise: Array | None = None,
         low_images: Array | None = None,
     ) -> DiscriminatorOutput:
-        """Discriminates.
+        """Discriminate images.
 
         Args:
           images: ``[N, R, R, channels]`` in [-1, 1].
           labels: ``[N]`` int class ids, or ``None`` without classes.
           class_noise: ``[N, embedding_dim]`` as in `MappingNetwork`.
-          low_images: ``[N, r, r, channels]`` of the low resolution; ``None`` leaves its logits out. To be given to
-            ``init`` where there is one.
+          low_images: ``[N, r, r, channels]`` of the low resolution; ``None`` omits their logits. ``init`` needs them if
+            there is a low resolution.
         """
         h = self.features(images)
-        logits, found = self.output(h), {}
+        logits, heads = self.output(h), {}
         class_vectors = self.embed(labels, class_noise) if self.num_classes > 0 else None
         if self._projects:
             logits = logits * class_vectors / math.sqrt(self.embedding_dim)
         elif self.heads == "transitional":
             projections = self.conditional_output(h) * class_vectors / math.sqrt(self.embedding_dim)
-            found = {"conditional_logits": projections.sum(axis=-1)}
+            heads = {"conditional_logits": projections.sum(axis=-1)}
         elif self.heads == "embedding":
-            found = {"embedding": _unit_length(self.embedding_output(h)), "proxy": _unit_length(class_vectors)}
+            heads = {"embedding": _unit_length(self.embedding_output(h)), "proxy": _unit_length(class_vectors)}
         if low_images is not None:
-            found["low_logits"] = self.low_output(self.low_features(low_images)).sum(axis=-1)
-        return DiscriminatorOutput(logits.sum(axis=-1), **found)
+            heads["low_logits"] = self.low_output(self.low_features(low_images)).sum(axis=-1)
+        return DiscriminatorOutput(logits.sum(axis=-1), **heads)
 
 
 def _unit_length(x: Array) -> Array:
-    """Rows scaled to length one."""
+    """Scale rows to length one."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))

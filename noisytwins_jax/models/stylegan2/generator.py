@@ -1,4 +1,4 @@
-"""The generator: mapping, synthesis blocks and the styles that each layer takes."""
+"""The generator of StyleGAN2: mapping, synthesis blocks and the w of each layer."""
 
 import math
 
@@ -15,7 +15,7 @@ Array = jax.Array
 
 
 class SynthesisBlock(nn.Module):
-    """One resolution of the generator: (up-convolution,) convolution, and the image so far."""
+    """Block of one resolution of the generator: (up-convolution,) convolution, and the image so far."""
 
     features: int
     resolution: int
@@ -28,7 +28,7 @@ class SynthesisBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array | None, image: Array | None, ws: Array, noise_mode: str) -> tuple[Array, Array | None]:
-        """`ws` ``[N, 2 or 3, w_dim]``: one a convolution, the last for the image layer. → (activations, image)."""
+        """Return activations and image; `ws` ``[N, 2 or 3, w_dim]``: one per convolution, the last for the image layer."""
 
         def conv(name: str, **options) -> ModulatedConv:
             options |= {"clamp": self.clamp, "up_impl": self.up_impl, "name": name}
@@ -58,7 +58,7 @@ class SynthesisBlock(nn.Module):
 
 
 class SynthesisNetwork(nn.Module):
-    """W to image. See `Generator` for the attributes."""
+    """Synthesis network, from W to images. See `Generator` for the attributes."""
 
     resolution: int
     channels: int
@@ -72,7 +72,7 @@ class SynthesisNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, ws: Array, noise_mode: str) -> tuple[Array, Array | None]:
-        """`ws` ``[N, num_ws, w_dim]`` → images ``[N, R, R, channels]`` of the full and, if any, the low resolution."""
+        """Map `ws` ``[N, num_ws, w_dim]`` to images ``[N, R, R, channels]`` of the full and, if any, the low resolution."""
         x = image = low_image = None
         first = 0
         for resolution in block_resolutions(self.resolution):
@@ -91,7 +91,7 @@ class SynthesisNetwork(nn.Module):
             first += count - 1  # an image layer shares its w with the next block's first convolution
             if resolution == self.low_resolution:
                 low_image = image
-                first += 1  # but not where the class begins to count
+                first += 1  # but not where the conditional layers begin
         return image, low_image
 
 
@@ -104,15 +104,15 @@ class Generator(nn.Module):
       num_classes: 0 for an unconditional generator.
       z_dim, w_dim: widths of the latents and of W.
       mapping_layers: layers of the mapping network.
-      channel_base, channel_max: see the module's docstring.
-      architecture: how images leave the blocks: ``"skip"`` (summed up, default), ``"resnet"``, ``"orig"``.
+      channel_base, channel_max: channels at resolution r are ``min(channel_base / r, channel_max)``.
+      architecture: ``"skip"`` (images of all blocks are summed, default), ``"resnet"`` or ``"orig"``.
       conv_clamp: clamp of activations to ± this value, or ``None``.
       w_avg_decay: decay of the running mean of w (0.998 as published; 0.995 in StyleGAN2-ADA).
       up_impl: see `fir`.
       dtype: dtype of the synthesis blocks' activations; the mapping and the image stay float32.
       conditioning: how the class enters the mapping; see `MappingNetwork`.
-      low_resolution: layers up to this resolution take w of no class (UTLO); 0 for none. A power of two from 4, below
-        `resolution`; needs the architecture ``"skip"``.
+      low_resolution: layers up to this resolution take w without a class (UTLO); 0 for none. A power of two from 4,
+        below `resolution`; needs the architecture ``"skip"``.
     """
 
     resolution: int
@@ -132,12 +132,12 @@ class Generator(nn.Module):
     low_resolution: int = 0
 
     def setup(self) -> None:
-        """Builds the mapping and the synthesis network."""
+        """Build the mapping and the synthesis network."""
         if self.low_resolution:
             check_low_resolution(self.low_resolution, self.resolution)
             if self.architecture != "skip":
                 raise ValueError(
-                    f"A generator of architecture {self.architecture!r} makes no image at a low resolution on its way; "
+                    f"A generator of architecture {self.architecture!r} has no intermediate images; "
                     "low_resolution needs 'skip'."
                 )
         self.mapping = MappingNetwork(
@@ -157,26 +157,26 @@ class Generator(nn.Module):
 
     @property
     def num_ws(self) -> int:
-        """Layers that take their own w: ``2·log2(resolution) - 2``, and one more with a low resolution."""
+        """Number of layers that take a w: ``2·log2(resolution) - 2``, and one more with a low resolution."""
         return 2 * int(math.log2(self.resolution)) - 2 + (self.low_resolution > 0)
 
     @property
     def num_low_ws(self) -> int:
-        """How many of these, from the first, take w of no class: ``2·log2(low_resolution) - 2``, or 0."""
+        """Number of these, from the first, that take w without a class: ``2·log2(low_resolution) - 2``, or 0."""
         return 2 * int(math.log2(self.low_resolution)) - 2 if self.low_resolution else 0
 
     def map(self, z: Array, labels: Array, class_noise: Array | None = None, update_w_avg: bool = False) -> Array:
-        """``[N, z_dim]``, ``[N]`` → w ``[N, w_dim]``. See `MappingNetwork`."""
+        """Map z ``[N, z_dim]`` and labels ``[N]`` to w ``[N, w_dim]``; see `MappingNetwork`."""
         return self.mapping(z, labels, class_noise, update_w_avg)
 
     def broadcast(self, w: Array) -> Array:
-        """One w for every layer: ``[N, w_dim] → [N, num_ws, w_dim]``."""
+        """Repeat w for every layer: ``[N, w_dim] → [N, num_ws, w_dim]``."""
         return jnp.broadcast_to(w[:, None, :], (w.shape[0], self.num_ws, w.shape[1]))
 
     def styles(
         self, z: Array, labels: Array, class_noise: Array | None = None, update_w_avg: bool = False
     ) -> tuple[Array, Array]:
-        """w as of `map`, ``[N, w_dim]``, and each layer's own ``[N, num_ws, w_dim]``: of no class in the low layers."""
+        """Return w of `map` ``[N, w_dim]``, and that of each layer ``[N, num_ws, w_dim]``: without a class in low layers."""
         w = self.map(z, labels, class_noise, update_w_avg)
         ws = self.broadcast(w)
         if self.low_resolution:
@@ -185,11 +185,11 @@ class Generator(nn.Module):
         return w, ws
 
     def synthesize(self, ws: Array, noise_mode: str = "random") -> Array:
-        """``[N, num_ws, w_dim]`` → images ``[N, resolution, resolution, channels]``, nominally in [-1, 1]."""
+        """Generate images ``[N, resolution, resolution, channels]``, nominally in [-1, 1], from ``[N, num_ws, w_dim]``."""
         return self.synthesis(ws, noise_mode)[0]
 
     def synthesize_both(self, ws: Array, noise_mode: str = "random") -> tuple[Array, Array | None]:
-        """As `synthesize`, and the same images at the low resolution, ``None`` if there is none."""
+        """Generate images as `synthesize`, and the same at the low resolution, ``None`` if there is none."""
         return self.synthesis(ws, noise_mode)
 
     def __call__(
@@ -200,7 +200,7 @@ class Generator(nn.Module):
         psi: float | Array | None = None,
         noise_mode: str = "random",
     ) -> Array:
-        """Latents and labels to images; `psi` truncates in W. Class noise is off unless given."""
+        """Generate images from latents and labels; `psi` truncates in W. Class noise is off unless given."""
         _, ws = self.styles(z, labels, class_noise)
         if psi is not None:
             ws = truncate(ws, self.mapping.get_variable("buffers", "w_avg"), psi)

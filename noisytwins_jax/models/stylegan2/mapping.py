@@ -1,4 +1,4 @@
-"""StyleGAN2's mapping network, latents and class to W, with its two ways of taking the class; and truncation in W."""
+"""StyleGAN2's mapping network with two kinds of class conditioning, and truncation in W."""
 
 from typing import Literal
 
@@ -12,29 +12,26 @@ Array = jax.Array
 Conditioning = Literal["concat", "additive"]
 
 
-def truncate(ws: Array, w_avg: Array, psi: float | Array, cutoff: int | None = None) -> Array:
-    """Truncation in W: moves `ws` ``[N, num_ws, w_dim]`` to ``w_avg + psi·(ws - w_avg)``, in the first `cutoff` layers."""
-    truncated = w_avg + psi * (ws - w_avg)
-    if cutoff is None:
-        return truncated
-    return jnp.where(jnp.arange(ws.shape[1])[:, None] < cutoff, truncated, ws)
+def truncate(ws: Array, w_avg: Array, psi: float | Array) -> Array:
+    """Truncate w ``[..., w_dim]`` to ``w_avg + psi·(ws - w_avg)``."""
+    return w_avg + psi * (ws - w_avg)
 
 
 class MappingNetwork(nn.Module):
-    """Latents and class to W: `num_layers` dense layers on normalised z and the normalised class embedding ĉ.
+    """Mapping from latents and class to W: `num_layers` dense layers on normalised z and the normalised class embedding ĉ.
 
-    The class enters in one of two ways:
+    The class is given in one of two ways:
 
     * ``"concat"``: ``fc0([ẑ, ĉ])``, as in StyleGAN2-ADA.
     * ``"additive"``: ``fc0(ẑ) + t · class_projection(ĉ)`` with the transition t in [0, 1] a variable of the ``buffers``
-      collection (``"transition"``, 0 at the start) that training moves; at t = 0 the class does not count (Shahbazi et
+      collection (``"transition"``, initially 0) that training changes; at t = 0 the class has no effect (Shahbazi et
       al., "Collapse by Conditioning: Training Class-conditional GANs with Limited Data", ICLR 2022).
 
     Attributes:
       num_classes: 0 for none.
       w_dim: width of the embedding, of every layer and of the output.
       num_layers: leaky-ReLU layers with learning-rate multiplier 0.01.
-      w_avg_decay: decay of the running mean of w, or ``None`` for none kept.
+      w_avg_decay: decay of the running mean of w, or ``None`` for no running mean.
       conditioning: see above.
     """
 
@@ -53,14 +50,14 @@ class MappingNetwork(nn.Module):
         update_w_avg: bool = False,
         unconditional: bool = False,
     ) -> Array:
-        """Maps to ``[N, w_dim]``.
+        """Map latents and class to w ``[N, w_dim]``.
 
         Args:
           z: ``[N, z_dim]`` standard normal latents, or ``None`` (the discriminator's mapping).
           labels: ``[N]`` int class ids, or ``None`` without classes.
           class_noise: ``[N, w_dim]`` added to the class embedding before it is normalised (NoisyTwins eq. 3).
-          update_w_avg: moves the running mean of w; needs the ``"buffers"`` collection to be mutable.
-          unconditional: leaves the class out: zeros in place of the normalised embedding, or nothing added.
+          update_w_avg: whether to update the running mean of w; needs the ``"buffers"`` collection to be mutable.
+          unconditional: whether to omit the class: zeros in place of the normalised embedding, or nothing added.
         """
 
         def dense(name: str) -> FullyConnected:
@@ -68,8 +65,8 @@ class MappingNetwork(nn.Module):
 
         class_vector = None
         if self.num_classes > 0 and not unconditional:
-            # As a matrix product with the one-hot label: row `weight[y]/√num_classes + bias`. The gain fixes the scale
-            # that class noise is measured against: coordinates start with standard deviation 1/√num_classes.
+            # As a matrix product with the one-hot label: row `weight[y]/√num_classes + bias`. The gain sets the scale
+            # of class noise: coordinates start with standard deviation 1/√num_classes.
             embedding = FullyConnected(self.w_dim, name="embed")(jax.nn.one_hot(labels, self.num_classes))
             if class_noise is not None:
                 embedding = embedding + class_noise

@@ -1,4 +1,4 @@
-"""What generator and discriminator share: their blocks' resolutions and kinds, and images at a lower resolution."""
+"""Resolutions and architectures of the blocks of generator and discriminator, and downsampling of images."""
 
 import math
 from typing import Literal
@@ -12,18 +12,18 @@ Architecture = Literal["orig", "skip", "resnet"]
 
 
 def block_resolutions(resolution: int) -> list[int]:
-    """``[4, 8, …, resolution]``."""
+    """Return ``[4, 8, …, resolution]``."""
     return [2**i for i in range(2, int(math.log2(resolution)) + 1)]
 
 
 def shrink(images: Array, resolution: int) -> Array:
-    """Images ``[N, R, R, C]`` at a lower power of two `resolution`: halved by the [1, 3, 3, 1] filter repeatedly."""
+    """Downsample images ``[N, R, R, C]`` to a lower power of two `resolution` with the [1, 3, 3, 1] filter."""
     while images.shape[1] > resolution:
         images = fir.downsample2d(images)
     return images
 
 
 def check_low_resolution(low: int, resolution: int) -> None:
-    """Raises a `ValueError` unless a network of this `resolution` has a block for `low` before its last."""
+    """Raise a `ValueError` unless a network of this `resolution` has a block for `low` before its last."""
     if low not in block_resolutions(resolution)[:-1]:
         raise ValueError(f"low_resolution={low} must be a power of two from 4 to {resolution // 2}.")
