@@ -1,15 +1,15 @@
-"""Checkpoints of PyTorch into this project and back.
+"""Convert checkpoints of PyTorch into runs of this project and back.
 
     python -m noisytwins_jax.convert from-torch FILE_OR_FOLDER ... --workdir=DIR [--config=configs/<dataset>.py:<method>]
     python -m noisytwins_jax.convert to-torch --workdir=DIR --out=DIR [--format=FORMAT] [--checkpoint=latest]
     python -m noisytwins_jax.convert to-jax --workdir=DIR --out=sampler.jax [--truncation=threshold:0.5]
 
-Read: StyleGAN2 of StudioGAN and NoisyTwins and of NVIDIA (.pkl); BigGAN and BigGAN-deep of BigGAN-PyTorch, StudioGAN,
-Hugging Face and TF-Hub (variables as .npz). What a file is, is told from its tensors; nothing in it is run. With the
-configuration that it was trained with (and fields, as --config.batch_size=64), training goes on from it.
-Written: for StyleGAN2 studiogan (which NoisyTwins' code reads), nvidia (state dicts) and nvidia_pkl (to --resume from); for
-BigGAN bigganpytorch and studiogan, for BigGAN-deep huggingface too. The project's own networks in PyTorch,
-noisytwins_jax/pytorch, read them as well.
+from-torch reads StyleGAN2 of StudioGAN, NoisyTwins and NVIDIA (.pkl), and BigGAN and BigGAN-deep of BigGAN-PyTorch,
+StudioGAN, Hugging Face and TF-Hub (variables as .npz). The format is detected from the tensors; no code in a file is run.
+With the configuration that it was trained with (and fields, as --config.batch_size=64), training can continue from it.
+to-torch writes, for StyleGAN2, studiogan (which NoisyTwins' code reads), nvidia (state dicts) and nvidia_pkl (for
+--resume); for BigGAN, bigganpytorch and studiogan; for BigGAN-deep also huggingface. The networks in PyTorch under
+noisytwins_jax/interop/pytorch load them too. to-jax writes a sampler as one serialized function of JAX.
 """
 
 import argparse
@@ -28,27 +28,35 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="python -m noisytwins_jax.convert", description=__doc__, formatter_class=formatter)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="from-torch | to-torch | to-jax")
-    reading = verbs.add_parser("from-torch", help="a public checkpoint as a run")
+    reading = verbs.add_parser("from-torch", help="convert a public checkpoint into a run")
     reading.add_argument("files", nargs="+", type=Path, help="files of one checkpoint, or their folder")
     reading.add_argument("--workdir", required=True, type=Path, help="a new directory")
-    reading.add_argument("--config", help="to train on with, as of noisytwins_jax.main; its fields may follow")
-    for name, text in (("to-torch", "a run as a public checkpoint"), ("to-jax", "a sampler that needs JAX alone")):
+    reading.add_argument("--config", help="for further training, as of noisytwins_jax.main; its fields may follow")
+    for name, text in (
+        ("to-torch", "convert a run into a public checkpoint"),
+        ("to-jax", "export a sampler that needs only JAX"),
+    ):
         writing = verbs.add_parser(name, help=text)
         writing.add_argument("--workdir", required=True, type=Path, help="the run")
         writing.add_argument("--checkpoint", default="latest", help="latest, best or a step (default: latest)")
         writing.add_argument("--out", required=True, type=Path)
         if name == "to-torch":
-            writing.add_argument("--format", default="", help="by default the network's first, see above")
-            writing.add_argument("--safetensors", action="store_true", help="bare networks, as .safetensors")
+            writing.add_argument("--format", default="", help="default: the first listed above for the network")
+            writing.add_argument("--safetensors", action="store_true", help="only the networks, as .safetensors")
         else:
             writing.add_argument("--truncation", default="", help="of a BigGAN, as threshold:0.5")
-            writing.add_argument("--platforms", default="cpu,cuda,tpu", help="what it shall run on")
-    arguments, overrides = parser.parse_known_args(argv)
+            writing.add_argument("--platforms", default="cpu,cuda,tpu", help="to run on, comma-separated")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    arguments, overrides = build_parser().parse_known_args(argv)
     try:
         if overrides and (arguments.verb != "from-torch" or arguments.config is None):
             raise UserError(f"There is no option {overrides[0]}; --help says what there is.")
@@ -67,11 +75,12 @@ def _from_torch(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from noisytwins_jax.interop.public_checkpoint import read_public_checkpoint
 
     config = None if arguments.config is None else load_config([f"--config={arguments.config}", *overrides])
-    found = read_public_checkpoint(arguments.files)
-    for part, network in found.networks.items():
+    public = read_public_checkpoint(arguments.files)
+    for part, network in public.networks.items():
         about = f"{network.fields['network']}, {network.fields['data.resolution']} px, {network.num_classes} classes"
-        print(f"{part} ({found.naming}): {about}, {_parameters(network.variables['params']):,} parameters", flush=True)
-    workdir = import_run(found, arguments.workdir, config)
+        count = _count_parameters(network.variables["params"])
+        print(f"{part} ({public.naming}): {about}, {count:,} parameters", flush=True)
+    workdir = import_run(public, arguments.workdir, config)
     print(f"Written: {workdir}\nSamples: python -m noisytwins_jax.main --mode=sample --workdir={arguments.workdir}")
     return 0
 
@@ -108,20 +117,20 @@ def _to_jax(arguments: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _check_out(out: Path, directory: bool) -> None:
-    """Before anything is computed.
+    """Check that --out can be written, before anything is computed.
 
     Raises:
       UserError: it cannot be written.
     """
     if out.exists() and out.is_dir() != directory:
-        there, wanted = ("file", "directory") if directory else ("directory", "file")
-        raise UserError(f"--out={out} is a {there}; give a {wanted}.")
+        actual, expected = ("file", "directory") if directory else ("directory", "file")
+        raise UserError(f"--out={out} is a {actual}; give a {expected}.")
     existing = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
     if not os.access(existing, os.W_OK) or (existing != out.absolute() and not existing.is_dir()):
         raise UserError(f"--out={out} cannot be written, because of {existing}; give another.")
 
 
-def _parameters(params: Any) -> int:
+def _count_parameters(params: Any) -> int:
     import jax
 
     return sum(x.size for x in jax.tree.leaves(params))

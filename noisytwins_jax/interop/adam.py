@@ -1,7 +1,7 @@
-"""The state of ``torch.optim.Adam`` to the moments of this project's optimiser and back, for any family of networks.
+"""Conversion between the state of ``torch.optim.Adam`` and this project's optimiser state.
 
-PyTorch numbers parameters in the order of ``parameters()``, which a family knows (`Family`). Both keep the same first
-and second moments and counts of updates, so that both ways together change no bit.
+PyTorch numbers parameters in the order of ``parameters()``, which the network family knows. Both store the same first
+and second moments and update counts, so a round trip is bit-exact.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from noisytwins_jax.interop.network import ConvertedNetwork
+from noisytwins_jax.interop.converted_network import ConvertedNetwork
 from noisytwins_jax.utils.errors import UserError
 
 PyTree = Any
@@ -24,24 +24,24 @@ _ENTRIES = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Family(Protocol):
-    """A family of networks: the modules `interop.stylegan2` and `interop.biggan`."""
+    """A family of networks: the modules `stylegan2.state_dict` and `biggan.state_dict`."""
 
     def read_parameters(
         self, tensors: Mapping[str, np.ndarray], network: ConvertedNetwork, naming: str
     ) -> dict[str, Any]:
-        """Tensors of the parameters' keys and shapes in PyTorch, as a tree of the network's ``params``."""
+        """Convert tensors with the keys and shapes of PyTorch's parameters to a tree shaped like ``params``."""
 
     def write_parameters(self, params: dict[str, Any], network: ConvertedNetwork, naming: str) -> dict[str, np.ndarray]:
-        """The inverse, in the order of PyTorch's ``parameters()``."""
+        """Invert `read_parameters`, in the order of PyTorch's ``parameters()``."""
 
 
 @dataclass(frozen=True)
 class AdamMoments:
-    """What Adam knows of one network; three trees of the parameters' structure.
+    """Adam's state for one network: three trees with the structure of its parameters.
 
     Attributes:
       counts: int, updates so far of each parameter.
-      mu, nu: float32, moving averages of the gradient and of its square, in our layout.
+      mu, nu: float32, moving averages of the gradient and of its square, in Flax's layout.
     """
 
     counts: PyTree
@@ -50,19 +50,19 @@ class AdamMoments:
 
 
 def adam_to_jax(state_dict: Mapping[str, Any], network: ConvertedNetwork, naming: str, family: Family) -> AdamMoments:
-    """Moments from ``{"state": {i: {"step", "exp_avg", "exp_avg_sq"}}, "param_groups": [{"params": [i, …], …}]}``.
+    """Convert ``{"state": {i: {"step", "exp_avg", "exp_avg_sq"}}, "param_groups": [{"params": [i, …], …}]}``.
 
     Args:
       state_dict: of ``torch.optim.Adam`` over all parameters of a network, with arrays for tensors.
       network: that network.
-      naming: whose order of parameters it is, as in the family's functions.
+      naming: the public format, which fixes the order of parameters.
       family: of the network.
 
     Returns:
-      The moments; zeros for parameters that PyTorch has not updated yet, and so has no entry of.
+      The moments; zeros for parameters without an entry, which PyTorch has not updated yet.
 
     Raises:
-      UserError: it is of another optimiser or of another network; the first difference is named.
+      UserError: the state belongs to another optimiser or network; the first difference is named.
     """
     written = family.write_parameters(network.variables["params"], network, naming)
     numbers, entries = _numbers(state_dict), state_dict["state"]
@@ -73,11 +73,11 @@ def adam_to_jax(state_dict: Mapping[str, Any], network: ConvertedNetwork, naming
     for number in entries:
         if number not in numbers:
             raise UserError(f"The optimiser's state has an entry {number!r} of no parameter; {_WAY_OUT}.")
-    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in _ENTRIES}
+    tensors: dict[str, dict[str, np.ndarray]] = {name: {} for name in _ENTRIES}
     for number, (key, x) in zip(numbers, written.items(), strict=True):
-        for name, value in zip(_ENTRIES, _entry(key, x.shape, number, entries.get(number)), strict=True):
-            found[name][key] = value
-    counts, mu, nu = (family.read_parameters(found[name], network, naming) for name in _ENTRIES)
+        for name, value in zip(_ENTRIES, _read_entry(key, x.shape, number, entries.get(number)), strict=True):
+            tensors[name][key] = value
+    counts, mu, nu = (family.read_parameters(tensors[name], network, naming) for name in _ENTRIES)
     return AdamMoments(jax.tree.map(lambda x: int(x.flat[0]), counts), mu, nu)
 
 
@@ -90,12 +90,12 @@ def adam_to_torch(
     betas: tuple[float, float],
     epsilon: float,
 ) -> dict[str, Any]:
-    """The inverse of `adam_to_jax`, as PyTorch's ``load_state_dict`` takes it once arrays are tensors.
+    """Invert `adam_to_jax`; PyTorch's ``load_state_dict`` accepts the result once its arrays are tensors.
 
     Args:
       moments: of the network.
-      network, naming, family: as of `adam_to_jax`.
-      learning_rate, betas: as the updates use them, that is after the correction for lazy regularisation.
+      network, naming, family: see `adam_to_jax`.
+      learning_rate, betas: as used in updates, after the correction for lazy regularisation.
       epsilon: of Adam.
     """
     counts = jax.tree.map(lambda count, x: np.broadcast_to(np.float32(count), x.shape), moments.counts, moments.mu)
@@ -110,34 +110,36 @@ def adam_to_torch(
     return {"state": state, "param_groups": [{**group, "params": list(range(len(written[0])))}]}
 
 
-def with_moments(opt_state: PyTree, moments: AdamMoments) -> PyTree:
-    """An optimiser's state of `training.optimizer.lazy_adam` with these moments, placed as its own were.
+def set_moments(opt_state: PyTree, moments: AdamMoments) -> PyTree:
+    """Return an optimiser state of `training.optimizer.lazy_adam` with these moments, sharded as before.
 
-    Such a state counts updates for all parameters together, or for those that a regulariser reaches and for the others.
-    Where a file counts fewer for some of them (PyTorch skips parameters that have no gradient), the largest count is
-    taken: it only enters the corrections ``1 - βᵗ``, which are 1 to float32 once t is some thousands.
+    Such a state has one update count for all parameters, or one for those that a regulariser reaches and one for the
+    others. Where a file has smaller counts for some (PyTorch skips parameters without a gradient), the largest is used:
+    it only enters the bias corrections ``1 - βᵗ``, which are 1 in float32 after some thousand updates.
 
     Raises:
-      UserError: the moments are not of the same parameters and shapes; the first difference is named.
+      UserError: parameters or shapes differ; the first difference is named.
     """
     counts, mu, nu = map(flatten_dict, (moments.counts, moments.mu, moments.nu))
     unused = set(mu)
 
-    def filled(state: Any) -> Any:
+    def replace(state: Any) -> Any:
         if not _is_adam(state):
             return state
         paths = _by_path(state.mu)
         for path, old in paths.items():
             if path not in mu or np.shape(mu[path]) != old.shape:
-                found = f"have shape {list(np.shape(mu[path]))}" if path in mu else "are missing"
+                problem = f"have shape {list(np.shape(mu[path]))}" if path in mu else "are missing"
                 raise UserError(
-                    f"The moments of {'/'.join(path)} {found} and should have {list(old.shape)}; {_WAY_OUT}."
+                    f"The moments of {'/'.join(path)} {problem} and should have {list(old.shape)}; {_WAY_OUT}."
                 )
         unused.difference_update(paths)
         count = max((int(counts[path]) for path in paths), default=0)
-        return state._replace(count=_like(state.count, count), mu=_filled(state.mu, mu), nu=_filled(state.nu, nu))
+        return state._replace(
+            count=_put_like(state.count, count), mu=_replace_leaves(state.mu, mu), nu=_replace_leaves(state.nu, nu)
+        )
 
-    result = jax.tree.map(filled, opt_state, is_leaf=_is_adam)
+    result = jax.tree.map(replace, opt_state, is_leaf=_is_adam)
     if unused:
         raise UserError(
             f"There are moments of {'/'.join(min(unused))}, which the optimiser does not train; {_WAY_OUT}."
@@ -145,38 +147,38 @@ def with_moments(opt_state: PyTree, moments: AdamMoments) -> PyTree:
     return result
 
 
-def moments_of(opt_state: PyTree) -> AdamMoments:
-    """The inverse of `with_moments`: the moments of an optimiser's state, as NumPy arrays."""
+def get_moments(opt_state: PyTree) -> AdamMoments:
+    """Return the moments of an optimiser state as NumPy arrays: the inverse of `set_moments`."""
     counts, mu, nu = {}, {}, {}
     for state in filter(_is_adam, jax.tree.leaves(opt_state, is_leaf=_is_adam)):
-        for found, tree in ((mu, state.mu), (nu, state.nu)):
-            found |= {path: np.asarray(x) for path, x in _by_path(tree).items()}
+        for flat, tree in ((mu, state.mu), (nu, state.nu)):
+            flat |= {path: np.asarray(x) for path, x in _by_path(tree).items()}
         counts |= dict.fromkeys(_by_path(state.mu), int(state.count))
     return AdamMoments(*map(unflatten_dict, (counts, mu, nu)))
 
 
 def _numbers(state_dict: Any) -> list[Any]:
-    """The numbers of all parameters, in the optimiser's order."""
+    """Return the numbers of all parameters, in the optimiser's order."""
     try:
         groups = state_dict["param_groups"]
         if not isinstance(state_dict["state"], Mapping):
             raise TypeError
         numbers = [number for group in groups for number in group["params"]]
-        unlike = any(group.get("amsgrad") or group.get("weight_decay") for group in groups)
+        unsupported = any(group.get("amsgrad") or group.get("weight_decay") for group in groups)
     except (KeyError, TypeError, AttributeError):
         raise UserError(
             f"This is no state of torch.optim.Adam, which has state and param_groups; {_WAY_OUT}."
         ) from None
-    if unlike:
+    if unsupported:
         raise UserError(
-            "The optimiser's state is of Adam with amsgrad or weight decay, which this project's Adam has not; "
+            "The optimiser's state is of Adam with amsgrad or weight decay, which this project's Adam does not have; "
             "convert the network alone."
         )
     return numbers
 
 
-def _entry(key: str, shape: tuple[int, ...], number: Any, entry: Mapping[str, Any] | None) -> list[np.ndarray]:
-    """Count, everywhere in a tensor of the parameter's shape, and moments of one parameter."""
+def _read_entry(key: str, shape: tuple[int, ...], number: Any, entry: Mapping[str, Any] | None) -> list[np.ndarray]:
+    """Return one parameter's update count, broadcast to its shape, and both moments."""
     if entry is None:
         return [np.zeros(shape, np.float32)] * 3
     name = f"The optimiser's entry {number!r}, of {key},"
@@ -199,15 +201,15 @@ def _path(entries: tuple) -> Path:
 
 
 def _by_path(tree: PyTree) -> dict[Path, Any]:
-    """Leaves by path; what `optax.partition` has masked out is none."""
+    """Return leaves by path, without those that `optax.partition` has masked out."""
     return {_path(entries): leaf for entries, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _filled(tree: PyTree, values: Mapping[Path, np.ndarray]) -> PyTree:
-    return jax.tree_util.tree_map_with_path(lambda entries, old: _like(old, values[_path(entries)]), tree)
+def _replace_leaves(tree: PyTree, values: Mapping[Path, np.ndarray]) -> PyTree:
+    return jax.tree_util.tree_map_with_path(lambda entries, old: _put_like(old, values[_path(entries)]), tree)
 
 
-def _like(old: Any, value: Any) -> Any:
-    """The value with type and place of an array."""
+def _put_like(old: Any, value: Any) -> Any:
+    """Return the value with the dtype and sharding of an array."""
     value = np.asarray(value, old.dtype)
     return jax.device_put(value, old.sharding) if isinstance(old, jax.Array) else value

@@ -1,7 +1,7 @@
-"""Files of public checkpoints, put together: which of them is the generator, its average, the discriminator, Adam's state.
+"""A reader for the files of a public checkpoint: the generator, its moving average, the discriminator, Adam's state.
 
-What a file is, is told by its content. Only whether a generator is the moving average must be in its name ("ema"), as the
-two have the same tensors.
+What a file holds is detected from its content, with one exception: the moving average of a generator has the same tensors
+as the generator, and must have "ema" in its file name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,17 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from noisytwins_jax.interop.biggan import conversion as biggan
+from noisytwins_jax.interop.biggan import state_dict as biggan
 from noisytwins_jax.interop.biggan.statistics import StatisticsGrid
-from noisytwins_jax.interop.network import ConvertedNetwork
-from noisytwins_jax.interop.stylegan2 import conversion as stylegan2
-from noisytwins_jax.interop.stylegan2.architecture import naming_of
-from noisytwins_jax.interop.stylegan2.nvidia_pickle import NUMBERS, read_nvidia_pickle
+from noisytwins_jax.interop.converted_network import ConvertedNetwork
+from noisytwins_jax.interop.stylegan2 import state_dict as stylegan2
+from noisytwins_jax.interop.stylegan2.architecture import detect_naming
+from noisytwins_jax.interop.stylegan2.nvidia_pickle import NUMPY_SCALARS, read_nvidia_pickle
 from noisytwins_jax.utils.errors import UserError, first_line
 from noisytwins_jax.utils.torch_file import read_torch_file
 
 GENERATOR, EMA, DISCRIMINATOR = "generator", "ema", "discriminator"
-EPSILONS = {  # in the configuration that BigGAN-PyTorch saves; its output BatchNorm's is fixed, the last is ours
+EPSILONS = {  # keys in the configuration that BigGAN-PyTorch saves; the last, which is fixed there, is this project's
     "BN_eps": "biggan.batch_norm_epsilon",
     "SN_eps": "biggan.spectral_norm_epsilon",
     "output_BN_eps": "biggan.output_batch_norm_epsilon",
@@ -34,17 +34,17 @@ _SUFFIXES = (".pth", ".pt", ".bin", ".pkl", ".npz", ".safetensors")
 
 @dataclass
 class PublicCheckpoint:
-    """What some files hold together.
+    """The content of the files of one checkpoint.
 
     Attributes:
       naming: ``"studiogan"``, ``"nvidia"``, ``"bigganpytorch"``, ``"huggingface"`` or ``"tfhub"``.
-      networks: by part, ``"generator"``, ``"ema"`` and ``"discriminator"``; those that are there.
+      networks: by part, ``"generator"``, ``"ema"`` and ``"discriminator"``, as far as the files have them.
       optimizers: states of PyTorch's Adam, by part.
-      fields: of the configuration, which no tensor tells.
-      step: generator updates done; None where the files do not say.
-      ada_p: probability of ADA's augmentations, None where there is none.
-      lecam: LeCam's averages of logits of real and of generated images, None where there are none.
-      statistics: moments for several truncations, of Hugging Face's and TF-Hub's generators.
+      fields: configuration fields that do not follow from tensors.
+      step: generator updates so far; None if the files do not say.
+      ada_p: probability of ADA's augmentations, None without ADA.
+      lecam: LeCam's averages of the logits of real and fake images, None without LeCam.
+      statistics: BatchNorm statistics for several truncations, of Hugging Face's and TF-Hub's generators.
     """
 
     naming: str = ""
@@ -57,10 +57,10 @@ class PublicCheckpoint:
     statistics: StatisticsGrid | None = None
 
     def add_network(self, tensors: Mapping[str, np.ndarray], path: Path, averaged: bool) -> str:
-        """Takes a state dict; returns its part.
+        """Add a network from its state dict, and return its part.
 
         Raises:
-          UserError: it is of no known network, or one of this kind is there already, or in another naming.
+          UserError: the network is unknown, its part is there already, or it has another naming.
         """
         naming, network = read_network(tensors, path)
         if self.naming and naming and naming != self.naming:
@@ -79,67 +79,69 @@ class PublicCheckpoint:
 
 
 def read_network(tensors: Mapping[str, np.ndarray], path: Path) -> tuple[str, ConvertedNetwork]:
-    """Naming and network of a state dict; the naming of a StyleGAN2 generator is empty, as it is the same everywhere.
+    """Return naming and network of a state dict; the naming is empty for StyleGAN2 generators, whose keys never differ.
 
     Raises:
-      UserError: it is of no known network, or one that this project's cannot be; the first difference is named.
+      UserError: the network is unknown, or this project has no such network; the first difference is named.
     """
     keys = [str(key) for key in tensors]
     try:
         if stylegan2.matches(keys):
             network = stylegan2.read_stylegan2(tensors)
-            return naming_of(keys) if network.role == "discriminator" else "", network
+            return detect_naming(keys) if network.role == "discriminator" else "", network
         if naming := biggan.matches(keys):
             return naming, biggan.read_biggan(tensors)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+    examples = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
     raise UserError(
-        f"{path} is no network that is known here (its tensors are {shown or 'none'}); give a StyleGAN2 of StudioGAN, "
+        f"{path} is no network that is known here (its tensors are {examples or 'none'}); give a StyleGAN2 of StudioGAN, "
         "NoisyTwins or NVIDIA, or a BigGAN of BigGAN-PyTorch, StudioGAN, Hugging Face or TF-Hub."
     )
 
 
 def read_public_checkpoint(paths: Sequence[str | Path]) -> PublicCheckpoint:
-    """Reads files, or the files of a folder, of one checkpoint.
+    """Load one checkpoint from files or from the files of a folder.
 
     Raises:
       UserError: a file is missing, damaged, of another kind, or would run code; two files are the same part; or there is
         no generator.
     """
-    found = PublicCheckpoint()
+    checkpoint = PublicCheckpoint()
     optimizers: list[tuple[Path, Mapping[str, Any]]] = []
     for path in _files(paths):
         if path.suffix == ".pkl":
-            _add_nvidia(found, path)
+            _add_nvidia(checkpoint, path)
             continue
         content = _read(path)
         averaged = "ema" in path.name.lower()
         if _is_optimizer(content):
             optimizers.append((path, content))
         elif "state_dict" in content:
-            part = found.add_network(_tensors(content["state_dict"], path), path, averaged)
+            part = checkpoint.add_network(_tensors(content["state_dict"], path), path, averaged)
             if _is_optimizer(content.get("optimizer")):
-                found.optimizers[part] = content["optimizer"]
-            _add_progress(found, content, path)
+                checkpoint.optimizers[part] = content["optimizer"]
+            _add_progress(checkpoint, content, path)
         elif "itr" in content and not any(isinstance(x, np.ndarray) and x.ndim for x in content.values()):
-            _add_progress(found, {"step": content["itr"]}, path)
+            _add_progress(checkpoint, {"step": content["itr"]}, path)
             options = content.get("config")
             if isinstance(options, Mapping):
-                found.fields |= {field: float(options[name]) for name, field in EPSILONS.items() if name in options}
+                checkpoint.fields |= {
+                    field: float(options[name]) for name, field in EPSILONS.items() if name in options
+                }
         else:
-            found.add_network(_tensors(content, path), path, averaged)
+            checkpoint.add_network(_tensors(content, path), path, averaged)
     for path, state in optimizers:
         part = DISCRIMINATOR if path.name.startswith("D") else GENERATOR
-        if part not in found.networks:
+        if part not in checkpoint.networks:
             raise UserError(f"{path} is the optimiser of {_TITLES[part]}, which is not among the files; give that too.")
-        found.optimizers[part] = state
-    if not {GENERATOR, EMA} & found.networks.keys():
-        what = _TITLES[DISCRIMINATOR] if found.networks else "nothing that is known"
+        checkpoint.optimizers[part] = state
+    if not {GENERATOR, EMA} & checkpoint.networks.keys():
+        what = _TITLES[DISCRIMINATOR] if checkpoint.networks else "nothing that is known"
         raise UserError(f"The files hold {what} and no generator; give the generator's file too.")
-    found.naming = found.naming or "studiogan"
-    _check_same(found)
-    return found
+    checkpoint.naming = checkpoint.naming or "studiogan"
+    _check_consistent(checkpoint)
+    return checkpoint
 
 
 def _files(paths: Sequence[str | Path]) -> list[Path]:
@@ -161,11 +163,11 @@ def _read(path: Path) -> Mapping[str, Any]:
                 with np.load(path) as arrays:  # refuses pickled objects
                     return dict(arrays)
             return safetensors.numpy.load_file(path)
-        except Exception as error:  # of zip archives, of NumPy and of safetensors: many types
+        except Exception as error:  # zipfile, NumPy and safetensors raise many types
             raise UserError(
                 f"{path} cannot be read ({first_line(error)}); it is damaged, or of another kind."
             ) from None
-    content = read_torch_file(path, NUMBERS)
+    content = read_torch_file(path, NUMPY_SCALARS)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__} and no state dict; give files of a checkpoint.")
     return content
@@ -188,8 +190,8 @@ def _is_optimizer(content: Any) -> bool:
     return isinstance(content, Mapping) and {"state", "param_groups"} <= content.keys()
 
 
-def _add_progress(found: PublicCheckpoint, content: Mapping[str, Any], path: Path) -> None:
-    """Step, ADA's p and LeCam's averages, as StudioGAN writes them beside the discriminator."""
+def _add_progress(checkpoint: PublicCheckpoint, content: Mapping[str, Any], path: Path) -> None:
+    """Add step, ADA's p and LeCam's averages, which StudioGAN stores with the discriminator."""
 
     def number(name: str, *others: str) -> float | None:
         for value in (content.get(key) for key in (name, *others)):
@@ -201,29 +203,29 @@ def _add_progress(found: PublicCheckpoint, content: Mapping[str, Any], path: Pat
     if step is not None:
         if step < 0 or step != int(step):
             raise UserError(f"{path} says step {step:g}, which is no number of updates; the file is damaged.")
-        found.step = int(step)
-    found.ada_p = found.ada_p if p is None else p
+        checkpoint.step = int(step)
+    checkpoint.ada_p = checkpoint.ada_p if p is None else p
     averages = content.get("lecam_emas")
     if isinstance(averages, Mapping) and {"D_real", "D_fake"} <= averages.keys():
-        found.lecam = float(averages["D_real"]), float(averages["D_fake"])
+        checkpoint.lecam = float(averages["D_real"]), float(averages["D_fake"])
 
 
-def _add_nvidia(found: PublicCheckpoint, path: Path) -> None:
+def _add_nvidia(checkpoint: PublicCheckpoint, path: Path) -> None:
     snapshot = read_nvidia_pickle(path)
     for name, averaged in (("G", False), ("G_ema", True), ("D", False)):
         if module := snapshot.modules.get(name):
-            found.add_network(module.tensors, path, averaged)
-            found.fields |= module.fields()
-    found.naming = "nvidia"
+            checkpoint.add_network(module.tensors, path, averaged)
+            checkpoint.fields |= module.fields()
+    checkpoint.naming = "nvidia"
     pipe = snapshot.modules.get("augment_pipe")
     if pipe is not None and "p" in pipe.tensors:
-        found.ada_p = float(pipe.tensors["p"])
+        checkpoint.ada_p = float(pipe.tensors["p"])
 
 
-def _check_same(found: PublicCheckpoint) -> None:
-    """That the networks are of each other."""
+def _check_consistent(checkpoint: PublicCheckpoint) -> None:
+    """Check that the networks belong together."""
     first, *others = (
-        (part, found.networks[part]) for part in (EMA, GENERATOR, DISCRIMINATOR) if part in found.networks
+        (part, checkpoint.networks[part]) for part in (EMA, GENERATOR, DISCRIMINATOR) if part in checkpoint.networks
     )
     for part, network in others:
         for name in ("num_classes", "channels"):

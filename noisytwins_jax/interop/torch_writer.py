@@ -1,6 +1,7 @@
-"""Writes files that ``torch.load`` reads, ``weights_only=True`` too, without PyTorch: the zip archive of PyTorch 1.6 on.
+"""A writer of files for ``torch.load`` (also with ``weights_only=True``) that needs no PyTorch.
 
-The pickle in it is written instruction by instruction, as Python's pickler can name only what it can import.
+The format is the zip archive of PyTorch 1.6 and later. Its pickle is written instruction by instruction, since Python's
+pickler can only name what it can import.
 """
 
 import struct
@@ -22,21 +23,21 @@ _STORAGES = {
     "uint8": "ByteStorage",
     "bool": "BoolStorage",
 }
-_ALIGNMENT = 64  # bytes; lets readers map the file
+_ALIGNMENT = 64  # bytes, so that readers can memory-map the file
 
 
 def write_torch_file(path: str | Path, content: Any) -> None:
-    """As ``torch.save(content, path)``.
+    """Write a file as ``torch.save(content, path)`` does.
 
     Args:
       path: of the file, which is replaced.
-      content: of dicts, lists, tuples, str, int, float, bool, None, and numpy arrays, which become contiguous tensors.
+      content: dicts, lists, tuples, str, int, float, bool, None, and NumPy arrays, which become contiguous tensors.
 
     Raises:
-      TypeError: anything else, or an array of a type that tensors here do not have.
+      TypeError: the content has anything else, or an array of an unsupported dtype.
     """
     pickler = Pickler()
-    files = {"data.pkl": pickled(pickler.dump(content)), "byteorder": b"little"}
+    files = {"data.pkl": to_pickle(pickler.dump(content)), "byteorder": b"little"}
     files |= {f"data/{key}": storage for key, storage in enumerate(pickler.storages)} | {"version": b"3\n"}
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for member, data in files.items():
@@ -44,7 +45,7 @@ def write_torch_file(path: str | Path, content: Any) -> None:
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes | np.ndarray) -> None:
-    entry = zipfile.ZipInfo(name)  # without the time: the same content is the same file
+    entry = zipfile.ZipInfo(name)  # without a time, so that equal content gives equal files
     header = archive.fp.tell() + 30 + len(name)
     padding = -(header + 4) % _ALIGNMENT
     entry.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
@@ -52,13 +53,17 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes | np.ndarray) -> None:
 
 
 class Pickler:
-    """Pickles plain values, and tensors whose storages stand elsewhere, in the order of `storages`."""
+    """A pickler of plain values and of tensors, whose storages are written elsewhere.
+
+    Attributes:
+      storages: of the tensors so far; a storage's index is its key.
+    """
 
     def __init__(self) -> None:
         self.storages: list[np.ndarray] = []
 
     def dump(self, x: Any) -> bytes:
-        """The instructions that make a value, see `write_torch_file`."""
+        """Return the instructions that build a value; see `write_torch_file`."""
         match x:
             case None:
                 return b"N"
@@ -79,40 +84,40 @@ class Pickler:
             case Mapping():
                 return b"}(" + b"".join(self.dump(key) + self.dump(value) for key, value in x.items()) + b"u"
             case np.ndarray():
-                return self._tensor(x)
+                return self._dump_tensor(x)
         raise TypeError(f"{type(x).__name__} is not written into files of PyTorch")
 
-    def _tensor(self, x: np.ndarray) -> bytes:
-        kind = _STORAGES.get(x.dtype.name)
-        if kind is None:
+    def _dump_tensor(self, x: np.ndarray) -> bytes:
+        storage_class = _STORAGES.get(x.dtype.name)
+        if storage_class is None:
             raise TypeError(f"Tensors of {x.dtype.name} are not written into files of PyTorch")
-        x = np.require(x, requirements="C")  # of no dimensions too, which ascontiguousarray would give one
+        x = np.require(x, requirements="C")  # ascontiguousarray would give a scalar an axis
         shape, strides = map(self.dump, (x.shape, tuple(stride // x.itemsize for stride in x.strides)))
-        hooks = name("collections", "OrderedDict") + b")R"
-        view = self.storage(x, kind), self.dump(0), shape, strides, self.dump(False), hooks
-        return call("torch._utils", "_rebuild_tensor_v2", *view)
+        hooks = dump_global("collections", "OrderedDict") + b")R"
+        view = self.dump_storage(x, storage_class), self.dump(0), shape, strides, self.dump(False), hooks
+        return dump_call("torch._utils", "_rebuild_tensor_v2", *view)
 
-    def storage(self, x: np.ndarray, kind: str) -> bytes:
-        """The instructions that make the storage of a contiguous array, of PyTorch's class `kind`."""
+    def dump_storage(self, x: np.ndarray, storage_class: str) -> bytes:
+        """Return the instructions that build the storage of a contiguous array."""
         self.storages.append(x)
-        return self.named_storage(str(len(self.storages) - 1), kind, x.size)
+        return self.dump_persistent_id(str(len(self.storages) - 1), storage_class, x.size)
 
-    def named_storage(self, key: str, kind: str, size: int, *more: bytes) -> bytes:
-        """A storage by its persistent identifier."""
-        parts = (self.dump("storage"), name("torch", kind), *map(self.dump, (key, "cpu", size)), *more)
+    def dump_persistent_id(self, key: str, storage_class: str, size: int, *more: bytes) -> bytes:
+        """Return the instructions that load a storage by its persistent identifier."""
+        parts = (self.dump("storage"), dump_global("torch", storage_class), *map(self.dump, (key, "cpu", size)), *more)
         return b"(" + b"".join(parts) + b"tQ"
 
 
-def pickled(instructions: bytes) -> bytes:
-    """A whole pickle of protocol 2."""
+def to_pickle(instructions: bytes) -> bytes:
+    """Return a complete pickle of protocol 2."""
     return b"\x80\x02" + instructions + b"."
 
 
-def name(module: str, attribute: str) -> bytes:
-    """The instruction that names a class or function."""
+def dump_global(module: str, attribute: str) -> bytes:
+    """Return the instruction that names a class or function."""
     return f"c{module}\n{attribute}\n".encode()
 
 
-def call(module: str, attribute: str, *arguments: bytes) -> bytes:
-    """The instructions that call it, with arguments that are instructions themselves."""
-    return name(module, attribute) + b"(" + b"".join(arguments) + b"tR"
+def dump_call(module: str, attribute: str, *arguments: bytes) -> bytes:
+    """Return the instructions that call a class or function, with arguments that are instructions themselves."""
+    return dump_global(module, attribute) + b"(" + b"".join(arguments) + b"tR"

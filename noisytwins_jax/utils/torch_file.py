@@ -1,13 +1,13 @@
-"""Reads files of ``torch.save`` and ``torch.jit.save`` without PyTorch, and without running anything that is in them.
+"""A reader for files of ``torch.save`` and ``torch.jit.save`` that needs no PyTorch and runs no code from a file.
 
-Three formats, as PyTorch's ``serialization.py`` and its exporter of TorchScript write them:
+Three formats, as PyTorch's ``serialization.py`` and TorchScript export write them:
 
-- the zip archive of PyTorch 1.6 and later (.pth, .pt, .bin): ``data.pkl`` and one file for each storage;
-- the older one: pickles one after the other (a magic number, the protocol, the machine, the object, the storages' keys),
-  then each storage as its length and its bytes;
+- the zip archive of PyTorch 1.6 and later (.pth, .pt, .bin): ``data.pkl`` and one file per storage;
+- the legacy format: consecutive pickles (magic number, protocol, system, object, storage keys), then the length and the
+  bytes of each storage;
 - TorchScript: a zip archive whose ``data.pkl`` describes modules of ``__torch__.*``, whose tensors are the state dict.
 
-What a pickle may name, and how it is run, is in `torch_pickle`.
+The pickles are interpreted by `torch_pickle`.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from noisytwins_jax.utils.errors import UserError, first_line
 from noisytwins_jax.utils.torch_pickle import (
     Constructor,
     DamagedError,
+    ForbiddenNameError,
+    Global,
     Module,
-    Name,
-    RefusedError,
     Storage,
     Tensor,
     expect,
@@ -42,26 +42,26 @@ _ZIP = b"PK\x03\x04"
 
 
 def read_torch_file(path: str | Path, constructors: Mapping[str, Constructor] | None = None) -> Any:
-    """The content of a file of ``torch.save`` or ``torch.jit.save``.
+    """Load a file of ``torch.save`` or ``torch.jit.save``.
 
     Args:
       path: of the file.
-      constructors: more that the file may name, as ``{"module.name": function}``: the function is called where the file
-        calls what it names. It gets the file's arguments and returns what shall stand in its place, of plain values,
-        dicts, lists, tuples and its arguments; tensors in them are not arrays yet and are to be passed on untouched.
+      constructors: further names that the file may use, as ``{"module.name": function}``. The function is called in
+        place of what the file names, with the file's arguments; it returns plain values, dicts, lists, tuples or its
+        arguments. Tensors in its arguments are not arrays yet and must be passed on unchanged.
 
     Returns:
-      What was saved, of dicts (also for OrderedDict), lists, tuples (also for torch.Size), str, bytes, int, float, bool,
-      None, and a numpy array for each tensor: of a state dict ``{key: array}``. For TorchScript: ``{"module.name":
-      array}``, the state dict. Arrays have the file's dtype, but bfloat16 becomes float32; they are read-only, and views
-      of one storage share its memory.
+      The saved object, built of dicts (also for OrderedDict), lists, tuples (also for torch.Size), str, bytes, int,
+      float, bool, None, and a NumPy array for each tensor: a state dict is ``{key: array}``. For TorchScript, the state
+      dict ``{"module.name": array}``. Arrays have the file's dtype, except that bfloat16 becomes float32; they are
+      read-only, and views of one storage share its memory.
 
     Raises:
-      UserError: the file is missing, of another kind, damaged, or names anything that is no part of tensors.
+      UserError: the file is missing, of another kind, damaged, or names anything that tensors do not need.
     """
     path = Path(path)
     constructors = constructors or {}
-    with opened(path) as file:
+    with open_untrusted(path) as file:
         start = file.read(1024)
         file.seek(0)
         check_start(path, start)
@@ -71,14 +71,14 @@ def read_torch_file(path: str | Path, constructors: Mapping[str, Constructor] | 
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """The file, to be read within the context, in which whatever is wrong with it becomes a `UserError`."""
+def open_untrusted(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading; within the context, every error that its content causes becomes a `UserError`."""
     with _open(path) as file:
         try:
             yield file
         except UserError:
             raise
-        except RefusedError as error:
+        except ForbiddenNameError as error:
             raise UserError(
                 f"{path} asks for {error}, which is no part of tensors, so it was not read and nothing of it was run; "
                 "take the file from its publisher, or save the network's state_dict() alone."
@@ -93,7 +93,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             ) from None
 
 
-# What reading malformed bytes raises, here, in torch_pickle, in pickletools and in zipfile.
+# Errors that malformed bytes cause here, in torch_pickle, in pickletools and in zipfile.
 _MALFORMED = (
     ValueError,
     TypeError,
@@ -103,7 +103,7 @@ _MALFORMED = (
     EOFError,
     struct.error,
     OverflowError,
-    RuntimeError,  # also of too many lists in lists
+    RuntimeError,  # among them RecursionError, for deeply nested lists
     OSError,
 )
 
@@ -118,7 +118,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def check_start(path: Path, start: bytes) -> None:
-    """Refuses by its first bytes what often stands in place of a downloaded file, as a `UserError`."""
+    """Raise a `UserError` if a file begins like something else that failed downloads leave behind."""
     if not start:
         raise UserError(f"{path} is empty; download or copy it again.")
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -144,7 +144,7 @@ def _read_zip(file: BinaryIO, constructors: Mapping[str, Constructor]) -> Any:
 
         def content(name: str) -> bytes:
             info = archive.getinfo(root + name)
-            if info.compress_type != zipfile.ZIP_STORED:  # no small file becomes a large array
+            if info.compress_type != zipfile.ZIP_STORED:  # so that a small file cannot become a large array
                 raise DamagedError(f"{name} is compressed")
             return archive.read(info)
 
@@ -154,24 +154,24 @@ def _read_zip(file: BinaryIO, constructors: Mapping[str, Constructor]) -> Any:
         tree = unpickle(io.BytesIO(content("data.pkl")), constructors, torchscript)
         if torchscript:
             tree = _module_tensors(tree)
-        return Arrays(lambda key: content(f"data/{key}")).resolve(tree)
+        return TensorLoader(lambda key: content(f"data/{key}")).load(tree)
 
 
 def _read_legacy(file: BinaryIO, constructors: Mapping[str, Constructor]) -> Any:
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
         if unpickle(stream, constructors) != MAGIC_NUMBER:
             raise _not_torch(file.name)
-        tree, contents = legacy_parts(stream, constructors)
-        return Arrays(contents.__getitem__).resolve(tree)
+        tree, contents = read_legacy_parts(stream, constructors)
+        return TensorLoader(contents.__getitem__).load(tree)
 
 
-def legacy_parts(stream: Any, constructors: Mapping[str, Constructor]) -> tuple[Any, dict[str, bytes]]:
-    """The object and the storages, by key, of the older format; the stream is past its `MAGIC_NUMBER`."""
+def read_legacy_parts(stream: Any, constructors: Mapping[str, Constructor]) -> tuple[Any, dict[str, bytes]]:
+    """Read the object and the storages, by key, of the legacy format, from a stream past its `MAGIC_NUMBER`."""
     if unpickle(stream, constructors) != PROTOCOL:
         raise DamagedError("an unknown version of the format")
     if unpickle(stream, constructors).get("little_endian") is not True:
         raise DamagedError("numbers in another byte order than little endian")
-    sizes: dict[str, int] = {}  # bytes of each storage
+    sizes: dict[str, int] = {}  # bytes per item of each storage
     tree = unpickle(stream, constructors, sizes=sizes)
     contents: dict[str, bytes] = {}
     for key in unpickle(stream, constructors):
@@ -181,10 +181,10 @@ def legacy_parts(stream: Any, constructors: Mapping[str, Constructor]) -> tuple[
 
 
 def _module_tensors(tree: Any) -> dict[str, Tensor]:
-    """The tensors of a tree of modules, by the names that a state dict gives them."""
+    """Return the tensors of a tree of modules by their keys in its state dict."""
     if not isinstance(tree, Module):
         raise DamagedError("TorchScript without a module")
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     pending, count = [("", tree)], 0
     while pending:
         prefix, module = pending.pop()
@@ -193,43 +193,47 @@ def _module_tensors(tree: Any) -> dict[str, Tensor]:
             raise DamagedError("modules within themselves")
         for name, value in module.attributes.items():
             if isinstance(value, Tensor):
-                found[f"{prefix}{name}"] = value
+                tensors[f"{prefix}{name}"] = value
             elif isinstance(value, Module):
                 pending.append((f"{prefix}{name}.", value))
-    return found
+    return tensors
 
 
-class Arrays:
-    """Puts arrays in place of tensors; reads each storage once."""
+class TensorLoader:
+    """A loader of the tensors in a tree, which reads each storage once.
+
+    Args:
+      read: returns the bytes of the storage with a key.
+    """
 
     def __init__(self, read: Callable[[str], bytes]):
         self._read = read
         self._storages: dict[str, np.ndarray] = {}
-        self._done: dict[int, Any] = {}  # by identity: what stands in many places is resolved once
+        self._loaded: dict[int, Any] = {}  # by identity, so that a container with many references is loaded once
 
-    def resolve(self, value: Any) -> Any:
-        """The value with an array for each tensor in it.
+    def load(self, value: Any) -> Any:
+        """Return the value with an array for each tensor in it.
 
         Raises:
-          RefusedError: there is a class or a module in it.
-          DamagedError: a tensor does not fit its storage, or there is something else that is no plain value.
+          ForbiddenNameError: it contains a class or a module.
+          DamagedError: a tensor does not fit its storage, or the value contains anything but plain values.
         """
         if isinstance(value, str | bytes | int | float | set | None):
             return value
         if isinstance(value, Tensor):
             return self._array(value)
-        if isinstance(value, Name | Module):
-            raise RefusedError(value.text if isinstance(value, Name) else value.name)
-        if id(value) not in self._done:
+        if isinstance(value, Global | Module):
+            raise ForbiddenNameError(value.name)
+        if id(value) not in self._loaded:
             if isinstance(value, dict):
-                self._done[id(value)] = {key: self.resolve(item) for key, item in value.items()}
+                self._loaded[id(value)] = {key: self.load(item) for key, item in value.items()}
             elif isinstance(value, list):
-                self._done[id(value)] = [self.resolve(item) for item in value]
+                self._loaded[id(value)] = [self.load(item) for item in value]
             elif type(value) is tuple:
-                self._done[id(value)] = tuple(self.resolve(item) for item in value)
+                self._loaded[id(value)] = tuple(self.load(item) for item in value)
             else:
                 raise DamagedError(f"a {type(value).__name__} where tensors should be")
-        return self._done[id(value)]
+        return self._loaded[id(value)]
 
     def _array(self, tensor: Tensor) -> np.ndarray:
         storage = self._storage(tensor.storage)

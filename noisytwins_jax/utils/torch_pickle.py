@@ -1,8 +1,9 @@
-"""The pickles in PyTorch's files, read without running anything that is in them.
+"""An interpreter for the pickles in PyTorch's files that runs nothing a file names.
 
-A pickle is a program for a small machine with a stack. Python's own machine can call any function that the file names;
-the one here (`unpickle`) only knows the names that tensors need, and knows them as data or as a function of this file.
-A tensor of a pickle is a view (`Tensor`) of a storage, whose items stand elsewhere in the file.
+A subclass of `pickle.Unpickler` is not enough: it hashes any dict key, and a tuple nested 60 deep by reference takes 2⁶⁰ steps.
+
+`unpickle` knows only the names that tensors need, each as data or as a function of this file. A tensor in a pickle is a
+view (`Tensor`) of a storage, whose items are elsewhere in the file.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from typing_extensions import override
 
 _ITEM_TYPES = {
     "DoubleStorage": "<f8",
@@ -25,21 +27,21 @@ _ITEM_TYPES = {
     "BoolStorage": "|b1",
 }
 
-# What may be called for a name in a file: with the arguments that the file gives, in which a tensor is an opaque value.
-# What it returns gets the state that the file may give it if it is `Built`.
+# Called in place of a function that a file names, with the file's arguments, in which a tensor is an opaque value. If
+# the result is `Stateful`, it gets the state that the file may give it.
 Constructor = Callable[..., Any]
 
 
-class Name(NamedTuple):
-    """A class or function that a pickle names: never looked up in Python."""
+class Global(NamedTuple):
+    """A class or function named by a pickle, never looked up in Python."""
 
-    text: str
+    name: str
 
 
 class Storage(NamedTuple):
-    """`size` items in the file, of which tensors are views; they begin `start` items into the storage of `key`.
+    """`size` items in the file, of which tensors are views, from item `start` of the storage with this key on.
 
-    `item_type` is NumPy's name of a type in little endian, or ``bfloat16``.
+    `item_type` is NumPy's name of a little-endian type, or ``bfloat16``.
     """
 
     item_type: str
@@ -49,7 +51,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view that becomes an array when the storages are known."""
+    """A view of a storage, which becomes an array once the storage is read."""
 
     storage: Storage
     offset: int
@@ -57,35 +59,35 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class Built:
-    """A value that the pickle gives a state after it is made."""
+class Stateful:
+    """A value whose state a pickle sets after its construction."""
 
-    def build(self, state: Any) -> None:
-        """Takes the state."""
+    def set_state(self, state: Any) -> None:
+        """Set the state, as ``__setstate__`` does."""
         raise NotImplementedError
 
 
-class Module(Built):
-    """A module of TorchScript: nothing but a name and attributes."""
+class Module(Stateful):
+    """A TorchScript module: only a name and attributes."""
 
     def __init__(self, name: str):
         self.name = name
         self.attributes: dict[str, Any] = {}
 
-    def build(self, state: Any) -> None:
-        """Takes the attributes."""
+    @override
+    def set_state(self, state: Any) -> None:
         _set_items(self.attributes, [x for item in expect(dict, state).items() for x in item])
 
 
-class RefusedError(Exception):
-    """The pickle asks for something by a name that is no part of tensors."""
+class ForbiddenNameError(Exception):
+    """A pickle names a class or function that tensors do not need."""
 
 
 class DamagedError(Exception):
     """The file is not as PyTorch writes it."""
 
 
-def _tensor(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
+def _build_tensor(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, Storage) or any(type(n) is not int or n < 0 for n in numbers):
         raise DamagedError("a tensor without storage, shape or strides")
@@ -95,27 +97,27 @@ def _tensor(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> Ten
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
-    made: dict[Any, Any] = {}
-    _set_items(made, [x for key, value in pairs for x in (key, value)])
-    return made
+def _build_dict(pairs: Any = ()) -> dict[Any, Any]:
+    result: dict[Any, Any] = {}
+    _set_items(result, [x for key, value in pairs for x in (key, value)])
+    return result
 
 
-def _first(value: Any, *_: Any) -> Any:
-    """For wrappers: of parameters, and of lists whose type TorchScript records."""
+def _first_argument(value: Any, *_: Any) -> Any:
+    """Unwrap a parameter, or a list whose type TorchScript records."""
     return value
 
 
 _CONSTRUCTORS: dict[str, Constructor] = {
-    "collections.OrderedDict": _ordered_dict,
+    "collections.OrderedDict": _build_dict,
     "torch.Size": tuple,
-    "torch.nn.parameter.Parameter": _first,
-    "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch.nn.parameter.Parameter": _first_argument,
+    "torch._utils._rebuild_parameter": _first_argument,
+    "torch._utils._rebuild_tensor": _build_tensor,
+    "torch._utils._rebuild_tensor_v2": _build_tensor,
 }
 _TORCHSCRIPT_CONSTRUCTORS: dict[str, Constructor] = {
-    f"torch.jit._pickle.{name}": _first
+    f"torch.jit._pickle.{name}": _first_argument
     for name in ("restore_type_tag", "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
 }
 
@@ -126,41 +128,41 @@ def unpickle(
     torchscript: bool = False,
     sizes: dict[str, int] | None = None,
 ) -> Any:
-    """Runs one pickle of a stream of bytes on a stack machine that calls only what makes tensors, and `constructors`.
+    """Load one pickle from a stream, calling only the constructors of tensors and `constructors`.
 
     Args:
-      stream: with ``read`` and ``readline``; left behind the pickle.
-      constructors: what else may be called, by name; any other name is refused where it stands.
-      torchscript: whether names of ``__torch__`` are modules.
-      sizes: gets the bytes of an item of each storage, by the storage's key.
+      stream: binary, with ``read`` and ``readline``; left at the end of the pickle.
+      constructors: what else may be called, by name; any other name is refused where it occurs.
+      torchscript: whether names in ``__torch__`` are modules.
+      sizes: filled with the bytes per item of each storage, by the storage's key.
 
     Returns:
-      Plain values, dicts, lists, tuples and sets of strings, in which a `Tensor` stands for each tensor, a `Module` for
-      each module of TorchScript, and a `Name` where the pickle has a class itself for a value.
+      Plain values, dicts, lists, tuples and sets of strings, with a `Tensor` for each tensor, a `Module` for each
+      TorchScript module, and a `Global` where a class itself is a value.
 
     Raises:
-      RefusedError: the pickle names something else.
-      DamagedError, or an error of Python's that malformed bytes cause: it is no pickle, or none as PyTorch writes them.
+      ForbiddenNameError: the pickle names something else.
+      DamagedError, or a Python error caused by malformed bytes: it is not a pickle as PyTorch writes it.
     """
     known = {**_CONSTRUCTORS, **constructors, **(_TORCHSCRIPT_CONSTRUCTORS if torchscript else {})}
     stack: list[Any] = []
-    below: list[list[Any]] = []  # the stacks under the marks
+    metastack: list[list[Any]] = []  # the stacks below the marks
     memo: dict[int, Any] = {}
 
-    def marked() -> list[Any]:
+    def pop_mark() -> list[Any]:
         nonlocal stack
-        items, stack = stack, below.pop()
+        items, stack = stack, metastack.pop()
         return items
 
-    def name(text: str) -> Name:
-        if text in known or _item_type(text) or (torchscript and text.startswith("__torch__.")):
-            return Name(text)
-        raise RefusedError(repr(text)[1:-1][:200])
+    def find_global(name: str) -> Global:
+        if name in known or _item_type(name) or (torchscript and name.startswith("__torch__.")):
+            return Global(name)
+        raise ForbiddenNameError(repr(name)[1:-1][:200])
 
     def call(function: Any, arguments: Any) -> Any:
-        if isinstance(function, Name) and function.text in known and isinstance(arguments, tuple):
-            return known[function.text](*arguments)
-        raise RefusedError(f"a call of {getattr(function, 'text', 'a value')}")
+        if isinstance(function, Global) and function.name in known and isinstance(arguments, tuple):
+            return known[function.name](*arguments)
+        raise ForbiddenNameError(f"a call of {getattr(function, 'name', 'a value')}")
 
     for opcode, argument, _ in pickletools.genops(stream):
         match opcode.name:
@@ -172,10 +174,10 @@ def unpickle(
                 stack.append(True)
             case "NEWFALSE":
                 stack.append(False)
-            case text if text in _LITERALS:
+            case literal if literal in _LITERALS:
                 stack.append(argument)
             case "MARK":
-                below.append(stack)
+                metastack.append(stack)
                 stack = []
             case "POP":
                 stack.pop()
@@ -188,7 +190,7 @@ def unpickle(
             case "EMPTY_TUPLE":
                 stack.append(())
             case "TUPLE":
-                items = tuple(marked())
+                items = tuple(pop_mark())
                 stack.append(items)
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 count = int(opcode.name[-1])
@@ -202,7 +204,7 @@ def unpickle(
                 item = stack.pop()
                 expect(list, stack[-1]).append(item)
             case "APPENDS":
-                items = marked()
+                items = pop_mark()
                 expect(list, stack[-1]).extend(items)
             case "EMPTY_DICT":
                 stack.append({})
@@ -210,36 +212,36 @@ def unpickle(
                 item = stack.pop()
                 _set_items(expect(dict, stack[-2]), [stack.pop(), item])
             case "SETITEMS":
-                items = marked()
+                items = pop_mark()
                 _set_items(expect(dict, stack[-1]), items)
             case "EMPTY_SET":
                 stack.append(set())
             case "ADDITEMS":
-                items = marked()
-                expect(set, stack[-1]).update(words(items))
+                items = pop_mark()
+                expect(set, stack[-1]).update(string_set(items))
             case "GLOBAL":
-                stack.append(name(argument.replace(" ", ".")))
+                stack.append(find_global(argument.replace(" ", ".")))
             case "STACK_GLOBAL":
-                last = expect(str, stack.pop())
-                stack.append(name(f"{expect(str, stack.pop())}.{last}"))
+                attribute = expect(str, stack.pop())
+                stack.append(find_global(f"{expect(str, stack.pop())}.{attribute}"))
             case "BINPERSID":
-                stack.append(_storage_of(stack.pop(), sizes))
+                stack.append(_find_storage(stack.pop(), sizes))
             case "REDUCE":
                 arguments = stack.pop()
                 stack.append(call(stack.pop(), arguments))
             case "NEWOBJ":
                 arguments = stack.pop()
-                made = stack.pop()
-                is_module = isinstance(made, Name) and made.text.startswith("__torch__.") and arguments == ()
-                stack.append(Module(made.text) if is_module else call(made, arguments))
+                cls = stack.pop()
+                is_module = isinstance(cls, Global) and cls.name.startswith("__torch__.") and arguments == ()
+                stack.append(Module(cls.name) if is_module else call(cls, arguments))
             case "BUILD":
                 state = stack.pop()
-                if isinstance(stack[-1], Built):
-                    stack[-1].build(state)
-                else:  # attributes of an OrderedDict, such as the _metadata of a state dict, are not kept
+                if isinstance(stack[-1], Stateful):
+                    stack[-1].set_state(state)
+                else:  # attributes of an OrderedDict, such as the _metadata of a state dict, are dropped
                     expect(dict, stack[-1])
-            case other:
-                raise DamagedError(f"the pickle's instruction {other}, which torch.save does not write")
+            case unknown:
+                raise DamagedError(f"the pickle's instruction {unknown}, which torch.save does not write")
     return stack.pop()
 
 
@@ -251,21 +253,21 @@ _LITERALS = (
 
 
 def expect(kind: type, value: Any) -> Any:
-    """The value.
+    """Return the value, if it has this type.
 
     Raises:
-      DamagedError: it is of another type.
+      DamagedError: it has another type.
     """
     if not isinstance(value, kind):
         raise DamagedError(f"a {type(value).__name__} in place of a {kind.__name__}")
     return value
 
 
-def words(items: Any) -> set[str]:
-    """A set, of strings alone.
+def string_set(items: Any) -> set[str]:
+    """Build a set of strings.
 
     Raises:
-      DamagedError: there is something else in it.
+      DamagedError: an item is not a string.
     """
     return {expect(str, item) for item in items}
 
@@ -278,24 +280,24 @@ def _set_items(target: dict[Any, Any], items: list[Any]) -> None:
 
 
 def _item_type(name: str) -> str | None:
-    """Of the class of a storage, by its full name."""
-    module, _, last = name.rpartition(".")
-    return _ITEM_TYPES.get(last) if module == "torch" else None
+    """Return the item type of a storage class, given its full name."""
+    module, _, cls = name.rpartition(".")
+    return _ITEM_TYPES.get(cls) if module == "torch" else None
 
 
 def _item_bytes(item_type: str) -> int:
     return 2 if item_type == "bfloat16" else np.dtype(item_type).itemsize
 
 
-def _storage_of(identifier: Any, sizes: dict[str, int] | None) -> Storage:
-    """A storage from its persistent identifier; ``sizes`` gets the bytes of its items.
+def _find_storage(identifier: Any, sizes: dict[str, int] | None) -> Storage:
+    """Return the storage with a persistent identifier, and add the bytes per item to `sizes`.
 
-    The identifier is (the word storage, class, key, device, number of items) and, in the older format, None or the stretch
+    The identifier is (``"storage"``, class, key, device, number of items) and, in the legacy format, None or the slice
     (key, start, number of items) of it that this storage is.
     """
-    word, kind, key, _, size, *view = expect(tuple, identifier)
-    item_type = _item_type(kind.text) if isinstance(kind, Name) else None
-    if word != "storage" or item_type is None or not isinstance(key, str) or type(size) is not int:
+    tag, cls, key, _, size, *view = expect(tuple, identifier)
+    item_type = _item_type(cls.name) if isinstance(cls, Global) else None
+    if tag != "storage" or item_type is None or not isinstance(key, str) or type(size) is not int:
         raise DamagedError("something other than a storage")
     start = 0
     if view and view[0] is not None:

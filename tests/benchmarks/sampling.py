@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from noisytwins_jax.config.flags import load_config
-from noisytwins_jax.interop.network import ConvertedNetwork
+from noisytwins_jax.interop.converted_network import ConvertedNetwork
 from noisytwins_jax.interop.pytorch import stylegan2
-from noisytwins_jax.interop.stylegan2.conversion import write_stylegan2
+from noisytwins_jax.interop.stylegan2.state_dict import write_stylegan2
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.utils.sharding import use_all_cores
 

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 
 from noisytwins_jax.interop.biggan.architecture import Architecture
-from noisytwins_jax.interop.biggan.layers import Naming, in_file_layout, singular
+from noisytwins_jax.interop.biggan.layers import Naming, compute_sigma_and_v, to_file_layout
 from noisytwins_jax.interop.biggan.reading import MODULES, matches
-from noisytwins_jax.interop.biggan.statistics import ROWS
+from noisytwins_jax.interop.biggan.statistics import NUM_TRUNCATIONS
 
 
 def empty(entries: list) -> dict[str, np.ndarray]:
@@ -24,8 +24,8 @@ def listed(naming: Naming, architecture: Architecture) -> list:
         if tensor.role in ("sigma", "v", "counter", "batches"):
             size = {"v": [int(np.prod(weights.get(tensor.path, ())[1:]))], "batches": []}.get(tensor.role, [1])
         else:
-            size = in_file_layout(naming, tensor, np.broadcast_to(0.0, shapes[tensor.path])).shape
-            size = (ROWS, *size) if naming.grid and tensor.role in ("mean", "var") else size
+            size = to_file_layout(naming, tensor, np.broadcast_to(0.0, shapes[tensor.path])).shape
+            size = (NUM_TRUNCATIONS, *size) if naming.grid and tensor.role in ("mean", "var") else size
         if tensor.role == "weight":
             weights[tensor.path[1:-1]] = size
         entries.append([tensor.key, list(size), kind, dtype])
@@ -52,7 +52,7 @@ def small(entries: list) -> dict[str, np.ndarray]:
         elif tensor.role == "weight":
             weights[tensor.path[1:-1]] = x
         elif tensor.role in ("sigma", "v"):
-            x = singular(weights[tensor.path], vectors[tensor.path])[tensor.role == "v"]
+            x = compute_sigma_and_v(weights[tensor.path], vectors[tensor.path])[tensor.role == "v"]
         elif tensor.role in ("counter", "batches"):
             x = np.full(shape, tensor.role == "counter", dtype)
         elif tensor.role == "var":

@@ -9,8 +9,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from golden_numbers import Golden, assert_close, weight
 
 from noisytwins_jax.config.groups import OptimizerConfig
-from noisytwins_jax.interop.adam import adam_to_jax, adam_to_torch, moments_of, with_moments
-from noisytwins_jax.interop.stylegan2 import conversion as stylegan2
+from noisytwins_jax.interop.adam import adam_to_jax, adam_to_torch, get_moments, set_moments
+from noisytwins_jax.interop.stylegan2 import state_dict as stylegan2
 from noisytwins_jax.training.optimizer import lazy_adam, lazy_rates
 from noisytwins_jax.utils.errors import UserError
 
@@ -30,7 +30,7 @@ class Public:
         self.network = stylegan2.read_stylegan2(self.weights)
         self.params = self.network.variables["params"]
         self.context = (self.network, naming, stylegan2)
-        self.keys = stylegan2.parameter_keys(self.network, naming)
+        self.keys = list(stylegan2.write_parameters(self.params, self.network, naming))
 
     def drawn(self, kind):
         """Numbers like the parameters', by key."""
@@ -92,7 +92,7 @@ def test_the_optimiser_goes_on_from_there(unreached):
     """One more update by the formula, of each parameter with its own count where the optimiser counts it by itself."""
     net = public("nvidia")
     adam = lazy_adam(ADAM, ADAM.discriminator_lr, INTERVAL, unreached)
-    opt_state = with_moments(adam.init(net.params), net.read())
+    opt_state = set_moments(adam.init(net.params), net.read())
     assert jax.tree.structure(opt_state) == jax.tree.structure(adam.init(net.params))
     gradients = jax.tree.map(lambda x: x + 1.0, net.params)
     updates, _ = jax.jit(adam.update)(gradients, opt_state, net.params)
@@ -110,7 +110,7 @@ def test_moments_of_an_optimisers_state(unreached):
     net = public("studiogan")
     adam = lazy_adam(ADAM, ADAM.discriminator_lr, INTERVAL, unreached)
     moments = net.read()
-    again = moments_of(with_moments(adam.init(net.params), moments))
+    again = get_moments(set_moments(adam.init(net.params), moments))
     for tree in ("mu", "nu", *(["counts"] if unreached else [])):
         jax.tree.map(np.testing.assert_array_equal, getattr(again, tree), getattr(moments, tree))
     assert set(jax.tree.leaves(again.counts)) == ({COUNT, FEWER} if unreached else {COUNT})
@@ -151,10 +151,10 @@ def test_moments_of_another_network():
     d, g = public("studiogan"), public("studiogan", "G")
     adam, moments = lazy_adam(ADAM, 0.1, INTERVAL), d.read()
     with pytest.raises(UserError, match=r"^The moments of \S+ (are missing|have shape) "):
-        with_moments(adam.init(g.params), moments)
+        set_moments(adam.init(g.params), moments)
     less = {key: value for key, value in d.params.items() if key != "output"}
     with pytest.raises(UserError, match="moments of output/bias, which the optimiser does not train"):
-        with_moments(adam.init(less), moments)
+        set_moments(adam.init(less), moments)
 
 
 @pytest.mark.slow
@@ -196,6 +196,6 @@ def test_pytorch_goes_on_from_there():
 
     ours, params = lazy_adam(ADAM, ADAM.discriminator_lr, INTERVAL, (UNREACHED,)), unflatten_dict(before)
     gradients = unflatten_dict(net.ours(net.drawn("4:")))
-    updates, _ = ours.update(gradients, with_moments(ours.init(params), moments), params)
+    updates, _ = ours.update(gradients, set_moments(ours.init(params), moments), params)
     for path, found in flatten_dict(updates).items():
         assert_close(found, after[path] - before[path], 1e-5)

@@ -1,6 +1,7 @@
-"""BigGAN-deep of Hugging Face and the variables of TF-Hub: names, moments for many truncations, golden images."""
+"""BigGAN-deep of Hugging Face and the variables of TF-Hub: names, statistics for many truncations, golden images."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -12,10 +13,10 @@ from golden_numbers import Golden, assert_close, nhwc
 from statedicts import statedict
 
 from noisytwins_jax.interop.biggan import architecture as biggan_architecture
-from noisytwins_jax.interop.biggan import conversion as biggan
+from noisytwins_jax.interop.biggan import state_dict as biggan
 from noisytwins_jax.interop.biggan.reading import recognise
 from noisytwins_jax.interop.biggan.statistics import StatisticsGrid
-from noisytwins_jax.interop.network import pixels_first
+from noisytwins_jax.interop.layouts import pixels_first
 from noisytwins_jax.models.biggan import Generator, generator
 from noisytwins_jax.models.biggan.architectures import Block
 from noisytwins_jax.utils.errors import UserError
@@ -49,7 +50,7 @@ def test_round_trip_is_bitwise(tensors):
     assert_same(biggan.write_biggan(network, "huggingface", statistics=grid), tensors)
 
 
-def test_one_set_of_moments_is_repeated(tensors):
+def test_one_set_of_statistics_is_repeated(tensors):
     network = biggan.read_biggan(tensors)
     written = biggan.write_biggan(network, "huggingface")
     for key in ("generator.bn.running_means", "generator.layers.9.bn_2.running_vars"):
@@ -70,35 +71,41 @@ def test_objections(tensors):
     network = dataclasses.replace(network, variables=network.variables | {"params": params, "spectral": spectral})
     with pytest.raises(UserError, match="no last convolution as wide"):
         biggan.write_biggan(network, "huggingface")
-    with pytest.raises(UserError, match="moments for one truncation"):
+    with pytest.raises(UserError, match="statistics for one truncation"):
         biggan.read_statistics(small(statedict("bigganpytorch_biggan_32")["D"]))
 
 
-# --- moments ---------------------------------------------------------------------------------------------------------
+# --- BatchNorm statistics --------------------------------------------------------------------------------------------
+
+
+def as_published(truncation: float) -> float:
+    """Return the truncation whose statistics Hugging Face's code uses: it exchanges the weights of two rows."""
+    share, lower = math.modf(truncation / (1.0 / 50))
+    return (lower + (1 - share if share else 0.0)) / 50
 
 
 def grid_of_rows() -> StatisticsGrid:
-    """Means are the number of the row, variances twice that."""
+    """Build a grid whose means are the number of the row, and variances twice that."""
     rows = np.arange(51, dtype=np.float32)[:, None]
     return StatisticsGrid(np.linspace(0, 1, 51), {"output_bn": rows}, {"output_bn": 2 * rows})
 
 
-@pytest.mark.parametrize("compatible", [False, True])
-def test_rows_of_the_published_truncations(compatible):
+@pytest.mark.parametrize("published", [False, True])
+def test_rows_of_the_published_truncations(published):
     """The published code takes a neighbour for five of them, as an execution of it showed."""
-    beside = {7: 8, 14: 15, 28: 29, 29: 28, 47: 46} if compatible else {}
+    beside = {7: 8, 14: 15, 28: 29, 29: 28, 47: 46} if published else {}
     for i in range(51):
-        moments = grid_of_rows().at(i / 50, compatible)["output_bn"]
-        np.testing.assert_allclose(moments["mean"], [beside.get(i, i)], atol=1e-6)
-        np.testing.assert_allclose(moments["var"], [2 * beside.get(i, i)], atol=1e-6)
-        assert moments["mean"].dtype == np.float32
+        statistics = grid_of_rows().at(as_published(i / 50) if published else i / 50)["output_bn"]
+        np.testing.assert_allclose(statistics["mean"], [beside.get(i, i)], atol=1e-6)
+        np.testing.assert_allclose(statistics["var"], [2 * beside.get(i, i)], atol=1e-6)
+        assert statistics["mean"].dtype == np.float32
 
 
-def test_moments_between_two_rows():
+def test_statistics_between_two_rows():
     np.testing.assert_allclose(grid_of_rows().at(0.405)["output_bn"]["mean"], [20.25], rtol=1e-6)
-    np.testing.assert_allclose(grid_of_rows().at(0.405, compatible=True)["output_bn"]["mean"], [20.75], rtol=1e-6)
+    np.testing.assert_allclose(grid_of_rows().at(as_published(0.405))["output_bn"]["mean"], [20.75], rtol=1e-6)
     for truncation in (-0.1, 1.01, float("nan")):
-        with pytest.raises(UserError, match="no moments"):
+        with pytest.raises(UserError, match="no BatchNorm statistics"):
             grid_of_rows().at(truncation)
 
 
@@ -120,9 +127,9 @@ def golden(monkeypatch) -> Golden:
 
     for module in (generator, biggan_architecture):
         monkeypatch.setattr(module, "generator_blocks", blocks)
-    biggan_architecture._shapes.cache_clear()
+    biggan_architecture._get_shapes.cache_clear()
     yield golden
-    biggan_architecture._shapes.cache_clear()
+    biggan_architecture._get_shapes.cache_clear()
 
 
 def weights(golden: Golden) -> dict[str, np.ndarray]:
@@ -149,7 +156,7 @@ def test_networks_give_the_golden_images(golden):
         sn_epsilon=fields["biggan.spectral_norm_epsilon"],
     )
     run = quick_jit(lambda variables: module.apply(variables, golden["in/z"], golden["in/labels"]))
-    for truncation, compatible, name in (
+    for truncation, published, name in (
         (0.4, True, "hf/t0.4"),
         (0.4, False, "hf/t0.4"),
         (0.405, True, "hf/t0.405"),
@@ -159,7 +166,8 @@ def test_networks_give_the_golden_images(golden):
         (1.0, True, "hf/t1"),
         (1.0, False, "hf/t1"),
     ):
-        images = run(network.variables | {"batch_stats": grid.at(truncation, compatible)})
+        statistics = grid.at(as_published(truncation) if published else truncation)
+        images = run(network.variables | {"batch_stats": statistics})
         assert_close(images, nhwc(golden[f"out/img_{name}"]), 1e-5)
     assert_close(run(network.variables), nhwc(golden["out/img_hf/t1"]), 1e-5)
 
@@ -173,7 +181,7 @@ def turned(x: np.ndarray) -> np.ndarray:
 
 
 def test_variables_of_tfhub_are_those_of_huggingface(tensors):
-    """By the published table of names; moments as sums, rows for truncations."""
+    """By the published table of names; statistics as sums, rows for truncations."""
     variables = {}
     for name, key in statedict(LIST)["tfhub_variable_to_key"].items():
         variables[f"module/{name}"] = turned(tensors[key]) if "gamma" not in key else tensors[key]
@@ -231,5 +239,5 @@ def test_variables_of_the_shallow_tfhub_networks():
     found, expected = biggan.read_biggan(variables), biggan.read_biggan(state)
     jax.tree.map(np.testing.assert_array_equal, found.variables, expected.variables)
     broken = variables | {"module/Generator/ScaledCrossReplicaBNbn/accumulation_counter": np.zeros(1)}
-    with pytest.raises(UserError, match="accumulation_counter is 0, so no moments"):
+    with pytest.raises(UserError, match="accumulation_counter is 0, so no BatchNorm statistics"):
         biggan.read_biggan(broken)

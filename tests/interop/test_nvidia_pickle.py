@@ -12,9 +12,9 @@ from paths import GOLDEN
 from torch_files import call, items, name, pickled, text
 
 from noisytwins_jax.interop.stylegan2.architecture import Architecture
-from noisytwins_jax.interop.stylegan2.state_dict import read_stylegan2, write_stylegan2
 from noisytwins_jax.interop.stylegan2.nvidia_options import config_fields
 from noisytwins_jax.interop.stylegan2.nvidia_pickle import read_nvidia_pickle
+from noisytwins_jax.interop.stylegan2.state_dict import read_stylegan2, write_stylegan2
 from noisytwins_jax.utils.errors import UserError
 
 FILE = GOLDEN / "torch_files" / "stylegan2ada.pkl"

@@ -250,7 +250,7 @@ def path_length_loss(net: StyleGAN2, rows: int):
 
 @pytest.mark.parametrize("name", STUDIOGAN)
 def test_stylegan2_gradients(name):
-    """In float64: see tests/networks/test_stylegan2_golden.py."""
+    """In float64: see tests/models/test_stylegan2_golden.py."""
     net = StyleGAN2(name, torch.float64)
     penalty = r1_penalty(net)
     net.assert_close(penalty, "r1_penalty", 1e-4)
@@ -457,7 +457,7 @@ def test_biggan_train(name):
 
 
 def assert_buffers(net: BigGAN, module, role: str) -> None:
-    """After one pass: vectors u, singular values and stored moments."""
+    """After one pass: vectors u, singular values and stored statistics."""
     state, golden, tag = module.state_dict(), net.golden, f"{role}_buffers_after"
     values = [numbers(state[key]).ravel() for key in golden.order(tag)]
     first8 = np.stack([np.pad(v[:8], (0, max(0, 8 - v.size)), constant_values=np.nan) for v in values])
@@ -583,7 +583,7 @@ def test_standing_statistics_are_sums():
     options = {"resolution": 8, "num_classes": 3, "z_dim": 4, "width": 4, "embedding_dim": 5}
     plain = biggan.Generator(**options)
     z, labels = torch.randn(4, 4), torch.arange(4) % 3
-    plain(z, labels)  # moves the moments
+    plain(z, labels)  # updates the statistics
     standing = biggan.Generator(**options, standing_statistics=True)
     count, state = 16, plain.state_dict()
     for key in standing.state_dict():
@@ -597,7 +597,7 @@ def test_standing_statistics_are_sums():
 
 
 def test_standing_statistics_in_training():
-    moments = biggan.StandingMoments(3, epsilon=1e-3, decay=0.75)
+    moments = biggan.StandingStatistics(3, epsilon=1e-3, decay=0.75)
     moments.stored_mean.fill_(8.0)
     moments.stored_var.fill_(12.0)
     moments.accumulation_counter.fill_(4.0)

@@ -1,12 +1,13 @@
-"""Tensors of BigGAN in files: which there are in a naming, in which order, and how each differs from our variable.
+"""BigGAN's tensors in files: their names and order in each naming, and their conversion to Flax variables and back.
 
-What differs between files:
+Files differ in:
 
-- layout: PyTorch's ``[out, in]`` and OIHW, or ours;
-- the outputs of the generator's first layer, which is reshaped to 4×4: ordered (channel, y, x) or (y, x, channel), ours;
-- the condition of BatchNorm and of BigGAN-deep's first layer: ``[embedding | latents]``, ours, or ``[latents | embedding]``;
-- the shapes of vectors u and of attention's gamma;
-- what else is kept: singular values, right singular vectors, counters.
+- the layout: PyTorch's ``[out, in]`` and OIHW, or Flax's;
+- the outputs of the generator's first layer, which is reshaped to 4×4: (channel, y, x), or (y, x, channel) as in Flax;
+- the condition of BatchNorm and of BigGAN-deep's first layer: ``[embedding | latents]``, as in Flax, or
+  ``[latents | embedding]``;
+- the shapes of the vectors u and of attention's gamma;
+- the redundant tensors that they store: singular values, right singular vectors, counters.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,22 +17,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from noisytwins_jax.interop.biggan.architecture import Architecture, Path, Shape, Structure
-from noisytwins_jax.interop.network import channels_first, pixels_first, to_jax_layout, to_torch_layout
+from noisytwins_jax.interop.layouts import channels_first, pixels_first, to_jax_layout, to_torch_layout
 
 Leaves = tuple[tuple[str, str], ...]  # names in the file, and roles
 
-OWN = {"weight", "bias", "gain", "gamma"}  # roles of parameters
-# Roles of what no variable of ours corresponds to, so that a file may lack it. By them: σ and v of the singular value
-# that u belongs to; the number of batches that moments are sums over; the number of batches ever seen.
-DERIVED = {"sigma", "v", "counter", "batches"}
+PARAMETER_ROLES = {"weight", "bias", "gain", "gamma"}
+# Roles of tensors without a Flax variable, which a file may lack: the singular value and the right singular vector that
+# belong to u; the number of batches that BatchNorm statistics are sums over; the number of batches processed in training.
+DERIVED_ROLES = {"sigma", "v", "counter", "batches"}
 
 
 class Layer(NamedTuple):
-    """One layer: its name in the file, its path in our networks, and what kind it is.
+    """One layer: its name in the file, its path in the Flax network, and its kind.
 
-    Kinds: ``affine`` (convolution or dense, with bias) and ``first`` (the generator's first, with bias); ``linear``
-    (without bias) and ``condition`` (of the condition, without bias); ``table`` of classes, not normalised, and
-    ``embed``, normalised; ``conditional`` BatchNorm, ``norm`` with its own gain and bias; ``gamma``, a number.
+    Kinds: ``affine`` (convolution or dense, with bias) and ``first`` (the generator's first layer, with bias);
+    ``linear`` (without bias) and ``condition`` (a layer of the condition, without bias); ``table``, a class embedding
+    without spectral normalisation, and ``embed``, with it; ``conditional`` BatchNorm, ``norm`` with its own gain and
+    bias; ``gamma``, a scalar.
     """
 
     key: str
@@ -40,25 +42,26 @@ class Layer(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """One tensor: its name in the file, the path of its variable (of what is `DERIVED`: of what it belongs to)."""
+    """One tensor: its name in the file, and the path of its variable, or of its layer for `DERIVED_ROLES`."""
 
     key: str
     path: Path
     kind: str  # of its layer
-    role: str  # weight, bias, gain, gamma, u, mean, var, or one of `DERIVED`
+    role: str  # weight, bias, gain, gamma, u, mean, var, or one of `DERIVED_ROLES`
 
 
 @dataclass(frozen=True)
 class Naming:
-    """One kind of files.
+    """A public file format.
 
     Attributes:
-      name, title: for programs, for people.
-      tensors: those of a structure, in the file's order.
-      torch_layout, channels_first, latents_first, wide_rgb: see this module and `networks.biggan.Generator`.
+      name: identifier.
+      title: for messages.
+      tensors: yields the tensors of a structure, in the file's order.
+      torch_layout, channels_first, latents_first, wide_rgb: see this module and `models.biggan.Generator`.
       vector_shape, gamma_shape: of u, and of attention's gamma.
-      grid: whether moments have a row for each of several truncations.
-      fields: of the configuration that all such networks have and no tensor says.
+      grid: whether BatchNorm statistics have a row for each of several truncations.
+      fields: configuration fields that all such networks have and that do not follow from tensors.
     """
 
     name: str
@@ -76,41 +79,41 @@ class Naming:
 
 @dataclass(frozen=True)
 class TorchLeaves:
-    """How PyTorch files name what layers consist of.
+    """The names of the tensors of a layer in PyTorch files.
 
     Attributes:
       normalized: of a layer with spectral normalisation; without it there are ``weight`` and ``bias``.
       norm: of a BatchNorm with its own gain and bias.
       gain_and_bias: the layers of a conditional BatchNorm.
-      moments: of a conditional BatchNorm.
-      moments_first: whether they come before its layers.
+      statistics: the stored statistics of a conditional BatchNorm.
+      statistics_first: whether they come before its layers.
     """
 
     normalized: Leaves
     norm: Leaves
     gain_and_bias: tuple[str, str]
-    moments: Leaves
-    moments_first: bool
+    statistics: Leaves
+    statistics_first: bool
 
     def tensors(self, layer: Layer, structure: Structure) -> Iterator[Tensor]:
-        """Of a layer, in the file's order."""
+        """Yield the tensors of a layer, in the file's order."""
         key, path, kind = layer
         if kind == "gamma":
             yield Tensor(key, ("params", *path), kind, "gamma")
         elif kind == "norm":
             yield from _named(layer, self.norm)
         elif kind == "conditional":
-            moments = list(_named(layer, self.moments))
-            kinds = "table" if structure.class_tables else "condition"
+            statistics = list(_named(layer, self.statistics))
+            dense_kind = "table" if structure.class_tables else "condition"
             suffix = "_table" if structure.class_tables else ""
             layers = [
-                Layer(f"{key}.{name}", (*path, ours + suffix), kinds)
-                for name, ours in zip(self.gain_and_bias, ("gain", "bias"), strict=True)
+                Layer(f"{key}.{name}", (*path, flax_name + suffix), dense_kind)
+                for name, flax_name in zip(self.gain_and_bias, ("gain", "bias"), strict=True)
             ]
-            yield from moments if self.moments_first else ()
+            yield from statistics if self.statistics_first else ()
             for dense in layers:
                 yield from self.tensors(dense, structure)
-            yield from () if self.moments_first else moments
+            yield from () if self.statistics_first else statistics
         else:
             normalized = structure.spectral_norm and kind != "table"
             leaves = self.normalized if normalized else (("weight", "weight"), ("bias", "bias"))
@@ -118,61 +121,61 @@ class TorchLeaves:
             yield from _named(layer, tuple(leaf for leaf in leaves if has_bias or leaf[1] != "bias"))
 
 
-def collection_of(role: str) -> str:
-    """Where variables of a role are."""
+def get_collection(role: str) -> str:
+    """Return the Flax collection of variables of a role."""
     return {"u": "spectral", "mean": "batch_stats", "var": "batch_stats"}.get(role, "params")
 
 
 def _named(layer: Layer, leaves: Leaves) -> Iterator[Tensor]:
     for name, role in leaves:
-        path = layer.path if role in DERIVED else (collection_of(role), *layer.path, role)
+        path = layer.path if role in DERIVED_ROLES else (get_collection(role), *layer.path, role)
         yield Tensor(f"{layer.key}.{name}", path, layer.kind, role)
 
 
-def from_file(naming: Naming, tensor: Tensor, x: np.ndarray, architecture: Architecture) -> np.ndarray:
-    """Our variable, float32, from a file's tensor (of moments: from one row)."""
+def to_variable(naming: Naming, tensor: Tensor, x: np.ndarray, architecture: Architecture) -> np.ndarray:
+    """Convert a file's tensor (one row of it, for BatchNorm statistics) to a Flax variable, float32."""
     x = np.asarray(x, np.float32)
     if tensor.role in ("u", "bias", "gain"):
         x = x.reshape(-1)
     elif tensor.role == "gamma":
         x = x.reshape(())
-    elif _is_turned(naming, tensor):
+    elif _is_transposed(naming, tensor):
         x = to_jax_layout(x)
     if naming.channels_first and tensor.kind == "first":
         x = pixels_first(x.T).T
-    if _has_condition_turned(naming, tensor, architecture):
+    if _has_latents_first(naming, tensor, architecture):
         x = np.roll(x, architecture.embedding_dim, axis=0)
-    return np.ascontiguousarray(x).reshape(x.shape)  # the first makes vectors of numbers
+    return np.ascontiguousarray(x).reshape(x.shape)  # ascontiguousarray gives a scalar an axis
 
 
-def to_file(naming: Naming, tensor: Tensor, x: np.ndarray, architecture: Architecture) -> np.ndarray:
-    """The inverse of `from_file`."""
+def to_tensor(naming: Naming, tensor: Tensor, x: np.ndarray, architecture: Architecture) -> np.ndarray:
+    """Invert `to_variable`."""
     x = np.asarray(x, np.float32)
-    if _has_condition_turned(naming, tensor, architecture):
+    if _has_latents_first(naming, tensor, architecture):
         x = np.roll(x, -architecture.embedding_dim, axis=0)
     if naming.channels_first and tensor.kind == "first":
         x = channels_first(x.T).T
-    x = in_file_layout(naming, tensor, x)
+    x = to_file_layout(naming, tensor, x)
     return np.ascontiguousarray(x).reshape(x.shape)
 
 
-def in_file_layout(naming: Naming, tensor: Tensor, x: np.ndarray) -> np.ndarray:
-    """In the shape that the file has."""
+def to_file_layout(naming: Naming, tensor: Tensor, x: np.ndarray) -> np.ndarray:
+    """Transpose or reshape a variable to the file's shape."""
     if tensor.role == "u":
         return x.reshape(naming.vector_shape)
     if tensor.role == "gamma":
         return x.reshape(naming.gamma_shape)
-    return to_torch_layout(x) if _is_turned(naming, tensor) else x
+    return to_torch_layout(x) if _is_transposed(naming, tensor) else x
 
 
-def our_shape(naming: Naming, tensor: Tensor, shape: Shape) -> Shape:
-    """The shape of a weight in our layout."""
+def get_jax_shape(naming: Naming, tensor: Tensor, shape: Shape) -> Shape:
+    """Return the shape of a weight in Flax's layout."""
     x = np.broadcast_to(np.float32(0), shape)
-    return to_jax_layout(x).shape if _is_turned(naming, tensor) else shape
+    return to_jax_layout(x).shape if _is_transposed(naming, tensor) else shape
 
 
-def singular(weight: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The singular value and the right singular vector that belong to a left one, computed in float64.
+def compute_sigma_and_v(weight: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the singular value and the right singular vector that belong to a left one, in float64.
 
     Args:
       weight: ``[out, ...]``.
@@ -186,11 +189,11 @@ def singular(weight: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return np.float32([length]), (product / max(length, np.finfo(float).tiny)).astype(np.float32)
 
 
-def _is_turned(naming: Naming, tensor: Tensor) -> bool:
+def _is_transposed(naming: Naming, tensor: Tensor) -> bool:
     return naming.torch_layout and tensor.role == "weight" and tensor.kind not in ("table", "embed")
 
 
-def _has_condition_turned(naming: Naming, tensor: Tensor, architecture: Architecture) -> bool:
+def _has_latents_first(naming: Naming, tensor: Tensor, architecture: Architecture) -> bool:
     if not naming.latents_first or tensor.role != "weight":
         return False
     return tensor.kind == "condition" or (tensor.kind == "first" and architecture.structure.deep)

@@ -1,16 +1,16 @@
-"""Which BigGAN tensors of a file are, whether they are all there, and their moments."""
+"""Detection of the BigGAN network in a file, the check that it is complete, and its BatchNorm statistics."""
 
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 
 import numpy as np
 
+from noisytwins_jax.interop.biggan import bigganpytorch as biggan_pytorch
 from noisytwins_jax.interop.biggan import huggingface as biggan_huggingface
-from noisytwins_jax.interop.biggan import pytorch as biggan_pytorch
 from noisytwins_jax.interop.biggan import studiogan as biggan_studiogan
 from noisytwins_jax.interop.biggan import tfhub as biggan_tfhub
-from noisytwins_jax.interop.biggan.architecture import Architecture, Path, Shape, Structure, measure
-from noisytwins_jax.interop.biggan.layers import DERIVED, Naming, Tensor, in_file_layout, our_shape
+from noisytwins_jax.interop.biggan.architecture import Architecture, Path, Shape, Structure, infer_architecture
+from noisytwins_jax.interop.biggan.layers import DERIVED_ROLES, Naming, Tensor, get_jax_shape, to_file_layout
 from noisytwins_jax.utils.errors import UserError
 
 MODULES: dict[str, ModuleType] = {
@@ -23,16 +23,16 @@ _WAY_OUT = "give the whole state dict of one BigGAN network, as its publisher ha
 
 
 def matches(keys: Iterable[str]) -> str | None:
-    """The naming of a state dict with these keys: one of those above, or None if it is no BigGAN."""
+    """Return the name of the naming with such keys, or None if they are not BigGAN's."""
     keys = set(keys)
     return next((name for name, module in MODULES.items() if module.matches(keys)), None)
 
 
 def recognise(tensors: Mapping[str, np.ndarray]) -> tuple[Naming, Architecture, Mapping[str, np.ndarray]]:
-    """What a file has: its naming, the network, and the tensors by the names that the naming has for them.
+    """Return a file's naming, its network's architecture, and its tensors by the naming's names.
 
     Raises:
-      UserError: see `biggan.read_biggan`.
+      UserError: see `state_dict.read_biggan`.
     """
     name = matches(tensors)
     if name is None:
@@ -41,12 +41,12 @@ def recognise(tensors: Mapping[str, np.ndarray]) -> tuple[Naming, Architecture, 
             f"{_WAY_OUT}."
         )
     if name == "tfhub":
-        tensors = biggan_tfhub.plain_names(tensors)
+        tensors = biggan_tfhub.normalize_names(tensors)
     naming, structure = MODULES[name].recognise(tensors)
-    listed = list(naming.tensors(structure))
-    weights = {t.path: t for t in listed if t.role == "weight"}
+    expected = list(naming.tensors(structure))
+    weights = {t.path: t for t in expected if t.role == "weight"}
 
-    def shape_of(path: Path) -> Shape:
+    def get_shape(path: Path) -> Shape:
         tensor = weights[path]
         if tensor.key not in tensors:
             raise _missing(naming, structure, tensor.key)
@@ -54,13 +54,13 @@ def recognise(tensors: Mapping[str, np.ndarray]) -> tuple[Naming, Architecture, 
         dims = 4 if "conv" in path[-2] else 2
         if len(shape) != dims:
             raise UserError(
-                f"The checkpoint's {tensor.key} is {list_of(shape)}, but must have {dims} axes; {_WAY_OUT}."
+                f"The checkpoint's {tensor.key} is {format_shape(shape)}, but must have {dims} axes; {_WAY_OUT}."
             )
-        return our_shape(naming, tensor, shape)
+        return get_jax_shape(naming, tensor, shape)
 
-    architecture = measure(structure, shape_of, naming.wide_rgb)
-    check_tensors(naming, architecture, listed, tensors)
-    known = {tensor.key for tensor in listed}
+    architecture = infer_architecture(structure, get_shape, naming.wide_rgb)
+    check_tensors(naming, architecture, expected, tensors)
+    known = {tensor.key for tensor in expected}
     unknown = next((key for key in tensors if key not in known), None)
     if unknown is not None:
         raise UserError(
@@ -71,43 +71,44 @@ def recognise(tensors: Mapping[str, np.ndarray]) -> tuple[Naming, Architecture, 
 
 
 def check_tensors(
-    naming: Naming, architecture: Architecture, listed: list[Tensor], tensors: Mapping[str, np.ndarray]
+    naming: Naming, architecture: Architecture, expected: list[Tensor], tensors: Mapping[str, np.ndarray]
 ) -> None:
-    """Raises a `UserError` about the first tensor that is missing or wrongly shaped; what is `DERIVED` may be missing."""
-    expected = architecture.shapes()
-    for tensor in listed:
-        if tensor.key in tensors and tensor.role not in DERIVED:
-            shape, ours = np.shape(tensors[tensor.key]), np.broadcast_to(np.float32(0), expected[tensor.path])
-            wanted = in_file_layout(naming, tensor, ours).shape
-            if not _fits(naming, tensor, shape, wanted):
+    """Raise a `UserError` about the first missing or wrongly shaped tensor; `DERIVED_ROLES` may be missing."""
+    shapes = architecture.shapes()
+    for tensor in expected:
+        if tensor.key in tensors and tensor.role not in DERIVED_ROLES:
+            shape, variable = np.shape(tensors[tensor.key]), np.broadcast_to(np.float32(0), shapes[tensor.path])
+            expected_shape = to_file_layout(naming, tensor, variable).shape
+            if not _fits(naming, tensor, shape, expected_shape):
                 rows = "rows of " * (naming.grid and tensor.role in ("mean", "var"))
                 raise UserError(
-                    f"The checkpoint's {tensor.key} is {list_of(shape)}, where {architecture.structure.title} with a width "
-                    f"of {architecture.width} has {rows}{list_of(wanted)}; {_WAY_OUT}."
+                    f"The checkpoint's {tensor.key} is {format_shape(shape)}, where {architecture.structure.title} with "
+                    f"a width of {architecture.width} has {rows}{format_shape(expected_shape)}; {_WAY_OUT}."
                 )
-        elif tensor.role not in DERIVED:
+        elif tensor.role not in DERIVED_ROLES:
             raise _missing(naming, architecture.structure, tensor.key)
 
 
-def _fits(naming: Naming, tensor: Tensor, shape: Shape, wanted: Shape) -> bool:
+def _fits(naming: Naming, tensor: Tensor, shape: Shape, expected: Shape) -> bool:
     if naming.grid and tensor.role in ("mean", "var"):
-        return shape[-1:] == wanted
+        return shape[-1:] == expected
     if naming.torch_layout or tensor.role == "weight":
-        return shape == wanted
-    return [n for n in shape if n != 1] == [
-        n for n in wanted if n != 1
-    ]  # TF-Hub has vectors as [1, C] and [1, 1, 1, C]
+        return shape == expected
+    # TF-Hub has vectors as [1, C] and [1, 1, 1, C].
+    return [n for n in shape if n != 1] == [n for n in expected if n != 1]
 
 
-def moments_of(naming: Naming, architecture: Architecture, found: Mapping[str, np.ndarray]) -> dict[Path, np.ndarray]:
-    """Means and variances by path, ``[S, C]``: S is 1 where there is one set."""
-    listed = list(naming.tensors(architecture.structure))
-    counters = {t.path: t.key for t in listed if t.role == "counter" and t.key in found}
-    moments, first = {}, None
-    for tensor in listed:
+def read_batch_statistics(
+    naming: Naming, architecture: Architecture, tensors: Mapping[str, np.ndarray]
+) -> dict[Path, np.ndarray]:
+    """Return means and variances ``[S, C]`` by path, with a row for each truncation; S is 1 for a single set."""
+    expected = list(naming.tensors(architecture.structure))
+    counters = {t.path: t.key for t in expected if t.role == "counter" and t.key in tensors}
+    statistics, first = {}, None
+    for tensor in expected:
         if tensor.role not in ("mean", "var"):
             continue
-        x = np.asarray(found[tensor.key], np.float32)
+        x = np.asarray(tensors[tensor.key], np.float32)
         x = x.reshape(-1, x.shape[-1])
         first = first or (tensor.key, len(x))
         if len(x) != first[1]:
@@ -116,18 +117,19 @@ def moments_of(naming: Naming, architecture: Architecture, found: Mapping[str, n
             )
         if tensor.path[1:-1] in counters:
             key = counters[tensor.path[1:-1]]
-            x = _divided(x, np.asarray(found[key], np.float32).reshape(-1, 1), key, naming)
-        moments[tensor.path] = x
-    return moments
+            x = _divide_by_counter(x, np.asarray(tensors[key], np.float32).reshape(-1, 1), key, naming)
+        statistics[tensor.path] = x
+    return statistics
 
 
-def _divided(x: np.ndarray, counter: np.ndarray, key: str, naming: Naming) -> np.ndarray:
-    """Moments, which are sums over so many batches."""
+def _divide_by_counter(x: np.ndarray, counter: np.ndarray, key: str, naming: Naming) -> np.ndarray:
+    """Return statistics, given their sums over `counter` batches."""
     if naming.torch_layout:
-        counter = np.where(counter == 0, np.float32(1), counter)  # running moments: nothing was summed up
+        counter = np.where(counter == 0, np.float32(1), counter)  # running averages, not sums
     if not (counter > 0).all():
         raise UserError(
-            f"The checkpoint's {key} is {counter.min():g}, so no moments were accumulated; give a checkpoint with moments."
+            f"The checkpoint's {key} is {counter.min():g}, so no BatchNorm statistics were accumulated; "
+            "give a checkpoint that has them."
         )
     return x / counter
 
@@ -136,6 +138,6 @@ def _missing(naming: Naming, structure: Structure, key: str) -> UserError:
     return UserError(f"The checkpoint has no {key!r}, which {naming.title} has in {structure.title}; {_WAY_OUT}.")
 
 
-def list_of(shape: Shape) -> str:
-    """For messages."""
+def format_shape(shape: Shape) -> str:
+    """Format a shape for messages."""
     return str(list(shape))

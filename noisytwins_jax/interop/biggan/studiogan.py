@@ -1,4 +1,4 @@
-"""Names of BigGAN in PyTorch-StudioGAN (big_resnet, big_resnet_deep_legacy), whose attention counts as a block."""
+"""The key names of BigGAN in PyTorch-StudioGAN (big_resnet, big_resnet_deep_legacy), which counts attention as a block."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,8 +14,8 @@ _LEAVES = TorchLeaves(
     normalized=(("bias", "bias"), ("weight_orig", "weight"), ("weight_u", "u"), ("weight_v", "v")),
     norm=(("weight", "gain"), ("bias", "bias"), *_RUNNING),
     gain_and_bias=("gain", "bias"),
-    moments=tuple((f"bn.{name}", role) for name, role in _RUNNING),
-    moments_first=True,
+    statistics=tuple((f"bn.{name}", role) for name, role in _RUNNING),
+    statistics_first=True,
 )
 _CONVOLUTIONS = {"conv_sc": "conv2d0"} | {f"conv{i}": f"conv2d{i}" for i in (1, 2, 3, 4)}
 _ATTENTION = {"theta": "conv1x1_theta", "phi": "conv1x1_phi", "g": "conv1x1_g", "o": "conv1x1_attn"}
@@ -23,7 +23,7 @@ _OUTER = re.compile(r"blocks\.(\d+)\.0\.(sigma$)?")
 
 
 def layers(s: Structure) -> Iterator[Layer]:
-    """In the order of the state dict."""
+    """Yield the layers of a network, in the order of the state dict."""
     if s.is_generator:
         first = [Layer("shared", ("shared",), "table"), Layer("linear0", ("linear",), "first")]
         yield from first if s.deep else reversed(first)
@@ -41,8 +41,8 @@ def layers(s: Structure) -> Iterator[Layer]:
         if block.attention:
             key, path = f"blocks.{outer}.0", (path, "attention")
             yield Layer(f"{key}.sigma", (*path, "gamma"), "gamma")
-            for name, theirs in _ATTENTION.items():
-                yield Layer(f"{key}.{theirs}", (*path, name), "linear")
+            for name, key_name in _ATTENTION.items():
+                yield Layer(f"{key}.{key_name}", (*path, name), "linear")
             outer += 1
     if s.is_generator:
         yield Layer("bn4", ("output_bn",), "norm")
@@ -53,7 +53,7 @@ def layers(s: Structure) -> Iterator[Layer]:
 
 
 def tensors(s: Structure) -> Iterator[Tensor]:
-    """In the order of the state dict."""
+    """Yield the tensors of a network, in the order of the state dict."""
     for layer in layers(s):
         yield from _LEAVES.tensors(layer, s)
 
@@ -68,23 +68,23 @@ NAMING = Naming(
 
 
 def matches(keys: set[str]) -> bool:
-    """Whether a state dict has these names."""
+    """Return whether the keys of a state dict are these names."""
     return any(re.match(r"blocks\.0\.0\.conv2d1\.weight(_orig)?$", key) for key in keys)
 
 
 def recognise(tensors: Mapping[str, np.ndarray]) -> tuple[Naming, Structure]:
-    """What the names say of the network.
+    """Return the naming and the structure that follows from the names.
 
     Raises:
-      UserError: it is StudioGAN's own variant of BigGAN-deep, or has numbers of blocks that no BigGAN has.
+      UserError: it is StudioGAN's own variant of BigGAN-deep, or has a number of blocks that no BigGAN has.
     """
     keys = set(tensors)
     role = "generator" if any(key.startswith("conv2d5.") for key in keys) else "discriminator"
     deep = any(key.startswith("blocks.0.0.conv2d4.") for key in keys)
-    found = [m for m in map(_OUTER.match, keys) if m]
-    attention = sorted({int(m[1]) for m in found if m[2]})
-    count = len({m[1] for m in found}) - len(attention)
-    attended = {outer - i - 1 for i, outer in enumerate(attention)}  # each counts those before it
+    matched = [m for m in map(_OUTER.match, keys) if m]
+    attention = sorted({int(m[1]) for m in matched if m[2]})
+    count = len({m[1] for m in matched}) - len(attention)
+    attended = {outer - i - 1 for i, outer in enumerate(attention)}  # indices without the attention blocks before
     if deep and _has_full_shortcuts(tensors, role):
         raise UserError(
             "The checkpoint is StudioGAN's big_resnet_deep_studiogan, whose blocks add a 1×1 convolution of all their "
@@ -95,11 +95,11 @@ def recognise(tensors: Mapping[str, np.ndarray]) -> tuple[Naming, Structure]:
 
 
 def _has_full_shortcuts(tensors: Mapping[str, np.ndarray], role: str) -> bool:
-    """Whether a block's convolution beside the others makes all its outputs; in BigGAN-deep only D has it, for the new."""
+    """Return whether shortcut convolutions have all of a block's outputs; BigGAN-deep has them only in D, for new channels."""
     for name in ("bias", "weight", "weight_orig"):
-        for key, beside in tensors.items():
+        for key, shortcut in tensors.items():
             if key.endswith(f".conv2d0.{name}"):
                 last = tensors.get(key.replace("conv2d0", "conv2d4"))
-                if role == "generator" or (last is not None and last.shape[:1] == beside.shape[:1]):
+                if role == "generator" or (last is not None and last.shape[:1] == shortcut.shape[:1]):
                     return True
     return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BigGAN and BigGAN-deep in plain PyTorch: a single file to copy, which needs nothing but PyTorch.
+"""BigGAN and BigGAN-deep in plain PyTorch: one long file, self-contained so that it can be copied; needs only PyTorch.
 
     generator = Generator(resolution=128, num_classes=1000, z_dim=120, width=96).eval()
     generator.load_state_dict(torch.load("generator.pt"), strict=True)
@@ -7,11 +7,11 @@
 
 Keys, shapes and their order are those of BigGAN-PyTorch. Images are float32 ``[N, channels, R, R]`` in [-1, 1].
 
-Every weight but the shared class embedding is spectrally normalised: beside it are the vector ``u0`` of its power
-iteration and the singular value ``sv0`` found last. Each call makes one step from ``u0``; only training mode stores it.
-In training mode the generator normalises by the batch's moments, in eval mode by the stored ones.
+Every weight except the shared class embedding is spectrally normalised, and comes with the vector ``u0`` of its power
+iteration and its last singular value ``sv0``. Each call makes one step from ``u0``, which only training mode stores.
+BatchNorm uses batch statistics in training mode and the stored statistics in eval mode.
 
-To build a large network only to load it, skip its initial values: build it under ``torch.device("meta")`` and load with
+To load a large network without initialising it first, build it under ``torch.device("meta")`` and load with
 ``assign=True``.
 
 Source: Brock et al., "Large Scale GAN Training for High Fidelity Natural Image Synthesis" (ICLR 2019).
@@ -48,27 +48,27 @@ _DEEP_DISCRIMINATOR = _DISCRIMINATOR | {8: (4, 4), 16: (4, 4, 4), 32: (4, 4, 4, 
 
 
 class Generator(nn.Module):
-    """Latents and labels to images.
+    """The generator: latents and labels to images.
 
-    BigGAN cuts z into equal chunks, one for the first layer and one for the condition of each block; BigGAN-deep gives
+    BigGAN splits z into equal chunks, one for the first layer and one for the condition of each block; BigGAN-deep gives
     all of z to each. Conditions are ``[class embedding | latents]``.
 
     Args:
       resolution: 8 to 512, a power of two.
       num_classes: labels are 0 to `num_classes` - 1.
-      z_dim: BigGAN needs a multiple of the number of chunks (4 at 32 px, one more at each doubling).
-      width: ch, of which all channel counts are multiples (of 4 in BigGAN-deep).
-      channels: of images.
+      z_dim: for BigGAN, a multiple of the number of chunks (4 at 32 px, one more at each doubling).
+      width: ch, of which all channel counts are multiples (a multiple of 4 in BigGAN-deep).
+      channels: of the images.
       deep: BigGAN-deep rather than BigGAN.
       embedding_dim: of the class embedding.
       attention: whether self-attention is at its published places, or the resolutions whose blocks it follows.
-      sn_epsilon: floor of norms in spectral normalisation.
+      sn_epsilon: lower bound of norms in spectral normalisation.
       bn_epsilon: added to variances.
       output_bn_epsilon: the same in the last batch normalisation; ``None`` for `bn_epsilon`. Always 1e-5 in
         BigGAN-PyTorch.
-      bn_decay: of stored moments in training mode.
-      standing_statistics: whether checkpoints have moments of the kind that BigGAN-PyTorch stores with ``--mybn``: sums
-        beside a count of batches (0: not a sum).
+      bn_decay: of the stored statistics in training mode.
+      standing_statistics: whether checkpoints have statistics as BigGAN-PyTorch stores them with ``--mybn``: sums and
+        a count of batches (0: not sums).
     """
 
     def __init__(
@@ -109,11 +109,11 @@ class Generator(nn.Module):
         self.output_layer = nn.Sequential(norm, nn.ReLU(), Conv(last, channels, 3, sn_epsilon))
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        """Latents ``[N, z_dim]`` and class ids ``[N]`` to images."""
+        """Generate images from latents ``[N, z_dim]`` and class ids ``[N]``."""
         return self.synthesize(z, self.shared(labels))
 
     def synthesize(self, z: Tensor, embedding: Tensor) -> Tensor:
-        """As `forward`, of class embeddings ``[N, embedding_dim]`` (of ``shared``, or between such)."""
+        """Generate images from class embeddings ``[N, embedding_dim]``: those of ``shared``, or interpolations."""
         if self.deep:
             condition = torch.cat([embedding, z], dim=1)
             first, conditions = condition, [condition] * len(self.blocks)
@@ -129,11 +129,11 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images and labels to logits ``[N, 1]``, positive for real: ``linear(h) + ⟨embed(label), h⟩``.
+    """The discriminator: images and labels to logits ``[N, 1]``, positive for real: ``linear(h) + ⟨embed(label), h⟩``.
 
     Args:
-      resolution, num_classes, width, channels, deep, attention, sn_epsilon: as of `Generator`. BigGAN's channels at
-        32 px (and less) are 2 · `width`, as in PyTorch-StudioGAN; BigGAN-PyTorch has 4 · ch.
+      resolution, num_classes, width, channels, deep, attention, sn_epsilon: see `Generator`. BigGAN's channels at 32 px
+        (and less) are 2 · `width`, as in PyTorch-StudioGAN; BigGAN-PyTorch has 4 · ch.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Discriminator(nn.Module):
         self.deep, self.blocks = deep, nn.ModuleList()
         for i, block in enumerate(table):
             out = block.multiple * width
-            if deep:  # each resolution has two blocks, of which the first changes it
+            if deep:  # each resolution has two blocks, the first of which changes it
                 layers = [
                     DeepDiscriminatorBlock(block.in_multiple * width, out, block.resample, sn_epsilon),
                     DeepDiscriminatorBlock(out, out, False, sn_epsilon),
@@ -166,20 +166,20 @@ class Discriminator(nn.Module):
         self.embed = Embedding(num_classes, out, sn_epsilon)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images ``[N, channels, R, R]`` → h ``[N, channels of the last block]``."""
+        """Compute features: images ``[N, channels, R, R]`` → h ``[N, channels of the last block]``."""
         x = self.input_conv(images) if self.deep else images
         for layer in itertools.chain.from_iterable(self.blocks):
             x = layer(x)
         return F.relu(x).sum(dim=(2, 3))
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Logits of images ``[N, channels, R, R]`` in [-1, 1] with class ids ``[N]``."""
+        """Compute logits of images ``[N, channels, R, R]`` in [-1, 1] with class ids ``[N]``."""
         h = self.features(images)
         return self.linear(h) + (self.embed(labels) * h).sum(dim=1, keepdim=True)
 
 
 class GeneratorBlock(nn.Module):
-    """BigGAN: two 3×3 convolutions beside a 1×1 one."""
+    """Block of BigGAN's generator: two 3×3 convolutions and a 1×1 convolution as the shortcut."""
 
     def __init__(
         self,
@@ -202,17 +202,17 @@ class GeneratorBlock(nn.Module):
         self.bn2 = ConditionalBatchNorm(width, *norm)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """``[N, in_width, H, W]``, conditions ``[N, E + L]`` → ``[N, width, H', W']``."""
+        """Apply to ``[N, in_width, H, W]`` with conditions ``[N, E + L]``; returns ``[N, width, H', W']``."""
         h = F.relu(self.bn1(x, condition))
         h = self.conv1(_upsample(h) if self.resample else h)
         h = self.conv2(F.relu(self.bn2(h, condition)))
-        # A 1×1 convolution may as well come before the doubling, at a quarter of the work.
+        # The 1×1 convolution commutes with upsampling, and costs a quarter before it.
         x = self.conv_sc(x)
         return h + (_upsample(x) if self.resample else x)
 
 
 class DeepGeneratorBlock(nn.Module):
-    """BigGAN-deep: two 3×3 convolutions of a quarter of the channels between 1×1 ones; channels are dropped beside."""
+    """Block of BigGAN-deep's generator: a bottleneck of a quarter of the channels; the shortcut drops channels."""
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class DeepGeneratorBlock(nn.Module):
         self.bn4 = ConditionalBatchNorm(hidden, *norm)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """``[N, in_width, H, W]``, conditions ``[N, E + L]`` → ``[N, width, H', W']``."""
+        """Apply to ``[N, in_width, H, W]`` with conditions ``[N, E + L]``; returns ``[N, width, H', W']``."""
         h = self.conv1(F.relu(self.bn1(x, condition)))
         h = F.relu(self.bn2(h, condition))
         h = self.conv2(_upsample(h) if self.resample else h)
@@ -249,7 +249,7 @@ class DeepGeneratorBlock(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """BigGAN: two 3×3 convolutions beside a 1×1 one (none where neither channels nor resolution change)."""
+    """Block of BigGAN's discriminator: two 3×3 convolutions; the shortcut is 1×1 if channels or resolution change."""
 
     def __init__(self, in_width: int, width: int, resample: bool, sn_epsilon: float, first: bool):
         super().__init__()
@@ -260,7 +260,7 @@ class DiscriminatorBlock(nn.Module):
             self.conv_sc = Conv(in_width, width, 1, sn_epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, in_width, H, W] → [N, width, H', W']``."""
+        """Apply to ``[N, in_width, H, W]``; returns ``[N, width, H', W']``."""
         h = self.conv1(x if self.first else F.relu(x))  # no ReLU before the image
         h = self.conv2(F.relu(h))
         if self.resample:
@@ -269,7 +269,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DeepDiscriminatorBlock(nn.Module):
-    """BigGAN-deep: two 3×3 convolutions of a quarter of the channels between 1×1 ones; channels are added beside."""
+    """Block of BigGAN-deep's discriminator: a bottleneck of a quarter of the channels; the shortcut adds channels."""
 
     def __init__(self, in_width: int, width: int, resample: bool, sn_epsilon: float):
         super().__init__()
@@ -282,7 +282,7 @@ class DeepDiscriminatorBlock(nn.Module):
             self.conv_sc = Conv(in_width, width - in_width, 1, sn_epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, in_width, H, W] → [N, width, H', W']``."""
+        """Apply to ``[N, in_width, H, W]``; returns ``[N, width, H', W']``."""
         h = self.conv1(F.relu(x))
         h = self.conv2(F.relu(h))
         h = F.relu(self.conv3(F.relu(h)))
@@ -294,7 +294,7 @@ class DeepDiscriminatorBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over pixels: ``x + gamma · o(attention)``; keys and values are pooled 2×2 to their maximum.
+    """Self-attention over pixels: ``x + gamma · o(attention)``; keys and values are max-pooled 2×2.
 
     Source: Zhang et al., "Self-Attention Generative Adversarial Networks" (ICML 2019).
     """
@@ -310,39 +310,39 @@ class Attention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, width, H, W] → [N, width, H, W]``."""
+        """Apply to ``[N, width, H, W]``; the shape stays."""
         queries = self.theta(x).flatten(2)
         keys, values = (F.max_pool2d(layer(x), 2).flatten(2) for layer in (self.phi, self.g))
-        shares = torch.softmax(queries.transpose(1, 2) @ keys, dim=-1)
-        found = (values @ shares.transpose(1, 2)).view(len(x), -1, *x.shape[2:])
-        return x + self.gamma * self.o(found)
+        weights = torch.softmax(queries.transpose(1, 2) @ keys, dim=-1)
+        attended = (values @ weights.transpose(1, 2)).view(len(x), -1, *x.shape[2:])
+        return x + self.gamma * self.o(attended)
 
 
 class _BatchNorm(nn.Module):
-    """Standardises channels: by the batch's moments in training mode, by the stored ones in eval mode."""
+    """Standardisation of channels by batch statistics in training mode and by stored statistics in eval mode."""
 
     def __init__(self, epsilon: float, decay: float):
         super().__init__()
         self.epsilon, self.decay = epsilon, decay
 
-    def add_moments(self, width: int, standing_statistics: bool) -> None:
-        """Adds the buffers; to be called last, as the place of ``bn`` among the keys is behind ``gain`` and ``bias``."""
+    def add_statistics(self, width: int, standing_statistics: bool) -> None:
+        """Add the buffers; to be called last, since the keys of ``bn`` come after ``gain`` and ``bias``."""
         if standing_statistics:
-            self.bn = StandingMoments(width, self.epsilon, self.decay)
+            self.bn = StandingStatistics(width, self.epsilon, self.decay)
         else:
             self.register_buffer("stored_mean", torch.zeros(width))
             self.register_buffer("stored_var", torch.ones(width))
 
     def standardize(self, x: Tensor) -> Tensor:
-        """``(x - mean) / √(var + epsilon)``; stored variances are unbiased."""
+        """Compute ``(x - mean) / √(var + epsilon)``; stored variances are unbiased."""
         if hasattr(self, "bn"):
             return self.bn(x)
         stored = (self.stored_mean, self.stored_var)
         return F.batch_norm(x, *stored, training=self.training, momentum=1 - self.decay, eps=self.epsilon)
 
 
-class StandingMoments(nn.Module):
-    """Moments that may be sums over `accumulation_counter` batches; stored variances are biased."""
+class StandingStatistics(nn.Module):
+    """Standardisation by statistics that may be sums over `accumulation_counter` batches; stored variances are biased."""
 
     def __init__(self, width: int, epsilon: float, decay: float):
         super().__init__()
@@ -352,7 +352,7 @@ class StandingMoments(nn.Module):
         self.register_buffer("accumulation_counter", torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, width, H, W] → [N, width, H, W]``, standardised. Training goes on from the means of sums."""
+        """Standardise ``[N, width, H, W]``. Training replaces sums by their means and continues from them."""
         count = self.accumulation_counter.clamp(min=1)
         stored = (self.stored_mean / count, self.stored_var / count)
         if not self.training:
@@ -366,21 +366,21 @@ class StandingMoments(nn.Module):
 
 
 class BatchNorm(_BatchNorm):
-    """``gain · standardized + bias``."""
+    """Batch normalisation: ``gain · standardized + bias``."""
 
     def __init__(self, width: int, epsilon: float, decay: float, standing_statistics: bool):
         super().__init__(epsilon, decay)
         self.gain = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
-        self.add_moments(width, standing_statistics)
+        self.add_statistics(width, standing_statistics)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, width, H, W] → [N, width, H, W]``."""
+        """Apply to ``[N, width, H, W]``; the shape stays."""
         return torch.addcmul(self.bias[:, None, None], self.standardize(x), self.gain[:, None, None])
 
 
 class ConditionalBatchNorm(_BatchNorm):
-    """``(1 + gain(condition)) · standardized + bias(condition)``."""
+    """Conditional batch normalisation: ``(1 + gain(condition)) · standardized + bias(condition)``."""
 
     def __init__(
         self, width: int, condition: int, sn_epsilon: float, epsilon: float, decay: float, standing_statistics: bool
@@ -388,10 +388,10 @@ class ConditionalBatchNorm(_BatchNorm):
         super().__init__(epsilon, decay)
         self.gain = Linear(condition, width, sn_epsilon, bias=False)
         self.bias = Linear(condition, width, sn_epsilon, bias=False)
-        self.add_moments(width, standing_statistics)
+        self.add_statistics(width, standing_statistics)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """``[N, width, H, W]``, conditions ``[N, E + L]`` → ``[N, width, H, W]``."""
+        """Apply to ``[N, width, H, W]`` with conditions ``[N, E + L]``; the shape stays."""
         gain, bias = (layer(condition)[:, :, None, None] for layer in (self.gain, self.bias))
         return torch.addcmul(bias, self.standardize(x), 1 + gain)
 
@@ -399,7 +399,7 @@ class ConditionalBatchNorm(_BatchNorm):
 class _SpectralNorm(nn.Module):
     """A weight divided by an estimate of its largest singular value (Miyato et al., ICLR 2018).
 
-    The matrix has outputs by all inputs. Weights start orthogonal, biases at zero.
+    The weight's matrix is ``[outputs, all inputs]``. Weights are initialised orthogonal, biases to zero.
     """
 
     def __init__(self, shape: tuple[int, ...], epsilon: float, bias: bool):
@@ -411,7 +411,7 @@ class _SpectralNorm(nn.Module):
         self.register_buffer("sv0", torch.ones(1))
 
     def normalized(self) -> Tensor:
-        """The weight divided by ``σ = u W vᵀ`` after one step of power iteration; the vectors count as constants."""
+        """Divide the weight by ``σ = u W vᵀ`` after one step of power iteration; no gradient flows into the vectors."""
         matrix = self.weight.flatten(1)
         with torch.no_grad():
             v = F.normalize(self.u0 @ matrix, eps=self.epsilon)
@@ -426,44 +426,44 @@ class _SpectralNorm(nn.Module):
 
 
 class Linear(_SpectralNorm):
-    """``x · Wᵀ (+ bias)``."""
+    """Dense layer ``x · Wᵀ (+ bias)``."""
 
     def __init__(self, in_width: int, width: int, sn_epsilon: float, bias: bool = True):
         super().__init__((width, in_width), sn_epsilon, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, in_width] → [N, width]``."""
+        """Apply to ``[N, in_width]``; returns ``[N, width]``."""
         return F.linear(x, self.normalized(), self.bias)
 
 
 class Conv(_SpectralNorm):
-    """Convolution of 1×1 or 3×3 pixels between zeros."""
+    """1×1 or 3×3 convolution with zero padding."""
 
     def __init__(self, in_width: int, width: int, kernel: int, sn_epsilon: float, bias: bool = True):
         super().__init__((width, in_width, kernel, kernel), sn_epsilon, bias)
         self.padding = kernel // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, in_width, H, W] → [N, width, H, W]``."""
+        """Apply to ``[N, in_width, H, W]``; returns ``[N, width, H, W]``."""
         return F.conv2d(x, self.normalized(), self.bias, padding=self.padding)
 
 
 class Embedding(_SpectralNorm):
-    """A vector for each class."""
+    """Class embedding."""
 
     def __init__(self, num_classes: int, width: int, sn_epsilon: float):
         super().__init__((num_classes, width), sn_epsilon, bias=False)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """``[N] → [N, width]``."""
+        """Look up class ids ``[N]``; returns ``[N, width]``."""
         return F.embedding(labels, self.normalized())
 
 
 class _Stage(NamedTuple):
-    """What one entry of ``blocks`` consists of."""
+    """One entry of ``blocks``."""
 
-    in_multiple: int  # channels before, as multiples of the width
-    multiple: int
+    in_multiple: int  # input channels, in multiples of the width
+    multiple: int  # output channels
     resample: bool
     attention: bool  # whether self-attention follows
 
@@ -492,7 +492,7 @@ def _discriminator_table(resolution: int, deep: bool, attention: bool | tuple[in
 
 
 def _attention_resolutions(resolution: int, attention: bool | tuple[int, ...], published: int) -> tuple[int, ...]:
-    """Half of the resolution is published up to 64 px; no network for 8 px is."""
+    """Return the resolutions with attention; published up to 64 px is half the resolution, and nothing at 8 px."""
     if not isinstance(attention, bool):
         return tuple(attention)
     if not attention or resolution == 8:
@@ -511,5 +511,5 @@ def _with_attention(layers: list[nn.Module], stage: _Stage, width: int, sn_epsil
 
 
 def _upsample(x: Tensor) -> Tensor:
-    """Doubles the resolution; every pixel becomes four."""
+    """Double the resolution by repeating pixels."""
     return F.interpolate(x, scale_factor=2, mode="nearest")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conditional StyleGAN2 in plain PyTorch: a single file to copy, which needs nothing but PyTorch.
+"""Conditional StyleGAN2 in plain PyTorch: one long file, self-contained so that it can be copied; needs only PyTorch.
 
     generator = Generator(resolution=64, num_classes=1010, mapping_layers=2)
     generator.load_state_dict(torch.load("generator.pt"), strict=True)
@@ -24,19 +24,19 @@ Architecture = Literal["orig", "skip", "resnet"]
 
 
 class Generator(nn.Module):
-    """Latents and labels to images.
+    """The generator: latents and labels to images.
 
-    Its parts can be called alone: ``ws = generator.mapping(z, labels)`` and ``generator.synthesis(ws)``. To mix
-    styles, put together `ws` of several calls: ``torch.cat([ws1[:, :4], ws2[:, 4:]], dim=1)``.
+    Its parts can be called separately: ``ws = generator.mapping(z, labels)`` and ``generator.synthesis(ws)``. To mix
+    styles, concatenate `ws` of several calls: ``torch.cat([ws1[:, :4], ws2[:, 4:]], dim=1)``.
 
     Args:
-      resolution: of images, a power of two from 8.
+      resolution: of the images, a power of two from 8.
       num_classes: 0 for an unconditional generator.
-      channels: of images.
-      z_dim, w_dim: widths of the latents and of W.
-      mapping_layers: layers of the mapping network.
+      channels: of the images.
+      z_dim, w_dim: dimensions of the latents and of W.
+      mapping_layers: number of layers of the mapping network.
       channel_base, channel_max: see the module's docstring.
-      architecture: how images leave the blocks: ``"skip"`` (summed up), ``"resnet"`` or ``"orig"`` (from the last).
+      architecture: the output of the blocks: ``"skip"`` (images are summed), ``"resnet"`` or ``"orig"`` (the last block's).
       conv_clamp: activations are clamped to ± this value, or ``None``.
       w_avg_decay: decay of the running mean of w (0.998 in NoisyTwins, 0.995 in stylegan2-ada-pytorch).
     """
@@ -70,23 +70,23 @@ class Generator(nn.Module):
         noise_mode: str = "random",
         class_noise: Tensor | None = None,
     ) -> Tensor:
-        """Latents ``[N, z_dim]`` and labels to images; see `MappingNetwork` and `SynthesisNetwork`."""
+        """Generate images from latents ``[N, z_dim]`` and labels; see `MappingNetwork` and `SynthesisNetwork`."""
         ws = self.mapping(z, labels, truncation_psi, truncation_cutoff, class_noise)
         return self.synthesis(ws, noise_mode)
 
 
 class Discriminator(nn.Module):
-    """Images and labels to logits ``[N, 1]``, positive for real.
+    """The discriminator: images and labels to logits ``[N, 1]``, positive for real.
 
-    The logit is ``⟨out(h), class vector⟩ / √dim`` with h the features of the image (``out(h)`` without classes).
+    The logit is ``⟨out(h), class vector⟩ / √dim``, where h are the image's features (``out(h)`` without classes).
 
     Args:
       architecture: of the blocks: ``"resnet"``, ``"orig"`` (no shortcuts) or ``"skip"`` (images enter every block).
-      mapping_layers: layers of the class mapping (8 in every published configuration).
-      mbstd_group_size: samples of a group of minibatch standard deviation; divides the batch, or exceeds it.
-      naming: name and place of the last layer: ``linear1`` in ``"studiogan"`` (and NoisyTwins), ``b4.out`` in
+      mapping_layers: number of layers of the class mapping (8 in every published configuration).
+      mbstd_group_size: group size of the minibatch standard deviation; divides the batch size or exceeds it.
+      naming: name and position of the last layer: ``linear1`` in ``"studiogan"`` (and NoisyTwins), ``b4.out`` in
         ``"nvidia"``.
-      others: as of `Generator`.
+      others: see `Generator`.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Discriminator(nn.Module):
         outputs = width if num_classes else 1
         epilogue = DiscriminatorEpilogue(channels, width, architecture, mbstd_group_size, conv_clamp)
         mapping = MappingNetwork(0, num_classes, width, mapping_layers) if num_classes else None
-        # The order of these decides that of the keys, and with it that of the parameters in an optimiser's state.
+        # Their order decides the order of the keys, and so of the parameters in an optimiser's state.
         if self.nvidia:
             if mapping is not None:
                 self.mapping = mapping
@@ -128,14 +128,14 @@ class Discriminator(nn.Module):
                 self.mapping = mapping
 
     def features(self, images: Tensor) -> Tensor:
-        """Images ``[N, channels, R, R]`` → h ``[N, channels at 4×4]``."""
+        """Compute features: images ``[N, channels, R, R]`` → h ``[N, channels at 4×4]``."""
         x, image = None, images
         for r in self.resolutions:
             x, image = getattr(self, f"b{r}")(x, image)
         return self.b4(x, image)
 
     def forward(self, images: Tensor, labels: Tensor | None = None, class_noise: Tensor | None = None) -> Tensor:
-        """Logits of images ``[N, channels, R, R]`` with labels and class noise as of `MappingNetwork`."""
+        """Compute logits of images ``[N, channels, R, R]``; for labels and class noise see `MappingNetwork`."""
         output = (self.b4.out if self.nvidia else self.linear1)(self.features(images))
         if not self.num_classes:
             return output
@@ -144,7 +144,7 @@ class Discriminator(nn.Module):
 
 
 class MappingNetwork(nn.Module):
-    """Latents and class to W.
+    """The mapping network: latents and class to W.
 
     Args:
       z_dim: 0 for none (the discriminator's mapping).
@@ -184,15 +184,15 @@ class MappingNetwork(nn.Module):
         class_noise: Tensor | None = None,
         update_w_avg: bool = False,
     ) -> Tensor:
-        """Maps to ``[N, num_ws, w_dim]``, or ``[N, w_dim]`` without `num_ws`.
+        """Compute w ``[N, num_ws, w_dim]``, or ``[N, w_dim]`` without `num_ws`.
 
         Args:
           z: ``[N, z_dim]`` standard normal, or ``None``.
           labels: class ids ``[N]``, or weights of the classes ``[N, num_classes]`` (one-hot); ``None`` without classes.
           truncation_psi: moves w to ``w_avg + truncation_psi · (w - w_avg)``.
-          truncation_cutoff: only in this many copies, from the first; ``None`` for all.
+          truncation_cutoff: truncates only this many copies, from the first; ``None`` for all.
           class_noise: ``[N, w_dim]``, added to the class embedding before it is normalised (NoisyTwins, eq. 3).
-          update_w_avg: whether w_avg moves towards the mean of this batch.
+          update_w_avg: whether to move w_avg towards the mean of this batch.
         """
         inputs = [] if z is None else [_normalize(z)]
         if self.num_classes:
@@ -215,7 +215,7 @@ class MappingNetwork(nn.Module):
 
 
 class SynthesisNetwork(nn.Module):
-    """W to images; `widths` maps each block's resolution to its channels, from 4 on."""
+    """The synthesis network: W to images; `widths` maps each block's resolution, from 4 on, to its channels."""
 
     def __init__(
         self, widths: dict[int, int], channels: int, w_dim: int, architecture: Architecture, clamp: float | None
@@ -228,15 +228,15 @@ class SynthesisNetwork(nn.Module):
             self.add_module(f"b{r}", block)
 
     def forward(self, ws: Tensor, noise_mode: str = "random") -> Tensor:
-        """`ws` ``[N, num_ws, w_dim]`` → images ``[N, channels, R, R]``.
+        """Synthesise images ``[N, channels, R, R]`` from `ws` ``[N, num_ws, w_dim]``.
 
-        `noise_mode` is ``"random"`` (fresh noise), ``"const"`` (the stored images of noise) or ``"none"``.
+        `noise_mode` is ``"random"`` (new noise), ``"const"`` (the stored noise) or ``"none"``.
         """
         if noise_mode not in ("random", "const", "none"):
             raise ValueError(f"noise_mode is 'random', 'const' or 'none', not {noise_mode!r}.")
         x = image = None
         for i, r in enumerate(self.resolutions):
-            # Two convolutions a block (one at 4×4); the image layer shares its w with the next block's first.
+            # Two convolutions per block (one at 4×4); the image layer shares its w with the next block's first.
             x, image = getattr(self, f"b{r}")(x, image, ws[:, max(2 * i - 1, 0) : 2 * i + 2], noise_mode)
         return image
 
@@ -269,7 +269,7 @@ class SynthesisBlock(nn.Module):
             self.skip = Conv(in_width, width, 1, bias=False, resample="up")
 
     def forward(self, x: Tensor | None, image: Tensor | None, ws: Tensor, noise_mode: str) -> tuple[Tensor, Tensor]:
-        """Activations and image at half the resolution, w of each layer ``[N, 2 or 3, w_dim]`` → both at the full."""
+        """Return activations and image, given both at half the resolution and w ``[N, 2 or 3, w_dim]`` of each layer."""
         if self.first:
             x = self.conv1(self.const.expand(len(ws), -1, -1, -1), ws[:, 0], noise_mode)
         elif self.resnet:
@@ -289,7 +289,7 @@ class SynthesisBlock(nn.Module):
 class SynthesisLayer(nn.Module):
     """Style-modulated 3×3 convolution with noise, bias and leaky ReLU.
 
-    Scaling, one convolution shared by the batch and demodulation together equal a kernel of each sample's own.
+    Scaling, a convolution shared by the batch and demodulation are together equivalent to one kernel per sample.
     """
 
     def __init__(self, in_width: int, width: int, w_dim: int, resolution: int, clamp: float | None, up: bool = False):
@@ -303,7 +303,7 @@ class SynthesisLayer(nn.Module):
         self.affine = FullyConnected(w_dim, in_width, bias_init=1.0)
 
     def forward(self, x: Tensor, w: Tensor, noise_mode: str, gain: float = 1.0) -> Tensor:
-        """``[N, in_width, H, W]``, ``[N, w_dim]`` → ``[N, width, H', W']``."""
+        """Apply to ``[N, in_width, H, W]`` and w ``[N, w_dim]``; returns ``[N, width, H', W']``."""
         style = self.affine(w)
         demodulation = torch.rsqrt(style.square() @ self.weight.square().sum(dim=(2, 3)).T + 1e-8)
         x = x * style[:, :, None, None]
@@ -327,8 +327,8 @@ class ToRGB(nn.Module):
         self.affine = FullyConnected(w_dim, in_width, bias_init=1.0)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """``[N, in_width, H, W]``, ``[N, w_dim]`` → ``[N, channels, H, W]``."""
-        # With few outputs a kernel of each sample's own costs less than scaling all activations.
+        """Apply to ``[N, in_width, H, W]`` and w ``[N, w_dim]``; returns ``[N, channels, H, W]``."""
+        # With few outputs, one kernel per sample costs less than scaling all activations.
         n, in_width, height, width = x.shape
         style = self.affine(w) / math.sqrt(in_width)
         kernels = self.weight[:, :, 0, 0] * style[:, None]
@@ -337,7 +337,7 @@ class ToRGB(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """One resolution of the discriminator, halving it."""
+    """One resolution of the discriminator, which halves it."""
 
     def __init__(
         self,
@@ -359,7 +359,7 @@ class DiscriminatorBlock(nn.Module):
             self.skip = Conv(width, out_width, 1, bias=False, resample="down")
 
     def forward(self, x: Tensor | None, image: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Activations and (where still needed) the image at this resolution → the same at half of it."""
+        """Return activations and (if still needed) the image at half the resolution, given both at this one."""
         if hasattr(self, "fromrgb"):
             y = self.fromrgb(image)
             x = y if x is None else x + y
@@ -370,7 +370,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorEpilogue(nn.Module):
-    """4×4 activations ``[N, width, 4, 4]`` to features ``[N, width]``."""
+    """The last layers: activations ``[N, width, 4, 4]`` to features ``[N, width]``."""
 
     def __init__(
         self, channels: int, width: int, architecture: Architecture, mbstd_group_size: int, clamp: float | None
@@ -383,7 +383,7 @@ class DiscriminatorEpilogue(nn.Module):
         self.fc = FullyConnected(16 * width, width, lrelu=True)
 
     def forward(self, x: Tensor, image: Tensor | None) -> Tensor:
-        """See the class; `image` ``[N, channels, 4, 4]`` is used by ``"skip"``."""
+        """Compute features; `image` ``[N, channels, 4, 4]`` is used by ``"skip"``."""
         if hasattr(self, "fromrgb"):
             x = x + self.fromrgb(image)
         if self.mbstd_group_size > 1:
@@ -392,7 +392,7 @@ class DiscriminatorEpilogue(nn.Module):
 
 
 class Conv(nn.Module):
-    """3×3 or 1×1 convolution with equalised learning rate, doubling or halving the resolution if asked to."""
+    """3×3 or 1×1 convolution with equalised learning rate, which may double or halve the resolution."""
 
     def __init__(
         self,
@@ -411,13 +411,13 @@ class Conv(nn.Module):
         _register_filter(self)
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """``[N, in_width, H, W] → [N, width, H', W']``, times `gain`."""
+        """Apply to ``[N, in_width, H, W]``; returns ``[N, width, H', W']`` times `gain`."""
         weight = self.weight / math.sqrt(self.weight[0].numel())
         kernel = weight.shape[-1]
         if self.resample is None:
             x = F.conv2d(x, weight, padding=kernel // 2)
         elif self.resample == "down":
-            # A 1×1 convolution needs every second pixel of the filtered activations only.
+            # A 1×1 convolution needs only every second pixel of the filtered activations.
             x = _filter(x, self.resample_filter, kernel // 2 + 1, stride=1 if kernel == 3 else 2)
             x = F.conv2d(x, weight, stride=2 if kernel == 3 else 1)
         elif kernel == 1:
@@ -428,7 +428,7 @@ class Conv(nn.Module):
 
 
 class FullyConnected(nn.Module):
-    """``x · (weight · lr_multiplier / √in)ᵀ + bias · lr_multiplier``, then leaky ReLU if asked for."""
+    """Dense layer ``x · (weight · lr_multiplier / √in)ᵀ + bias · lr_multiplier``, optionally with leaky ReLU."""
 
     def __init__(
         self,
@@ -444,14 +444,14 @@ class FullyConnected(nn.Module):
         self.bias = nn.Parameter(torch.full((width,), bias_init))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, in_width] → [N, width]``."""
+        """Apply to ``[N, in_width]``; returns ``[N, width]``."""
         weight = self.weight * (self.lr_multiplier / math.sqrt(x.shape[1]))
         x = F.linear(x, weight, self.bias * self.lr_multiplier)
         return _activate(x, None, self.lrelu, 1.0, None)
 
 
 def _widths(resolution: int, channel_base: int, channel_max: int, architecture: str) -> dict[int, int]:
-    """Channels at each resolution, from 4 on."""
+    """Return the channels at each resolution, from 4 on."""
     if resolution < 8 or resolution & (resolution - 1):
         raise ValueError(f"resolution is a power of two from 8, not {resolution}.")
     if architecture not in ("orig", "skip", "resnet"):
@@ -460,35 +460,35 @@ def _widths(resolution: int, channel_base: int, channel_max: int, architecture: 
 
 
 def _register_filter(module: nn.Module) -> None:
-    """The low-pass filter, ``[1, 3, 3, 1]`` along each axis with sum 1; public checkpoints have it in every layer."""
+    """Add the low-pass filter, ``[1, 3, 3, 1]`` along each axis with sum 1, which public checkpoints have in every layer."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
     module.register_buffer("resample_filter", torch.outer(taps, taps) / 64)
 
 
 def _filter(x: Tensor, taps: Tensor, padding: int, stride: int = 1, gain: float = 1.0) -> Tensor:
-    """Filters each channel between zeros."""
+    """Filter each channel, with zero padding."""
     kernel = (taps * gain).expand(x.shape[1], 1, -1, -1)
     return F.conv2d(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
 
 
 def _downsample(x: Tensor, taps: Tensor) -> Tensor:
-    """Filters and halves height and width."""
+    """Filter, and halve height and width."""
     return _filter(x, taps, padding=1, stride=2)
 
 
 def _upsample(x: Tensor, taps: Tensor) -> Tensor:
-    """Doubles height and width with zeros between, and filters."""
+    """Double height and width by inserting zeros, and filter."""
     kernel = (taps * 4).expand(x.shape[1], 1, -1, -1)
     return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
 
 
 def _conv_up(x: Tensor, weight: Tensor, taps: Tensor) -> Tensor:
-    """Doubles height and width by a transposed 3×3 convolution, and filters."""
+    """Double height and width by a transposed 3×3 convolution, and filter."""
     return _filter(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), taps, padding=1, gain=4)
 
 
 def _activate(x: Tensor, bias: Tensor | None, lrelu: bool, gain: float, clamp: float | None) -> Tensor:
-    """Adds a bias to each channel; leaky ReLU (slope 0.2, gain √2); `gain`; a clamp to ± `clamp` · `gain`."""
+    """Add a bias to each channel, apply leaky ReLU (slope 0.2, gain √2) and `gain`, clamp to ± `clamp` · `gain`."""
     if bias is not None:
         x = x + bias[:, None, None]
     if lrelu:
@@ -501,14 +501,14 @@ def _activate(x: Tensor, bias: Tensor | None, lrelu: bool, gain: float, clamp: f
 
 
 def _normalize(x: Tensor) -> Tensor:
-    """Rows scaled to a mean square of 1."""
+    """Scale each row to a mean square of 1."""
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
 
 
 def _append_minibatch_stddev(x: Tensor, group_size: int) -> Tensor:
-    """Appends a channel: the standard deviation within groups of samples, averaged over channels and pixels.
+    """Append a channel: the standard deviation within groups of samples, averaged over channels and pixels.
 
-    With n groups, group j is the samples j, j + n, j + 2n, ….
+    With n groups, group j consists of the samples j, j + n, j + 2n, ….
     """
     size = len(x)
     group = min(group_size, size)

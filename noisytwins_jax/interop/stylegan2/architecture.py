@@ -1,8 +1,8 @@
 """The architecture of a StyleGAN2 network from the keys and shapes of its state dict, and the reverse.
 
 Keys are those of StyleGAN2-ADA in PyTorch (``nvidia``) or of StudioGAN and NoisyTwins (``studiogan``). Generators have
-the same in both; a discriminator's output layer is ``b4.out`` in the first and ``linear1`` in the second, after which the
-second may have another, ``linear2``. Shapes are PyTorch's: dense weights ``[out, in]``, convolutions OIHW.
+the same keys in both. A discriminator's output layer is ``b4.out`` in the former and ``linear1`` in the latter, which may
+have a second one, ``linear2``. Shapes are PyTorch's: dense weights ``[out, in]``, convolutions OIHW.
 """
 
 import re
@@ -30,18 +30,18 @@ _LAYER = re.compile(r"mapping\.fc(\d+)\.")
 
 @dataclass(frozen=True)
 class Architecture:
-    """What fixes every key and shape of a network.
+    """The options that determine every key and shape of a network.
 
     Attributes:
       role: ``"generator"`` or ``"discriminator"``.
       resolution, channels, num_classes: of the images and labels.
-      channel_base, channel_max: activations at resolution r have ``min(channel_base // r, channel_max)`` channels. Of
-        all bases that give the same channels, the smallest.
+      channel_base, channel_max: activations at resolution r have ``min(channel_base // r, channel_max)`` channels; the
+        smallest base that gives them.
       blocks: ``"skip"``, ``"resnet"`` or ``"orig"``.
       mapping_layers: 0 for a discriminator without classes.
       z_dim, w_dim: of a generator.
       embedding_heads: whether a discriminator has the two outputs of D2D-CE and 2C.
-      minibatch_stddev: whether a discriminator looks at the deviation across its batch.
+      minibatch_stddev: whether a discriminator has the minibatch standard deviation channel.
     """
 
     role: str
@@ -58,35 +58,35 @@ class Architecture:
     minibatch_stddev: bool = True
 
     def features(self, resolution: int) -> int:
-        """Channels of the activations at a resolution."""
+        """Return the number of channels of the activations at a resolution."""
         return min(self.channel_base // resolution, self.channel_max)
 
     def fields(self) -> dict[str, Any]:
-        """The configuration's fields that tensors tell, by dotted name.
+        """Return the configuration fields that follow from the tensors, by dotted name.
 
-        D2D-CE and 2C have the same tensors; D2D-CE with its published weight stands for both.
+        D2D-CE and 2C have the same tensors: for both, D2D-CE is set with its published weight.
         """
-        found = {"network": "stylegan2", "data.resolution": self.resolution}
-        found |= {
+        fields = {"network": "stylegan2", "data.resolution": self.resolution}
+        fields |= {
             f"{self.role}.channel_base": self.channel_base,
             f"{self.role}.channel_max": self.channel_max,
             f"{self.role}.architecture": self.blocks,
         }
         if self.role == "generator":
-            found |= {"generator.z_dim": self.z_dim, "generator.w_dim": self.w_dim}
+            fields |= {"generator.z_dim": self.z_dim, "generator.w_dim": self.w_dim}
         if self.role == "generator" or (self.num_classes and not self.embedding_heads):
-            found[f"{self.role}.mapping_layers"] = self.mapping_layers
+            fields[f"{self.role}.mapping_layers"] = self.mapping_layers
         if self.embedding_heads:
-            found["d2dce.weight"] = 0.25
+            fields["d2dce.weight"] = 0.25
         if not self.minibatch_stddev:
-            found["discriminator.mbstd_group_size"] = 1
-        return found
+            fields["discriminator.mbstd_group_size"] = 1
+        return fields
 
     def shapes(self, naming: str) -> dict[str, Shape]:
-        """Key and shape of every tensor of the state dict, in its order.
+        """Return the shape of every tensor of the state dict by key, in its order.
 
         Raises:
-          UserError: no such naming, or one that has no names for these heads.
+          UserError: the naming does not exist, or has no names for these heads.
         """
         check_naming(naming)
         if self.embedding_heads and naming != "studiogan":
@@ -97,26 +97,26 @@ class Architecture:
 
 
 def check_naming(naming: str) -> None:
-    """Raises a `UserError` unless this is a naming."""
+    """Raise a `UserError` unless the naming is known."""
     if naming not in OUTPUTS:
         raise UserError(f"There is no naming {naming!r} of StyleGAN2's tensors; {did_you_mean(naming, OUTPUTS)}")
 
 
-def naming_of(keys: Iterable[str]) -> str:
-    """``"nvidia"`` or ``"studiogan"``; generators are named alike, and count as the second."""
+def detect_naming(keys: Iterable[str]) -> str:
+    """Return ``"nvidia"`` or ``"studiogan"``; for generators, whose keys are the same in both, the latter."""
     return "nvidia" if any(key.startswith("b4.out.") for key in keys) else "studiogan"
 
 
 def matches(keys: Iterable[str]) -> bool:
-    """Whether keys of a state dict are of StyleGAN2: named by resolutions, ``b4.…`` or ``synthesis.b4.…``."""
+    """Return whether the keys of a state dict are StyleGAN2's: named by resolution, ``b4.…`` or ``synthesis.b4.…``."""
     return any(_BLOCK.match(key) for key in keys)
 
 
-def architecture_of(shapes: Shapes) -> Architecture:
-    """The architecture that these keys and shapes are of, of which not all need to fit it.
+def detect_architecture(shapes: Shapes) -> Architecture:
+    """Return the architecture that fits a few decisive shapes; the others are not checked.
 
     Raises:
-      UserError: a tensor that tells it is missing, or this project has no such network.
+      UserError: a decisive tensor is missing, or this project has no such network.
     """
     role = "generator" if any(key.startswith("synthesis.") for key in shapes) else "discriminator"
     numbers = {int(match[1]) for match in map(_BLOCK.match, shapes) if match}
@@ -125,7 +125,7 @@ def architecture_of(shapes: Shapes) -> Architecture:
 
 
 class _Sizes:
-    """Sizes of tensors; a tensor that is not there is the user's to find."""
+    """Sizes of tensors by key and axis; a missing tensor is a `UserError`."""
 
     def __init__(self, role: str, shapes: Shapes):
         self.role, self.shapes = role, shapes
@@ -142,7 +142,7 @@ class _Sizes:
         return any(key.startswith(f"{module}.") for key in self.shapes)
 
     def blocks(self, skip: str, image: str) -> str:
-        """The kind of blocks, by a module that only ``resnet`` has and one that of the others only ``skip`` has."""
+        """Return the kind of blocks; only ``resnet`` has the module `skip`, and of the others only ``skip`` has `image`."""
         return "resnet" if self.has(skip) else "skip" if self.has(image) else "orig"
 
     def classes(self) -> int:
@@ -152,17 +152,17 @@ class _Sizes:
         return len({match[1] for match in map(_LAYER.match, self.shapes) if match})
 
     def channel_rule(self, features: dict[int, tuple[str, int]]) -> dict[str, int]:
-        """Base and maximum of the channels, from those at each resolution and the key that tells them."""
+        """Return channel_base and channel_max, given a key and its number of channels at each resolution."""
         base = max(resolution * count for resolution, (_, count) in features.items())
-        most = max(count for _, count in features.values())
+        maximum = max(count for _, count in features.values())
         for resolution, (key, count) in features.items():
-            if count != min(base // resolution, most):
+            if count != min(base // resolution, maximum):
                 raise UserError(
                     f"The {self.role}'s {key} says that there are {count} channels at {resolution}x{resolution}, which "
                     "no rule min(channel_base / resolution, channel_max) gives together with the others; this project has "
                     "no such network."
                 )
-        return {"channel_base": base, "channel_max": most}
+        return {"channel_base": base, "channel_max": maximum}
 
 
 def _read_generator(size: _Sizes, resolution: int) -> Architecture:
@@ -208,8 +208,8 @@ def _read_discriminator(size: _Sizes, resolution: int) -> Architecture:
 
 
 def _check_heads(size: _Sizes, num_classes: int) -> None:
-    """Refuses the outputs of StudioGAN's other ways to condition a discriminator."""
-    key = f"{OUTPUTS[naming_of(size.shapes)]}.weight"
+    """Raise a `UserError` for the outputs of StudioGAN's other ways to condition a discriminator."""
+    key = f"{OUTPUTS[detect_naming(size.shapes)]}.weight"
     if num_classes:
         return
     if size.has(EMBEDDING_OUTPUT):
@@ -219,7 +219,7 @@ def _check_heads(size: _Sizes, num_classes: int) -> None:
     else:
         return
     raise UserError(
-        f"The discriminator's {key} {what}, which this project's discriminator has not; take a model that is "
+        f"The discriminator's {key} {what}, which this project's discriminator does not have; take a model that is "
         "conditioned by SPD, D2DCE, 2C or not at all."
     )
 
@@ -288,7 +288,7 @@ def _discriminator(a: Architecture, naming: str) -> Entries:
         if a.blocks == "resnet":
             yield from _conv(f"{name}.skip", features, halved, 1, bias=False)
     mapping = list(_mapping(a, 0, width))
-    if naming == "nvidia":  # which makes the mapping before the last block
+    if naming == "nvidia":  # which builds the mapping before the last block
         yield from mapping
     if a.blocks == "skip":
         yield from _conv("b4.fromrgb", a.channels, width, 1)

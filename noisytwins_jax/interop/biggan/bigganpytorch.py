@@ -1,7 +1,7 @@
-"""Names of BigGAN-PyTorch (github.com/ajbrock/BigGAN-PyTorch): ``G.pth``, ``G_ema.pth`` and ``D.pth``.
+"""The key names of BigGAN-PyTorch (github.com/ajbrock/BigGAN-PyTorch): ``G.pth``, ``G_ema.pth`` and ``D.pth``.
 
-Attention stands behind its block in the same inner list, and so do the two blocks of a resolution of BigGAN-deep's
-discriminator. BatchNorm keeps its moments in three ways, the variants: ``plain`` (PyTorch's own batch normalisation),
+Attention follows its block in the same inner list, and so do the two blocks of a resolution of BigGAN-deep's
+discriminator. BatchNorm stores its statistics in one of three variants: ``plain`` (PyTorch's own batch normalisation),
 ``mybn`` (sums over `accumulation_counter` batches, or running means while that is 0) and ``cross_replica``.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from noisytwins_jax.interop.biggan.architecture import Structure, find_structure
 from noisytwins_jax.interop.biggan.layers import Layer, Naming, Tensor, TorchLeaves
 
-_MOMENTS = {
+_STATISTICS = {
     "plain": (("stored_mean", "mean"), ("stored_var", "var")),
     "mybn": (("bn.stored_mean", "mean"), ("bn.stored_var", "var"), ("bn.accumulation_counter", "counter")),
     "cross_replica": (("bn.running_mean", "mean"), ("bn.running_var", "var"), ("bn.num_batches_tracked", "batches")),
@@ -22,7 +22,7 @@ _INNER = re.compile(r"blocks\.(\d+)\.(\d+)\.")
 
 
 def layers(s: Structure) -> Iterator[Layer]:
-    """In the order of the state dict."""
+    """Yield the layers of a network, in the order of the state dict."""
     if s.is_generator:
         if not s.class_tables:
             yield Layer("shared", ("shared",), "table")
@@ -49,15 +49,14 @@ def layers(s: Structure) -> Iterator[Layer]:
         yield Layer("embed", ("embed",), "embed")
 
 
-def naming(variant: str) -> Naming:
-    """Of a variant, see this module."""
-    moments = _MOMENTS[variant]
+def _build_naming(variant: str) -> Naming:
+    statistics = _STATISTICS[variant]
     leaves = TorchLeaves(
         normalized=(("weight", "weight"), ("bias", "bias"), ("u0", "u"), ("sv0", "sigma")),
-        norm=(("gain", "gain"), ("bias", "bias"), *moments),
+        norm=(("gain", "gain"), ("bias", "bias"), *statistics),
         gain_and_bias=("gain", "bias"),
-        moments=moments,
-        moments_first=variant == "plain",
+        statistics=statistics,
+        statistics_first=variant == "plain",
     )
 
     def tensors(s: Structure) -> Iterator[Tensor]:
@@ -69,7 +68,7 @@ def naming(variant: str) -> Naming:
         "BigGAN-PyTorch",
         tensors,
         vector_shape=(1, -1),
-        # Of its training scripts and published networks; the last BatchNorm's is fixed.
+        # From its training scripts and published networks; the last BatchNorm's is fixed.
         fields={
             "biggan.spectral_norm_epsilon": 1e-6,
             "biggan.batch_norm_epsilon": 1e-5,
@@ -78,16 +77,16 @@ def naming(variant: str) -> Naming:
     )
 
 
-NAMINGS = {variant: naming(variant) for variant in _MOMENTS}
+NAMINGS = {variant: _build_naming(variant) for variant in _STATISTICS}
 
 
 def matches(keys: set[str]) -> bool:
-    """Whether a state dict has these names."""
+    """Return whether the keys of a state dict are these names."""
     return "blocks.0.0.conv1.weight" in keys
 
 
 def recognise(tensors: Mapping[str, np.ndarray]) -> tuple[Naming, Structure]:
-    """The variant, and what the names say of the network."""
+    """Return the naming's variant and the structure that follows from the names."""
     keys = set(tensors)
     role = "generator" if any(key.startswith("output_layer.") for key in keys) else "discriminator"
     deep = "blocks.0.0.conv4.weight" in keys

@@ -1,7 +1,7 @@
-"""StyleGAN2's public state dicts (StudioGAN, NoisyTwins, StyleGAN2-ADA for PyTorch) to this project's layout and back.
+"""Public state dicts of StyleGAN2 (StudioGAN, NoisyTwins, StyleGAN2-ADA for PyTorch) to Flax variables and back.
 
-Parameters are raw in either (no gain is folded in, no kernel is turned round), so that a tensor is the same numbers in
-another order, and both ways together change no bit. See `stylegan2_architecture` for the keys.
+Both store raw parameters (no gain folded in, no kernel flipped), so a conversion only permutes axes, and a round trip is
+bit-exact. `stylegan2.architecture` describes the keys.
 """
 
 from collections.abc import Mapping
@@ -10,13 +10,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from noisytwins_jax.interop.network import (
-    ConvertedNetwork,
-    channels_first,
-    pixels_first,
-    to_jax_layout,
-    to_torch_layout,
-)
+from noisytwins_jax.interop.converted_network import ConvertedNetwork
+from noisytwins_jax.interop.layouts import channels_first, pixels_first, to_jax_layout, to_torch_layout
 from noisytwins_jax.interop.stylegan2.architecture import (
     EMBEDDING_OUTPUT,
     FILTER,
@@ -24,37 +19,37 @@ from noisytwins_jax.interop.stylegan2.architecture import (
     WAY_OUT,
     Shape,
     Shapes,
-    architecture_of,
     check_naming,
+    detect_architecture,
+    detect_naming,
     matches,
-    naming_of,
 )
 from noisytwins_jax.utils.errors import UserError
 
-__all__ = ["matches", "parameter_keys", "read_parameters", "read_stylegan2", "write_parameters", "write_stylegan2"]
+__all__ = ["matches", "read_parameters", "read_stylegan2", "write_parameters", "write_stylegan2"]
 
 _FILTER = np.outer([1, 3, 3, 1], [1, 3, 3, 1]).astype(np.float32) / 64
 _BUFFERS = ("w_avg", "noise_const")
 
 
 def read_stylegan2(tensors: Mapping[str, np.ndarray]) -> ConvertedNetwork:
-    """A generator or discriminator of StyleGAN2 from its state dict.
+    """Convert the state dict of a StyleGAN2 generator or discriminator.
 
     Args:
-      tensors: of one network by key, in PyTorch's layout and any floating type.
+      tensors: one network's tensors by key, in PyTorch's layout and any floating dtype.
 
     Raises:
-      UserError: a tensor is missing, unknown or of a wrong shape or type (the first is named), or the network is of a
-        kind that this project does not have.
+      UserError: a tensor is missing, unknown or of a wrong shape or dtype (the first is named), or this project has no
+        such network.
     """
-    # StudioGAN's own name of the class mapping of D2D-CE and 2C, which NoisyTwins names like the others.
+    # StudioGAN has its own name for the class mapping of D2D-CE and 2C, which NoisyTwins names like the others.
     renamed = {
         f"mapping{key.removeprefix('embedding')}" if key.startswith("embedding.") else key: key for key in tensors
     }
     arrays = {key: np.asarray(tensors[original]) for key, original in renamed.items()}
     shapes = {key: value.shape for key, value in arrays.items()}
-    architecture = architecture_of(shapes)
-    _check_shapes(architecture.role, shapes, architecture.shapes(naming_of(shapes)))
+    architecture = detect_architecture(shapes)
+    _check_shapes(architecture.role, shapes, architecture.shapes(detect_naming(shapes)))
     variables = {}
     for key, value in arrays.items():
         if value.dtype.kind != "f":
@@ -78,30 +73,21 @@ def read_stylegan2(tensors: Mapping[str, np.ndarray]) -> ConvertedNetwork:
 
 
 def write_stylegan2(network: ConvertedNetwork, naming: str) -> dict[str, np.ndarray]:
-    """The state dict of a network: float32, in PyTorch's layout and order, the filters among it.
+    """Convert a network to a state dict: float32, in PyTorch's layout and order, with the filters.
 
     Args:
-      network: its variables alone count, and tell the architecture.
+      network: only its variables are used; the architecture follows from them.
       naming: ``"studiogan"`` (also NoisyTwins' names) or ``"nvidia"`` (StyleGAN2-ADA for PyTorch).
 
     Raises:
-      UserError: no such naming, or it has no name for one of the variables.
+      UserError: the naming does not exist, or has no name for one of the variables.
     """
-    tensors, expected = _arranged(network, naming)
+    tensors, expected = _to_tensors(network, naming)
     return {key: np.array(_FILTER if key.endswith(FILTER) else tensors[key], order="C") for key in expected}
 
 
-def parameter_keys(network: ConvertedNetwork, naming: str) -> list[str]:
-    """Keys of the parameters in the order of the module's ``parameters()``, by which PyTorch's optimisers number them.
-
-    Raises:
-      UserError: as `write_stylegan2`.
-    """
-    return list(_parameter_shapes(network, naming))
-
-
 def read_parameters(tensors: Mapping[str, np.ndarray], network: ConvertedNetwork, naming: str) -> dict[str, Any]:
-    """The collection ``params`` from tensors like the network's parameters, such as Adam's moments, by their keys.
+    """Convert tensors shaped like the network's parameters, such as Adam's moments, to a tree shaped like ``params``.
 
     Raises:
       UserError: as `write_stylegan2`; or a tensor is missing, unknown or of a wrong shape.
@@ -112,29 +98,29 @@ def read_parameters(tensors: Mapping[str, np.ndarray], network: ConvertedNetwork
 
 
 def write_parameters(params: dict[str, Any], network: ConvertedNetwork, naming: str) -> dict[str, np.ndarray]:
-    """The inverse of `read_parameters`, in the order of `parameter_keys`.
+    """Invert `read_parameters`, in the order of ``parameters()``, by which PyTorch's optimisers number parameters.
 
     Raises:
       UserError: as `write_stylegan2`.
     """
     flat = flatten_dict(params)
-    return {key: _to_torch(key, np.asarray(flat[_path(key)[1:]])) for key in parameter_keys(network, naming)}
+    return {key: _to_torch(key, np.asarray(flat[_path(key)[1:]])) for key in _parameter_shapes(network, naming)}
 
 
 def _parameter_shapes(network: ConvertedNetwork, naming: str) -> dict[str, Shape]:
-    _, expected = _arranged(network, naming)
+    _, expected = _to_tensors(network, naming)
     return {key: shape for key, shape in expected.items() if not key.endswith((FILTER, *_BUFFERS))}
 
 
-def _arranged(network: ConvertedNetwork, naming: str) -> tuple[dict[str, np.ndarray], dict[str, Shape]]:
-    """All tensors but the filters by key, in PyTorch's layout; and the keys and shapes of the whole state dict."""
+def _to_tensors(network: ConvertedNetwork, naming: str) -> tuple[dict[str, np.ndarray], dict[str, Shape]]:
+    """Return all tensors but the filters, in PyTorch's layout, and the shapes of the whole state dict, both by key."""
     check_naming(naming)
     tensors = {}
     for path, value in flatten_dict(dict(network.variables)).items():
         key = _key(path, naming)
         tensors[key] = _to_torch(key, np.asarray(value, np.float32))
     shapes = {key: value.shape for key, value in tensors.items()}
-    architecture = architecture_of(shapes)
+    architecture = detect_architecture(shapes)
     expected = architecture.shapes(naming)
     for key in tensors:
         if key not in expected:
@@ -149,7 +135,7 @@ def _arranged(network: ConvertedNetwork, naming: str) -> tuple[dict[str, np.ndar
 
 
 def _check_shapes(role: str, shapes: Shapes, expected: Shapes) -> None:
-    """Refuses tensors that are not exactly the expected ones, and names the first."""
+    """Raise a `UserError` that names the first missing, unknown or wrongly shaped tensor."""
     for key, shape in expected.items():
         if key not in shapes:
             raise UserError(f"The {role} lacks {key}; {WAY_OUT}.")
@@ -159,24 +145,24 @@ def _check_shapes(role: str, shapes: Shapes, expected: Shapes) -> None:
             )
     for key in shapes:
         if key not in expected:
-            raise UserError(f"The {role} has {key}, which StyleGAN2 networks of its kind have not; {WAY_OUT}.")
+            raise UserError(f"The {role} has {key}, which StyleGAN2 networks of its kind do not have; {WAY_OUT}.")
 
 
 def _path(key: str) -> tuple[str, ...]:
-    """Collection and path of a tensor among the variables."""
-    for name, ours in (*((name, "output") for name in OUTPUTS.values()), (EMBEDDING_OUTPUT, "embedding_output")):
-        key = key.replace(f"{name}.", f"{ours}.") if key.startswith(f"{name}.") else key
+    """Return the variable's collection and path."""
+    for name, flax_name in (*((name, "output") for name in OUTPUTS.values()), (EMBEDDING_OUTPUT, "embedding_output")):
+        key = key.replace(f"{name}.", f"{flax_name}.") if key.startswith(f"{name}.") else key
     return ("buffers" if key.endswith(_BUFFERS) else "params", *key.split("."))
 
 
 def _key(path: tuple[str, ...], naming: str) -> str:
-    """The inverse of `_path`."""
+    """Invert `_path`."""
     first = {"output": OUTPUTS[naming], "embedding_output": EMBEDDING_OUTPUT}.get(path[1], path[1])
     return ".".join((first, *path[2:]))
 
 
 def _to_jax(key: str, value: np.ndarray) -> np.ndarray:
-    if key == "b4.fc.weight":  # its inputs are pixels
+    if key == "b4.fc.weight":  # its inputs are flattened 4×4 images
         return pixels_first(value.T)
     return value[..., None] if key.endswith("noise_const") else to_jax_layout(value)
 

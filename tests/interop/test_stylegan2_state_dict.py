@@ -12,8 +12,8 @@ from statedicts import statedict, statedicts
 from stylegan2_state import variables
 
 from noisytwins_jax.config import default_config, parse_config
-from noisytwins_jax.interop.network import ConvertedNetwork
-from noisytwins_jax.interop.stylegan2.conversion import matches, parameter_keys, read_stylegan2, write_stylegan2
+from noisytwins_jax.interop.converted_network import ConvertedNetwork
+from noisytwins_jax.interop.stylegan2.state_dict import matches, read_stylegan2, write_parameters, write_stylegan2
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.utils.errors import UserError
 
@@ -70,7 +70,7 @@ def test_every_published_list(name):
         assert (network.role, network.channels) == (role, 3)
         assert network.num_classes == public["config"]["ncls"]
         kinds = {key: kind for key, _, kind, _ in public[module]}
-        order = parameter_keys(network, naming_of(name))
+        order = list(write_parameters(network.variables["params"], network, naming_of(name)))
         assert order == [key for key, kind in kinds.items() if kind == "param"]
         assert order == public.get(f"{module}_optimizer_param_order", order)
         sizes = sum(x.size for x in jax.tree.leaves(network.variables["params"]))
