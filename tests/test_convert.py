@@ -1,4 +1,4 @@
-"""Runs into files of PyTorch and back; samplers into files of JAX; both by their commands."""
+"""Conversion of runs to PyTorch files and back, and export of samplers, by their commands."""
 
 import json
 import os
@@ -42,7 +42,7 @@ CONFIGS = {
 
 
 def write_run(workdir, config, channels=1):
-    """A workdir as training leaves it, whose every number is another."""
+    """Write a workdir as training leaves it, in which all numbers differ."""
     step = TrainingStep(config, build_model(config, channels, len(CLASSES)))
     state = jax.device_get(jax.jit(step.init, static_argnums=0)(3).replace(key=None))
     rng = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def write_run(workdir, config, channels=1):
         if x.dtype != np.float32:
             return x
         moved = x + 0.05 * rng.standard_normal(x.shape)
-        return (np.abs(moved) if (x >= 0).all() else moved).astype(np.float32)  # second moments stay what can be
+        return (np.abs(moved) if (x >= 0).all() else moved).astype(np.float32)  # second moments stay non-negative
 
     state = jax.tree.map(changed, state)
     count = lambda x: np.full_like(x, STEP) if np.asarray(x).dtype == np.int32 else x  # noqa: E731
@@ -68,7 +68,7 @@ def write_run(workdir, config, channels=1):
 
 @pytest.fixture(scope="module", params=["stylegan2", "biggan", pytest.param("biggan_deep", marks=pytest.mark.slow)])
 def run(request, tmp_path_factory):
-    """A directory that has a run of each network, and the network."""
+    """Return a directory with a run of the network, and the network."""
     directory = tmp_path_factory.mktemp(request.param)
     write_run(directory / "run", CONFIGS[request.param]())
     return directory, request.param
@@ -98,7 +98,7 @@ def test_there_and_back_is_the_same_run(run, naming, capsys):
     assert main(["to-torch", f"--workdir={directory / 'run'}", f"--out={there}", f"--format={naming}"]) == 0
     assert main(["from-torch", str(there), f"--workdir={back}"]) == 0
     have, want = state_of(back), state_of(directory / "run")
-    # The average of a BigGAN goes with its standing moments.
+    # The average of a BigGAN is written with its standing statistics.
     assert_same(have.ema, want.ema, but=["batch_stats"])
     assert_same(have.generator.variables, want.generator.variables)
     assert_same(have.discriminator.variables, want.discriminator.variables)
@@ -110,24 +110,24 @@ def test_there_and_back_is_the_same_run(run, naming, capsys):
     np.testing.assert_array_equal(*images)
 
 
-def test_training_goes_on_with_its_configuration(run, monkeypatch):
+def test_training_continues_with_its_configuration(run):
     directory, network = run
     if network != "stylegan2":
         pytest.skip("the other families' averages are the same code")
-    there = directory / "to-go-on"
+    there = directory / "to-continue"
     assert main(["to-torch", f"--workdir={directory / 'run'}", f"--out={there}"]) == 0
     from noisytwins_jax.interop.importing import import_run
 
-    back = import_run(read_public_checkpoint([there]), directory / "gone-on", CONFIGS[network]())
+    back = import_run(read_public_checkpoint([there]), directory / "continued", CONFIGS[network]())
     have, want = state_of(back), state_of(directory / "run")
     assert_same(have, want, but=["path_length_mean", ".ada.sign_sum", ".ada.count", ".rates"])
     config = load(directory / "run").config
     assert flatten(load(back).config) == flatten(config)
 
 
-@pytest.mark.slow  # the moments of 51 truncations
+@pytest.mark.slow  # statistics for 51 truncations
 def test_hugging_face(tmp_path, capsys):
-    """What comes back has the moments that went along, for every truncation."""
+    """The statistics for every truncation survive the round trip."""
     options = {"network": "biggan_deep", "data.resolution": 32, "biggan.attention": "", "biggan.wide_rgb": True}
     fast = {"evaluation.standing_passes": 1, "evaluation.standing_batch": 2}
     config = tiny_biggan.tiny_config(**options | fast)
@@ -202,7 +202,7 @@ def files(run, tmp_path):
     return tmp_path / "files"
 
 
-def test_wrong_files_get_a_sentence(files, tmp_path, capsys):
+def test_wrong_files_get_an_error_message(files, tmp_path, capsys):
     new = f"--workdir={tmp_path / 'new'}"
     assert "There is no file" in refused(capsys, "from-torch", files / "H.pth", new)
     assert "a discriminator and no generator" in refused(capsys, "from-torch", files / "D.pth", new)
@@ -231,7 +231,7 @@ def test_another_configuration_is_refused(files, tmp_path, capsys):
     assert not (tmp_path / "new" / "checkpoints").exists()
 
 
-def test_what_is_there_is_not_written_over(files, run, capsys):
+def test_existing_runs_are_not_overwritten(files, run, capsys):
     directory, _ = run
     assert "has checkpoints already" in refused(capsys, "from-torch", files, f"--workdir={directory / 'run'}")
 
@@ -266,8 +266,8 @@ def test_wrong_formats_and_options(run, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_written_is_said_first(tmp_path, capsys):
-    """Before the run is looked for, which is not there."""
+def test_output_is_checked_first(tmp_path, capsys):
+    """Before the run is looked for, which does not exist."""
     run, file = f"--workdir={tmp_path / 'run'}", tmp_path / "file"
     file.touch()
     assert f"--out={file} is a file; give a directory" in refused(capsys, "to-torch", run, f"--out={file}")

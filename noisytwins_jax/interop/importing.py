@@ -131,13 +131,13 @@ def _check_shapes(public: PublicCheckpoint, abstract: TrainState) -> None:
         DISCRIMINATOR: abstract.discriminator.variables,
     }
     for part, network in public.networks.items():
-        ours, theirs = (
+        expected, actual = (
             {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape) for path, x in leaves}
             for leaves in map(jax.tree_util.tree_leaves_with_path, (parts[part], network.variables))
         )
-        for name in sorted(ours.keys() | theirs.keys()):
-            if ours.get(name) != theirs.get(name):
-                shapes = [list(x) if x is not None else "absent" for x in (theirs.get(name), ours.get(name))]
+        for name in sorted(expected.keys() | actual.keys()):
+            if expected.get(name) != actual.get(name):
+                shapes = [list(x) if x is not None else "absent" for x in (actual.get(name), expected.get(name))]
                 raise UserError(
                     f"The files are of another architecture than the configuration: {name} of the {network.role} is "
                     f"{shapes[0]} there and {shapes[1]} here; give the configuration that it was trained with."

@@ -23,7 +23,7 @@ GROUP = {"lr": LR, "betas": (BETA1, BETA2), "eps": ADAM.epsilon, "weight_decay":
 
 
 class Public:
-    """A network of a golden set, with moments of its parameters; the networks of biggan are in test_biggan_keys."""
+    """A network of a golden set, with moments of its parameters; BigGAN's are tested in test_biggan_state_dict."""
 
     def __init__(self, naming, module="D"):
         self.weights = Golden(SETS[naming]).weights(module)
@@ -32,19 +32,19 @@ class Public:
         self.context = (self.network, naming, stylegan2)
         self.keys = list(stylegan2.write_parameters(self.params, self.network, naming))
 
-    def drawn(self, kind):
-        """Numbers like the parameters', by key."""
+    def random(self, kind):
+        """Return random numbers of the parameters' shapes, by key."""
         return {key: weight(key, self.weights[key].shape, "normal", 1, 0, kind) for key in self.keys}
 
     def moments(self, kind):
-        return {key: np.square(x) + np.float32(0.1) for key, x in self.drawn(kind).items()}
+        return {key: np.square(x) + np.float32(0.1) for key, x in self.random(kind).items()}
 
-    def ours(self, tensors):
-        """Tensors by key → by path."""
+    def to_jax(self, tensors):
+        """Convert tensors by key to Flax's layout, by path."""
         return flatten_dict(stylegan2.read_parameters(tensors, *self.context[:2]))
 
     def saved(self):
-        """A state as PyTorch saves it, of which R1 left one parameter out once."""
+        """Return a state as PyTorch saves it, in which R1 skipped one parameter once."""
         mu, nu = self.moments("m:"), self.moments("v:")
         state = {}
         for i, key in enumerate(self.keys):
@@ -79,24 +79,24 @@ def test_both_ways_change_no_bit(naming, module):
     moments = net.read()
     for tree in (moments.mu, moments.nu, moments.counts):
         assert jax.tree.structure(tree) == jax.tree.structure(net.params)
-    # A moment lies as its parameter does.
-    own = net.ours({key: net.weights[key] for key in net.keys})
+    # Moments have their parameter's layout.
+    own = net.to_jax({key: net.weights[key] for key in net.keys})
     jax.tree.map(np.testing.assert_array_equal, own, flatten_dict(net.params))
-    jax.tree.map(np.testing.assert_array_equal, net.ours(net.moments("m:")), flatten_dict(moments.mu))
-    jax.tree.map(np.testing.assert_array_equal, net.ours(net.moments("v:")), flatten_dict(moments.nu))
+    jax.tree.map(np.testing.assert_array_equal, net.to_jax(net.moments("m:")), flatten_dict(moments.mu))
+    jax.tree.map(np.testing.assert_array_equal, net.to_jax(net.moments("v:")), flatten_dict(moments.nu))
     assert_same_state(net.written(moments), net.saved())
 
 
 @pytest.mark.parametrize("unreached", [(), (UNREACHED,)])
-def test_the_optimiser_goes_on_from_there(unreached):
-    """One more update by the formula, of each parameter with its own count where the optimiser counts it by itself."""
+def test_the_optimiser_continues_from_there(unreached):
+    """One more update by the formula, with a parameter's own count where the optimiser has one."""
     net = public("nvidia")
     adam = lazy_adam(ADAM, ADAM.discriminator_lr, INTERVAL, unreached)
     opt_state = set_moments(adam.init(net.params), net.read())
     assert jax.tree.structure(opt_state) == jax.tree.structure(adam.init(net.params))
     gradients = jax.tree.map(lambda x: x + 1.0, net.params)
     updates, _ = jax.jit(adam.update)(gradients, opt_state, net.params)
-    mu, nu = (net.ours(net.moments(kind)) for kind in ("m:", "v:"))
+    mu, nu = (net.to_jax(net.moments(kind)) for kind in ("m:", "v:"))
     for path, update in flatten_dict(updates).items():
         count = 1 + (FEWER if unreached and path == UNREACHED else COUNT)
         g = np.float64(flatten_dict(gradients)[path])
@@ -106,7 +106,7 @@ def test_the_optimiser_goes_on_from_there(unreached):
 
 
 @pytest.mark.parametrize("unreached", [(), (UNREACHED,)])
-def test_moments_of_an_optimisers_state(unreached):
+def test_moments_of_an_optimiser_state(unreached):
     net = public("studiogan")
     adam = lazy_adam(ADAM, ADAM.discriminator_lr, INTERVAL, unreached)
     moments = net.read()
@@ -158,7 +158,7 @@ def test_moments_of_another_network():
 
 
 @pytest.mark.slow
-def test_pytorch_goes_on_from_there():
+def test_pytorch_continues_from_there():
     """PyTorch's own Adam: some updates, its state to our layout and back, one more update in each."""
     torch = pytest.importorskip("torch")
     net = public("nvidia")
@@ -168,7 +168,7 @@ def test_pytorch_goes_on_from_there():
         return torch.optim.Adam(tensors.values(), lr=LR, betas=(BETA1, BETA2), eps=ADAM.epsilon)
 
     def update(adam, step):
-        for key, gradient in net.drawn(f"{step}:").items():
+        for key, gradient in net.random(f"{step}:").items():
             skipped = step == 2 and key == "b4.out.bias"  # as the bias of the logits in an update of R1
             tensors[key].grad = None if skipped else torch.from_numpy(gradient)
         adam.step()
@@ -179,7 +179,7 @@ def test_pytorch_goes_on_from_there():
         return value.numpy().copy() if isinstance(value, torch.Tensor) else value
 
     def numbers():
-        return net.ours({key: tensor.detach().numpy().copy() for key, tensor in tensors.items()})
+        return net.to_jax({key: tensor.detach().numpy().copy() for key, tensor in tensors.items()})
 
     adam = optimiser()
     for step in range(4):
@@ -195,7 +195,7 @@ def test_pytorch_goes_on_from_there():
     after = numbers()
 
     ours, params = lazy_adam(ADAM, ADAM.discriminator_lr, INTERVAL, (UNREACHED,)), unflatten_dict(before)
-    gradients = unflatten_dict(net.ours(net.drawn("4:")))
+    gradients = unflatten_dict(net.to_jax(net.random("4:")))
     updates, _ = ours.update(gradients, set_moments(ours.init(params), moments), params)
     for path, found in flatten_dict(updates).items():
         assert_close(found, after[path] - before[path], 1e-5)

@@ -1,4 +1,4 @@
-"""BigGAN-PyTorch's and StudioGAN's checkpoints: every public list of keys, round trips, golden numbers, objections."""
+"""BigGAN-PyTorch's and StudioGAN's checkpoints: every public list of keys, round trips, golden numbers, errors."""
 
 import re
 
@@ -114,7 +114,7 @@ def test_derived_tensors_are_singular():
 
 
 def build(network: biggan.ConvertedNetwork):
-    """The network as a run has it, from the fields."""
+    """Build the network as a run has it, from the fields."""
     config = default_config()
     config.path_length.weight, config.style_mixing, config.discriminator.mbstd_group_size = 0.0, 0.0, 1  # StyleGAN2's
     config.update_from_flattened_dict(network.fields)
@@ -198,7 +198,7 @@ def test_parameters_are_in_the_order_of_pytorch(name, module):
     assert_same(biggan.write_parameters(params, network, naming), moments)
 
 
-# --- objections ------------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 def changed(tensors: dict, **changes) -> dict:

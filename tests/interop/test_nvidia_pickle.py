@@ -1,4 +1,4 @@
-"""Snapshots of StyleGAN2-ADA for PyTorch. The checked-in one is what `make_fixture` writes."""
+"""Snapshots of StyleGAN2-ADA for PyTorch; `make_fixture` writes the one in the repository."""
 
 import gzip
 import pickle
@@ -47,7 +47,7 @@ def tensors(module):
 
 
 def make_fixture(path, protocol=4):
-    """A snapshot of tiny networks, with PyTorch."""
+    """Write a snapshot of tiny networks, with PyTorch."""
     modules = {
         module: module_of(CLASSES[module], tensors(module), easy(INIT_KWARGS[module])) for module in ("D", "G_ema")
     }
@@ -110,7 +110,7 @@ def refused(path, *words):
 
 
 def persistent(state, source="", more=()):
-    """A call of their function; `state` is pickled already."""
+    """Return the instructions that call their function; `state` is instructions already."""
     meta = [("type", text("class")), ("version", b"K\x06"), ("module_src", text(source))]
     meta += [("class_name", text("Generator")), ("state", state), *more]
     return call("torch_utils.persistence", "_reconstruct_persistent_obj", items(meta))
@@ -156,7 +156,7 @@ def test_nothing_of_a_file_is_run(what, place, tmp_path, monkeypatch):
 
 
 def test_the_dangerous_pickles_are_dangerous(tmp_path, monkeypatch):
-    """So that the test above can fail: Python's own reader runs them."""
+    """So that the test above can fail: Python's own unpickler runs them."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "file.pkl", DANGEROUS["builtins.eval"])
     pickle.loads((tmp_path / "file.pkl").read_bytes())
@@ -272,7 +272,7 @@ def test_missing(tmp_path):
         ("Discriminator", {"epilogue_kwargs": {"mbstd_group_size": None}}, "mbstd_group_size=None"),
     ],
 )
-def test_options_that_we_have_not(class_name, init_kwargs, option):
+def test_unsupported_options(class_name, init_kwargs, option):
     with pytest.raises(UserError, match=option):
         config_fields(class_name, init_kwargs)
 

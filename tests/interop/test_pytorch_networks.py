@@ -466,8 +466,8 @@ def assert_buffers(net: BigGAN, module, role: str) -> None:
     assert_close(np.nan_to_num(first8), np.nan_to_num(expected), 1e-5)
     assert_close([[v.mean(), v.std()] for v in values], golden[f"out/{tag}/mean_std"], 1e-5)
     if role == "G":
-        moments = torch.cat([state[key] for key in golden.order("G_bn_after_concat")])
-        net.assert_close(moments, "G_bn_after_concat")
+        statistics = torch.cat([state[key] for key in golden.order("G_bn_after_concat")])
+        net.assert_close(statistics, "G_bn_after_concat")
 
 
 @pytest.mark.parametrize("name", BIGGAN)
@@ -597,19 +597,19 @@ def test_standing_statistics_are_sums():
 
 
 def test_standing_statistics_in_training():
-    moments = biggan.StandingStatistics(3, epsilon=1e-3, decay=0.75)
-    moments.stored_mean.fill_(8.0)
-    moments.stored_var.fill_(12.0)
-    moments.accumulation_counter.fill_(4.0)
+    statistics = biggan.StandingStatistics(3, epsilon=1e-3, decay=0.75)
+    statistics.stored_mean.fill_(8.0)
+    statistics.stored_var.fill_(12.0)
+    statistics.accumulation_counter.fill_(4.0)
     x = torch.randn(5, 3, 2, 2, dtype=torch.float32) * 2 + 1
-    found = numbers(moments(x))
+    found = numbers(statistics(x))
     values = x.numpy().transpose(0, 2, 3, 1).reshape(-1, 3)
     mean, var = values.mean(axis=0), values.var(axis=0)
     standardized = (x.numpy() - mean[:, None, None]) / np.sqrt(var + 1e-3)[:, None, None]
     np.testing.assert_allclose(found, standardized, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(moments.stored_mean, 0.75 * 2 + 0.25 * mean, rtol=1e-5)
-    np.testing.assert_allclose(moments.stored_var, 0.75 * 3 + 0.25 * var, rtol=1e-5)
-    assert moments.accumulation_counter.item() == 0
+    np.testing.assert_allclose(statistics.stored_mean, 0.75 * 2 + 0.25 * mean, rtol=1e-5)
+    np.testing.assert_allclose(statistics.stored_var, 0.75 * 3 + 0.25 * var, rtol=1e-5)
+    assert statistics.accumulation_counter.item() == 0
 
 
 # --- what cannot be -----------------------------------------------------------------------------------------------------

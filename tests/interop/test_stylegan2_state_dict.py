@@ -27,7 +27,7 @@ def naming_of(name):
 
 
 def tensors_of(entries):
-    """A state dict in which all numbers of a tensor differ, and so do most tensors of one shape."""
+    """Build a state dict in which all numbers of a tensor differ, and so do most tensors of one shape."""
     return {
         key: FIR if key.endswith("resample_filter") else numbered(shape, i)
         for i, (key, shape, *_) in enumerate(entries)
@@ -39,7 +39,7 @@ def numbered(shape, i):
 
 
 def assert_same_bits(actual, expected):
-    """Keys in their order, shapes, types and bits."""
+    """Check keys in their order, shapes, dtypes and bits."""
     assert list(actual) == list(expected)
     for key, value in expected.items():
         assert (actual[key].shape, actual[key].dtype) == (value.shape, np.float32), key
@@ -54,7 +54,7 @@ def model_of(fields, channels, num_classes):
 
 @functools.cache
 def shapes_of(model):
-    """Shapes of the variables of both networks, by path."""
+    """Return the shapes of the variables of both networks, by path."""
     trees = jax.eval_shape(model.init, jax.random.key(0))
     return [{path: x.shape for path, x in flatten_dict(tree).items()} for tree in trees]
 
@@ -151,7 +151,7 @@ def test_golden_images_and_logits(name):
 
 
 def discriminator(head="SPD"):
-    """The list of a published head, at 8 px with 512 channels replaced by 8."""
+    """Return the tensors of a published head, at 8 px with 512 channels replaced by 8."""
     blocks = tensors_of([(key, shape) for key, shape in small_blocks()])
     heads = [(key, [8 if n == 512 else n for n in shape]) for key, shape in statedict(HEADS)["heads"][head]]
     return blocks | tensors_of(heads)
@@ -169,7 +169,7 @@ def small_blocks():
 
 
 @pytest.mark.parametrize("head", ["SPD", "2C", "D2DCE", "W/O"])
-def test_heads_that_we_have(head):
+def test_supported_heads(head):
     tensors = discriminator(head)
     network = read_stylegan2(tensors)
     assert network.num_classes == (0 if head == "W/O" else 10)
@@ -199,7 +199,7 @@ def test_studiogans_own_name_of_the_class_mapping():
         ("MH", "linear1.weight has 11"),
     ],
 )
-def test_heads_that_we_have_not(head, words):
+def test_unsupported_heads(head, words):
     refused(lambda: read_stylegan2(discriminator(head)), words, head)
 
 

@@ -51,7 +51,7 @@ def test_the_same_content_is_the_same_file(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_what_it_cannot_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.pth"
     write_torch_file(path, {"a": 1})
     with pytest.raises(TypeError, match="object is not written"):

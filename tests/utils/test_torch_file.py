@@ -17,7 +17,7 @@ SCRIPT = "script.pt"
 
 
 def expected_tree():
-    """What the files of torch.save hold."""
+    """Return the content of the golden torch.save files."""
     grid = np.arange(12, dtype=np.float32).reshape(3, 4)
     state = {
         "weight": grid,
@@ -80,7 +80,7 @@ def test_reads_torchscript():
 
 
 def make_fixtures(folder):
-    """The files of tests/golden/torch_files, with PyTorch 2.13."""
+    """Write the files of tests/golden/torch_files, with PyTorch 2.13."""
     torch = pytest.importorskip("torch")
 
     def tensors(value):
@@ -207,7 +207,7 @@ def test_nothing_of_a_file_is_run(what, write, tmp_path, monkeypatch):
 
 
 def test_the_dangerous_pickles_are_dangerous(tmp_path, monkeypatch):
-    """So that the test above can fail: Python's own reader runs them."""
+    """So that the test above can fail: Python's own unpickler runs them."""
     monkeypatch.chdir(tmp_path)
     pickle.loads(pickled(DANGEROUS["builtins.eval"]))
     assert (tmp_path / MARKER).exists()
@@ -358,7 +358,7 @@ def test_wrong_pickles(body, write, tmp_path):
 
 
 def doubled(begin, again):
-    """A pickle of 60 levels, each with the one below twice: 2 to the 60 values, if each were visited wherever it stands."""
+    """Return a pickle of 60 levels, each with the one below twice: 2⁶⁰ values if each reference were followed."""
     levels = (b"q" + bytes([i]) + b"0" + again.replace(b"?", b"h" + bytes([i])) for i in range(60))
     return begin + b"".join(levels)
 
