@@ -35,7 +35,7 @@ def factor_figure(factors: Mapping[str, Any]) -> Figure:
             heights = [values["factors"][name][key] or 0 for name in names]
             colour = _GROUP_COLOURS.get(group, RUN_COLOURS[i % len(RUN_COLOURS)])
             axes.bar(positions, heights, 0.92 * width, color=colour, label=group)
-        best_possible = [factors["floor"]["metrics"]["factors"][name][key] for name in names]
+        best_possible = [factors["real_vs_real"]["metrics"]["factors"][name][key] for name in names]
         for position, level in enumerate(best_possible):
             if level is not None:
                 label = "real images" if position == 0 else None

@@ -1,4 +1,4 @@
-"""The network that reads class and factors off images: see `factors` for what is made of its answers."""
+"""Network that predicts class and factors of variation from images; `factors.coverage` computes metrics of its output."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -16,14 +16,14 @@ from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.sharding import Layout
 
 _IMAGES_AT_ONCE = 1024  # in the host's memory
-_INFERENCE_BATCH = 64  # a device; one size, padded: predictions do not depend on how many are asked for
+_INFERENCE_BATCH = 64  # per device; always padded to it, so that predictions do not depend on the number of images
 _PROGRESS_EVERY = 20  # steps
 _SMALLEST_STEPS = 10
 NETWORK = (
     "conv3x3-32 (stride 2 above 16 px), then stride-2 conv3x3 of 64, 128, 128, ... features down to 4x4, each with "
     "group normalisation and relu; linear-256, relu; class logits and linear factors"
 )
-RECIPE = {  # everything that the weights depend on besides the data, the network, the steps and the seed
+RECIPE = {  # what the weights depend on besides the data, the network, the steps and the seed
     "version": 1,
     "optimizer": "adamw, linear warm-up over a tenth of the steps, then a cosine to 0; gradient norm at most 1",
     "learning_rate": 2e-3,
@@ -32,7 +32,7 @@ RECIPE = {  # everything that the weights depend on besides the data, the networ
     "augmentation": "none: shifts, flips and colours are what the factors are about",
 }
 
-_DIRECTION = optax.chain(  # of AdamW; the learning rate, an argument of the step, scales it
+_DIRECTION = optax.chain(  # AdamW's; the learning rate, an argument of the step, scales it
     optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.add_decayed_weights(RECIPE["weight_decay"])
 )
 
@@ -40,11 +40,8 @@ _DIRECTION = optax.chain(  # of AdamW; the learning rate, an argument of the ste
 class FactorNetwork(nn.Module):
     """Convolutions down to 4x4, a hidden layer, and two heads.
 
-    ``__call__``: images float32 [n, H, W, C] in [-1, 1], H = W a power of two >= 8 -> (class logits float32
-    [n, num_classes], factors float32 [n, num_factors], unbounded but trained towards [0, 1]).
-
-    The hidden layer sees the flattened map, not a spatial mean, since position is a factor. Group normalisation keeps
-    an image's values its own, which batch normalisation does not.
+    The hidden layer takes the flattened map, not a spatial mean, since position is a factor. With group normalisation, unlike
+    batch normalisation, predictions for an image depend on that image alone.
     """
 
     num_classes: int
@@ -52,7 +49,15 @@ class FactorNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """See the class."""
+        """Predict class and factors.
+
+        Args:
+            images: float32 [n, H, W, C] in [-1, 1], H = W a power of two >= 8.
+
+        Returns:
+            Class logits float32 [n, num_classes], and factors float32 [n, num_factors], unbounded but trained towards
+            [0, 1].
+        """
         size = images.shape[1]
 
         def block(x: jax.Array, features: int, stride: int, name: str) -> jax.Array:
@@ -72,7 +77,7 @@ class FactorNetwork(nn.Module):
 
 
 class Predictions(NamedTuple):
-    """What the network says of n images: ``classes`` int32 [n], ``factors`` float32 [n, num_factors] in [0, 1]."""
+    """Predictions for n images: ``classes`` int32 [n], ``factors`` float32 [n, num_factors] in [0, 1]."""
 
     classes: np.ndarray
     factors: np.ndarray
@@ -87,17 +92,16 @@ def train_regressor(
     *,
     steps: int = 1000,
     batch_size: int = 64,
-    rows: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Params:
-    """Trains a :class:`FactorNetwork` on real images, on one device.
+    """Train a :class:`FactorNetwork` on real images, on one device.
 
-    Deterministic for one seed, machine and library version; in a run of several processes it is for the first one
-    (``together.on_first_process``). Images of a source are read batch by batch.
+    Deterministic for one seed, machine and library version; in a run of several processes, call it on the primary only
+    (`multihost.broadcast_from_primary`). Images of a source are read batch by batch.
 
-    A balanced set serves all classes alike; a long-tailed one leaves the network itself weak on the tail. Factors that
-    show faintly need many images, 1000 or more of each class where there are few classes: with 200 the network learns
-    them by heart, and R^2 is near 1 on the training images and near 0 on others.
+    Use a balanced set: after a long-tailed one the network itself is weak on the tail. Faint factors need many images, 1000
+    or more of each class where there are few classes: with 200 the network overfits, and R^2 is near 1 on the training
+    images and near 0 on others.
 
     Args:
         images: uint8 [N, H, W, C], H = W a power of two >= 8 and C 1 or 3, or a source of as many images.
@@ -106,52 +110,47 @@ def train_regressor(
         num_classes: number of classes.
         seed: of initialisation and of the images' order, which is a new permutation in each pass over them.
         steps: updates, at least 10.
-        batch_size: images an update; all of them if there are fewer.
-        rows: integers, the images to train on, for example all but those held out; None for all.
-        progress: called with (steps done, steps), now and then and at the end.
+        batch_size: images per update; all of them if there are fewer.
+        progress: called with (steps done, steps) every 20 steps and at the end.
 
     Returns:
         The weights, {layer: {name: float32 array}} on the host.
 
     Raises:
-        UserError: if the arguments do not fit together, or if training diverges.
+        UserError: if the arguments do not match, or if training diverges.
     """
     labels, factors = np.asarray(labels), np.asarray(factors, np.float32)
-    rows = np.arange(len(labels)) if rows is None else np.asarray(rows)
-    _check_training(images, labels, factors, num_classes, steps, rows)
-    example = _read(images, rows[:1])
+    _check_training(images, labels, factors, num_classes, steps)
+    example = _read(images, np.arange(1))
     _check_images(example)
     rng = np.random.default_rng(seed)
     schedule = optax.warmup_cosine_decay_schedule(0.0, RECIPE["learning_rate"], steps // 10, steps)
     rates = np.asarray(schedule(np.arange(steps) + 0.5), np.float32)
     params, optimizer_state = _init(jax.random.key(seed), example, num_classes, factors.shape[1])
-    for i, batch in enumerate(_batches(rows, batch_size, steps, rng)):
-        some = _read(images, batch), labels[batch], factors[batch]
-        params, optimizer_state, loss = _step(params, optimizer_state, *some, rates[i], num_classes)
+    for i, batch in enumerate(_batches(len(labels), batch_size, steps, rng)):
+        data = _read(images, batch), labels[batch], factors[batch]
+        params, optimizer_state, loss = _step(params, optimizer_state, *data, rates[i], num_classes)
         if progress and ((i + 1) % _PROGRESS_EVERY == 0 or i + 1 == steps):
-            jax.block_until_ready(loss)  # steps are done, not only on their way
+            jax.block_until_ready(loss)  # count finished steps, not dispatched ones
             progress(i + 1, steps)
     if not np.isfinite(loss):
         raise UserError(
-            f"The factor network's loss is {float(loss)} after {steps} steps: look at the factors and the images of "
+            f"The factor network's loss is {float(loss)} after {steps} steps: check the factors and the images of "
             "the training set."
         )
     return jax.tree.map(np.asarray, params)
 
 
-def predict(
-    params: Params, images: np.ndarray | ImageSource, num_classes: int, rows: np.ndarray | None = None
-) -> Predictions:
-    """Classes and factors of images, on this process's devices, in batches of one size.
+def predict(params: Params, images: np.ndarray | ImageSource, num_classes: int) -> Predictions:
+    """Predict classes and factors of images, on this process's devices, in batches of one size.
 
     Args:
-        params: of `train_regressor`.
+        params: weights from `train_regressor`.
         images: uint8 [n, H, W, C] of the resolution and channels that the network was trained on, or a source of them.
         num_classes: as in training.
-        rows: integers [n], the images to look at; None for all.
 
     Returns:
-        See `Predictions`: the likeliest class, and factors limited to [0, 1].
+        The likeliest class, and factors clipped to [0, 1].
 
     Raises:
         UserError: if type, resolution, channels or number of classes differ from those in training.
@@ -161,16 +160,15 @@ def predict(
             f"The factor network knows {params['classes']['bias'].size} classes, not {num_classes}: train one on this "
             "data set."
         )
-    rows = np.arange(len(images)) if rows is None else np.asarray(rows)
-    if not len(rows):
+    if not len(images):
         return Predictions(np.zeros(0, np.int32), np.zeros((0, params["factors"]["bias"].size), np.float32))
     layout = Layout(jax.local_devices())
     variables = layout.put_everywhere(params)
     results = []
-    for start in range(0, len(rows), _IMAGES_AT_ONCE):
-        some = _read(images, rows[start : start + _IMAGES_AT_ONCE])
-        _check_images(some, params)
-        results.append(layout.map_batches(_predict, variables, some, per_device_batch=_INFERENCE_BATCH))
+    for start in range(0, len(images), _IMAGES_AT_ONCE):
+        block = _read(images, np.arange(start, min(start + _IMAGES_AT_ONCE, len(images))))
+        _check_images(block, params)
+        results.append(layout.map_batches(_predict, variables, block, per_device_batch=_INFERENCE_BATCH))
     classes, factors = (np.concatenate(parts) for parts in zip(*results, strict=True))
     return Predictions(classes, factors)
 
@@ -191,7 +189,7 @@ def _step(
     rate: jax.Array,
     num_classes: int,
 ) -> tuple[Params, optax.OptState, jax.Array]:
-    """One update; called in a Python loop because XLA's convolutions are slow inside a compiled one on CPUs."""
+    """Update once; called in a Python loop because XLA's convolutions are slow inside a compiled loop on CPUs."""
 
     def loss_fn(params: Params) -> jax.Array:
         logits, predicted = FactorNetwork(num_classes, factors.shape[1]).apply({"params": params}, _to_float(images))
@@ -205,34 +203,34 @@ def _step(
 
 @jax.jit
 def _predict(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Likeliest class int32 [n] and factors [n, F] in [0, 1] of images uint8 [n, H, W, C]."""
+    """Predict the likeliest class int32 [n] and factors [n, F] in [0, 1] of images uint8 [n, H, W, C]."""
     model = FactorNetwork(params["classes"]["bias"].size, params["factors"]["bias"].size)
     logits, factors = model.apply({"params": params}, _to_float(images))
     return logits.argmax(axis=1).astype(jnp.int32), jnp.clip(factors, 0.0, 1.0)
 
 
 def _to_float(images: jax.Array) -> jax.Array:
-    """uint8 0..255 to float32 [-1, 1]."""
+    """Convert uint8 0..255 to float32 [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def _read(images: np.ndarray | ImageSource, rows: np.ndarray) -> np.ndarray:
-    return images[rows] if isinstance(images, np.ndarray) else read_images(images, rows)["image"]
+def _read(images: np.ndarray | ImageSource, indices: np.ndarray) -> np.ndarray:
+    return images[indices] if isinstance(images, np.ndarray) else read_images(images, indices)["image"]
 
 
-def _batches(rows: np.ndarray, batch_size: int, steps: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """`steps` batches of one size: passes over `rows`, each in an order of its own and without its remainder."""
-    size = min(batch_size, len(rows))
-    per_pass = len(rows) // size
+def _batches(count: int, batch_size: int, steps: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield `steps` batches of indices of one size: shuffled passes over `count` images, without their remainders."""
+    size = min(batch_size, count)
+    per_pass = count // size
     for step in range(steps):
         if step % per_pass == 0:
-            order = rng.permutation(rows)
+            order = rng.permutation(count)
         start = step % per_pass * size
         yield order[start : start + size]
 
 
 def _check_images(images: np.ndarray, params: Params | None = None) -> None:
-    """Whether a network can be trained on the images, or one with these weights can read them."""
+    """Check that a network can be trained on the images, or that the one with these weights takes them."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2]:
         raise UserError(
             f"The factor network takes uint8 images of shape [n, H, W, C] with H = W, got {images.dtype} "
@@ -255,19 +253,17 @@ def _check_training(
     factors: np.ndarray,
     num_classes: int,
     steps: int,
-    rows: np.ndarray,
 ) -> None:
     if not len(images) == len(labels) == len(factors) or factors.ndim != 2 or not factors.shape[1]:
         raise UserError(
             f"There are {len(images)} images, {len(labels)} labels and factors of shape {list(factors.shape)}: give "
             "one label and one row of factors for each image."
         )
-    if not len(rows):
+    if not len(labels):
         raise UserError("There is no image to train the factor network on: give at least one.")
-    used = labels[rows]
-    if used.min() < 0 or used.max() >= num_classes:
-        raise UserError(f"Labels must be within 0..{num_classes - 1}, got {used.min()} to {used.max()}.")
-    if not ((factors[rows] >= 0) & (factors[rows] <= 1)).all():  # also true of NaN
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(f"Labels must be within 0..{num_classes - 1}, got {labels.min()} to {labels.max()}.")
+    if not ((factors >= 0) & (factors <= 1)).all():  # also true of NaN
         raise UserError("The factors of an image must be within 0 and 1: divide each by its range.")
     if steps < _SMALLEST_STEPS:
         raise UserError(f"The factor network needs at least {_SMALLEST_STEPS} steps of training, got {steps}.")

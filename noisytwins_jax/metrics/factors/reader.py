@@ -1,4 +1,4 @@
-"""The `factor_network` of one data set: trained once, kept beside the runs, and what it says of generated images."""
+"""The factor network of one data set, trained once and cached beside the runs, and its report on generated images."""
 
 import hashlib
 import json
@@ -17,15 +17,15 @@ from noisytwins_jax.metrics.factors.coverage import factor_report
 from noisytwins_jax.metrics.factors.network import NETWORK, RECIPE, Predictions, predict, train_regressor
 
 _BATCH = 64
-_PASSES, _FEWEST_STEPS, _MOST_STEPS = 20, 50, 1000  # over the images, and limits of the steps that they make
+_EPOCHS, _MIN_STEPS, _MAX_STEPS = 20, 50, 1000
 
 
 class FactorReader:
-    """Reads class and factors off images, and sums up what it read.
+    """Predictor of class and factors of images, with a report on its predictions.
 
     Args:
-      params: weights of `factor_network.FactorNetwork`.
-      training: what it was trained on and how, recorded.
+      params: weights of `factors.network.FactorNetwork`.
+      training: how it was trained, recorded.
       held_out: real images that it was not trained on, with their factors.
     """
 
@@ -33,27 +33,27 @@ class FactorReader:
         self._params, self._training, self._held_out = params, training, held_out
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 ``[n, H, W, C]`` → classes int32 ``[n]`` and factors float32 ``[n, F]`` in [0, 1]."""
+        """Predict classes int32 ``[n]`` and factors float32 ``[n, F]`` in [0, 1] of images uint8 ``[n, H, W, C]``."""
         return predict(self._params, images, self._held_out.num_classes)
 
     def report(
         self,
         labels: np.ndarray,
-        read: Sequence[np.ndarray],
+        predictions: Sequence[np.ndarray],
         class_groups: Mapping[str, Sequence[int] | np.ndarray],
     ) -> dict[str, Any]:
-        """The metrics of generated images, as `factors` describes them.
+        """Compute the metrics of generated images, as `factors.coverage` describes them.
 
         Args:
-          labels: integers ``[n]``, the classes that were asked for.
-          read: what calling this gave for them.
+          labels: integers ``[n]``, labels of the generated images.
+          predictions: classes and factors from calling this object on them.
           class_groups: name -> class ids.
         """
         held_out = self._held_out
         return factor_report(
             self._params,
             fake_labels=labels,
-            fake=Predictions(*read),
+            fake=Predictions(*predictions),
             held_out_labels=held_out.labels,
             held_out_factors=held_out.factors,
             held_out=predict(self._params, held_out, held_out.num_classes),
@@ -65,25 +65,25 @@ class FactorReader:
 
 
 def load_or_train_weights(source: ImageSource, cache_dir: Path, seed: int = 0) -> tuple[Params, dict[str, Any]]:
-    """A reader's weights and how they were trained: from the cache if they are there, else trained and cached.
+    """Load a factor network's weights and how they were trained from the cache, or train and cache them.
 
-    It takes as many steps as make twenty passes over the images, from 50 to 1000 of 64 images.
+    Training takes twenty epochs in batches of 64 images, but at least 50 and at most 1000 steps.
 
     Args:
       source: real, balanced images with factors.
-      cache_dir: where they are kept, named after data, network, recipe and seed.
+      cache_dir: folder of the file, which is named after data, network, recipe and seed.
       seed: of initialisation and order.
 
     Raises:
       UserError: training diverged.
     """
-    steps = int(np.clip(_PASSES * len(source) // _BATCH, _FEWEST_STEPS, _MOST_STEPS))
+    steps = int(np.clip(_EPOCHS * len(source) // _BATCH, _MIN_STEPS, _MAX_STEPS))
     training = {"images": len(source), "fingerprint": source.fingerprint, "steps": steps, "seed": seed}
     key = hashlib.sha256(json.dumps([training, NETWORK, RECIPE], sort_keys=True).encode()).hexdigest()
     path = Path(cache_dir) / f"factors-{key[:16]}.npz"
-    found = load_weights(path, training)
-    if found is None:
-        print(f"Training the reader of factors on {len(source)} real images (once; kept in {path}).", flush=True)
+    cached = load_weights(path, training)
+    if cached is None:
+        print(f"Training the factor network on {len(source)} real images (once; stored in {path}).", flush=True)
         began = time.perf_counter()
         with tqdm(total=steps, unit="step", dynamic_ncols=True, disable=None, file=sys.stdout) as bar:
             params = train_regressor(
@@ -96,7 +96,7 @@ def load_or_train_weights(source: ImageSource, cache_dir: Path, seed: int = 0) -
                 batch_size=_BATCH,
                 progress=lambda done, _: bar.update(done - bar.n),
             )
-        save_weights(path, params, training, "The reader of factors")
-        print(f"Reader of factors ready in {time.perf_counter() - began:.1f} s.", flush=True)
+        save_weights(path, params, training, "The factor network")
+        print(f"Factor network ready in {time.perf_counter() - began:.1f} s.", flush=True)
         return params, training
-    return found
+    return cached
