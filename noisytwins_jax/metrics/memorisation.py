@@ -1,7 +1,7 @@
-"""How near generated images come to single training images: nearest neighbours, AuthPct, and held-out images beside.
+"""Distances of generated images to their nearest training images, AuthPct, and the same of held-out real images.
 
-A generator that copies its training set scores well in every metric of quality. Where a class has five training images,
-the nearest of them are what a sample has to be looked at with (as in the appendix of BigGAN, Brock et al. 2019).
+A generator that copies its training set scores well in every metric of quality. Where a class has five training images, a
+sample must be compared with the nearest of them (as in the appendix of BigGAN, Brock et al. 2019).
 """
 
 import dataclasses
@@ -18,18 +18,19 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Memorisation:
-    """Distances are Euclidean, in feature units, float64; indices are of training images, int64.
+    """Nearest training images of generated images.
 
-    A fake is authentic if its nearest training image is farther from it than from its own nearest other training image
-    (Alaa et al. 2022, section 3.3); within the class, both neighbours are of the fake's class.
+    Distances are Euclidean, in feature units, float64; indices are of training images, int64. A fake is authentic if its
+    nearest training image is farther from it than from that image's nearest other training image (Alaa et al. 2022,
+    section 3.3); within the class, both neighbours are of the fake's class.
 
     Attributes:
         indices: the k nearest training images of each fake, nearest first, [n_fake, k].
-        distances: to them, [n_fake, k].
+        distances: of each fake to them, [n_fake, k].
         train_distances: of each training image to its nearest other one, [n_train]; None for a single one.
         auth_pct: percentage of authentic fakes; None for a single training image.
         class_indices: as ``indices`` among the images of the fake's class, -1 beyond their number; None without labels.
-        class_distances: to them, NaN where there is none.
+        class_distances: of each fake to them, NaN where there is none.
         class_train_distances: as ``train_distances`` within the class, NaN for its only image.
         class_auth_pct: percentage of authentic fakes within the class, of the fakes for which it is defined: those of
             classes with two training images or more; None if there is no such fake, or without labels.
@@ -50,7 +51,7 @@ class Memorisation:
     class_held_out_distances: np.ndarray | None = None
 
     def summary(self) -> dict[str, Any]:
-        """What belongs into a result file, as plain numbers; None for what is not defined.
+        """Summarise as plain numbers for a result file; None where undefined.
 
         ``{"overall": {"auth_pct", "n_train", "n_fake", "n_held_out", "fake_to_train", "held_out_to_train",
         "share_nearer_than_held_out"}, "within_class": the same}``, the distances as ``{"median", "quantiles":
@@ -59,17 +60,21 @@ class Memorisation:
         copy, more for one that does. Without labels there is no ``within_class``.
         """
         counts = {"n_train": self.n_train, "n_fake": len(self.distances)}
-        said = {
-            "overall": {"auth_pct": self.auth_pct, **counts, **_beside(self.distances[:, 0], self.held_out_distances)}
+        summary = {
+            "overall": {
+                "auth_pct": self.auth_pct,
+                **counts,
+                **_compare_distances(self.distances[:, 0], self.held_out_distances),
+            }
         }
         if self.class_distances is not None:
-            within = _beside(self.class_distances[:, 0], self.class_held_out_distances)
-            said["within_class"] = {"auth_pct": self.class_auth_pct, **counts, **within}
-        return said
+            within = _compare_distances(self.class_distances[:, 0], self.class_held_out_distances)
+            summary["within_class"] = {"auth_pct": self.class_auth_pct, **counts, **within}
+        return summary
 
     @property
     def n_train(self) -> int:
-        """Training images."""
+        """Return the number of training images."""
         return 1 if self.train_distances is None else len(self.train_distances)
 
 
@@ -83,10 +88,10 @@ def memorisation(
     held_out_labels: np.ndarray | None = None,
     k: int = 5,
 ) -> Memorisation:
-    """Compares fakes, and held-out real images if there are any, with the training images.
+    """Compare fakes, and held-out real images if given, with the training images.
 
-    Distances depend on the extractor, and percentages on the number of training images: compare only what was computed
-    with the same ones.
+    Distances depend on the extractor, and percentages on the number of training images: compare only results with equal
+    ones.
 
     Args:
         train: features [n_train, d] of the images that the generator was trained on, float32 or float64.
@@ -115,7 +120,7 @@ def memorisation(
     train, fake = sets["training"], sets["generated"]
     if not 1 <= k <= len(train):
         raise UserError(
-            f"k = {k} nearest training images cannot be shown of {len(train)}: choose k from 1 to {len(train)}."
+            f"k = {k} nearest training images cannot be found among {len(train)}: choose k from 1 to {len(train)}."
         )
     distances, indices = nearest(queries=fake, keys=train, k=k)
     own = nearest(queries=train, keys=train, k=1, exclude_self=True)[0][:, 0] if len(train) > 1 else None
@@ -135,7 +140,7 @@ def memorisation(
 def _within_classes(
     train: np.ndarray, fake: np.ndarray, train_labels: np.ndarray | None, fake_labels: np.ndarray | None, k: int
 ) -> dict[str, Any]:
-    """The attributes of :class:`Memorisation` whose names begin with ``class_``."""
+    """Compute the attributes of :class:`Memorisation` whose names begin with ``class_``."""
     names = ("class_indices", "class_distances", "class_train_distances", "class_auth_pct")
     if train_labels is None and fake_labels is None:
         return dict.fromkeys(names)
@@ -150,13 +155,13 @@ def _within_classes(
     own = np.full(len(train), np.nan)
     for label in np.unique(train_labels):
         images, fakes = np.flatnonzero(train_labels == label), np.flatnonzero(fake_labels == label)
-        some = train[images]
+        class_train = train[images]
         if len(images) > 1:
-            own[images] = nearest(queries=some, keys=some, k=1, exclude_self=True)[0][:, 0]
+            own[images] = nearest(queries=class_train, keys=class_train, k=1, exclude_self=True)[0][:, 0]
         if len(fakes):
             count = min(k, len(images))
-            found, places = nearest(queries=fake[fakes], keys=some, k=count)
-            distances[fakes, :count], indices[fakes, :count] = found, images[places]
+            distances[fakes, :count], rows = nearest(queries=fake[fakes], keys=class_train, k=count)
+            indices[fakes, :count] = images[rows]
     reach = np.where(indices[:, 0] < 0, np.nan, own[indices[:, 0]])
     defined = ~np.isnan(reach)
     percentage = _auth_pct(distances[defined, 0], reach[defined]) if defined.any() else None
@@ -164,21 +169,21 @@ def _within_classes(
 
 
 def _nearest_of_class(queries: np.ndarray, labels: np.ndarray, keys: np.ndarray, key_labels: np.ndarray) -> np.ndarray:
-    """Distance of each query to the nearest key of its class, NaN where there is none."""
+    """Compute the distance of each query to the nearest key of its class, NaN where there is none."""
     labels, key_labels = np.asarray(labels), np.asarray(key_labels)
-    found = np.full(len(queries), np.nan)
+    distances = np.full(len(queries), np.nan)
     for label in np.intersect1d(labels, key_labels):
         mine = np.flatnonzero(labels == label)
-        found[mine] = nearest(queries=queries[mine], keys=keys[key_labels == label], k=1)[0][:, 0]
-    return found
+        distances[mine] = nearest(queries=queries[mine], keys=keys[key_labels == label], k=1)[0][:, 0]
+    return distances
 
 
 def _auth_pct(distances: np.ndarray, reach: np.ndarray) -> float:
     return 100.0 * float((distances > reach).mean())
 
 
-def _beside(fake: np.ndarray, held_out: np.ndarray | None) -> dict[str, Any]:
-    """Distances of fakes and of held-out images to training images, as ``summary`` has them; NaN do not count."""
+def _compare_distances(fake: np.ndarray, held_out: np.ndarray | None) -> dict[str, Any]:
+    """Summarise the distances of fakes and of held-out images to training images, as in ``summary``, without NaN."""
     fake = fake[~np.isnan(fake)]
     held_out = np.empty(0) if held_out is None else held_out[~np.isnan(held_out)]
     nearer = float((fake < np.quantile(held_out, 0.01)).mean()) if len(held_out) and len(fake) else None
@@ -191,7 +196,7 @@ def _beside(fake: np.ndarray, held_out: np.ndarray | None) -> dict[str, Any]:
 
 
 def _distribution(x: np.ndarray) -> dict[str, Any] | None:
-    """Median and quantiles; None if there is no value."""
+    """Compute median and quantiles; None if there is no value."""
     if not len(x):
         return None
     return {"median": float(np.median(x)), "quantiles": {str(q): float(np.quantile(x, q)) for q in QUANTILES}}

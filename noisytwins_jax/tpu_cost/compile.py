@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from noisytwins_jax.config import RunConfig, flatten
 from noisytwins_jax.data.instance_table import InstanceTable
 from noisytwins_jax.data.registry import classes_and_channels
-from noisytwins_jax.generation.sampler import sample_program
+from noisytwins_jax.generation.sample_programs import sample_program
 from noisytwins_jax.metrics.extractors.classifier import Classifier, extract
-from noisytwins_jax.metrics.extractors.registry import without_weights
+from noisytwins_jax.metrics.extractors.registry import abstract_extractor
 from noisytwins_jax.metrics.protocols import CLASSIFIER, parse_extractors
 from noisytwins_jax.models.fir import default_up_impl
 from noisytwins_jax.models.model import Model
@@ -155,7 +155,7 @@ def _lower_extractors(
             )
             variables, apply = shape["params"], functools.partial(extract, num_classes=classes)
         else:
-            extractor = without_weights(kind, network, protocol)
+            extractor = abstract_extractor(kind, network, protocol)
             variables, apply = extractor.variables, extractor.apply
         on_mesh = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.replicated), variables)
         found[kind] = jax.jit(apply).lower(on_mesh, images), count_flops(apply, variables, images)

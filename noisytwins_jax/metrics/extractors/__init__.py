@@ -1,1 +1,1 @@
-"""Networks that turn images into features, and their weights."""
+"""Feature extractors and their weights."""

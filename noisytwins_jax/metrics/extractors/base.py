@@ -1,4 +1,4 @@
-"""What every network that measures images is to the evaluation: a pure function of weights and uint8 images."""
+"""Interface of feature extractors: a pure function of weights and uint8 images."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,16 +12,16 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureExtractor:
-    """Weights and the compiled function that turns images into features.
+    """Feature extractor: weights, and the compiled function that maps images to features.
 
     Attributes:
       name: short name for tables, with the first digits of `sha256`.
       sha256: hexadecimal SHA-256 of names and values of the weights, as `weights_file.weights_sha256` gives it.
-      description: what it is, for ``evaluation.json``: architecture, origin of the weights, preprocessing.
+      description: architecture, origin of the weights and preprocessing, for ``evaluation.json``.
       feature_dim: d.
       variables: the weights; on the host, or already where `apply` is to run.
       apply: jitted: (variables, images uint8 ``[n, H, W, C]``, C 1 or 3) → features float32 ``[n, d]`` and logits
-        float32 ``[n, k]`` (k = 0 where there are none). Row i depends on image i alone. Compiled once per H, W, C and n.
+        float32 ``[n, k]`` (k = 0 without logits). Row i depends on image i alone. Compiled once per H, W, C and n.
     """
 
     name: str

@@ -1,12 +1,12 @@
 """The embedded feature extractor: a small classifier of the real images, trained once and cached.
 
-Inception and CLIP see nothing sensible in 8x8 digits, and their weights are a download. A classifier of the data set
-itself needs neither: its penultimate features serve FID, iFID, precision and recall, its logits the class accuracy.
+Inception and CLIP are of no use for 8x8 digits, and their weights are a download. A classifier of the data set itself
+avoids both: its penultimate features serve FID, iFID, precision and recall, its logits the class accuracy.
 
 The features are the 64 values *before* the last ReLU. Linear features are closer to the Gaussians that the Fréchet
 distance assumes than rectified ones, which pile up at 0. They come from the flattened 4x4 map, not from a spatial
-mean, so that they keep where the strokes are and not only whether they occur. There is no label smoothing, which pulls
-each class towards a point (Müller et al. 2019) and would hide the diversity that the metrics are there to measure.
+mean, so that they tell where strokes are and not only whether they occur. There is no label smoothing, which pulls each
+class towards a point (Müller et al. 2019) and would hide the diversity that the metrics should measure.
 The features are scaled to unit mean variance over the training images, so a Fréchet distance reads in those units.
 
 Measured on the 1797 digits at 8x8 (three seeds): held-out accuracy .977 to .983, one random half of the real images
@@ -34,8 +34,8 @@ from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.sharding import Layout
 
 FEATURE_DIM = 64
-_INFERENCE_BATCH = 256  # a device; one size, padded: features do not depend on how many are asked for
-RECIPE = {  # everything that the weights depend on besides the data, the architecture and the seed
+_INFERENCE_BATCH = 256  # per device; always padded to it, so that features do not depend on the number of images
+RECIPE = {  # what the weights depend on besides the data, the architecture and the seed
     "version": 1,
     "epochs": 40,
     "batch_size": 64,
@@ -49,17 +49,17 @@ RECIPE = {  # everything that the weights depend on besides the data, the archit
 
 
 class Classifier(nn.Module):
-    """Convolutions down to 4x4, a linear feature layer, and class logits.
-
-    ``__call__``: images float32 [n, H, W, C] in [-1, 1], H = W a power of two >= 8 -> (features [n, 64], logits
-    [n, num_classes]), both float32.
-    """
+    """Convolutions down to 4x4, a linear feature layer, and class logits."""
 
     num_classes: int
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """See the class."""
+        """Map images float32 [n, H, W, C] in [-1, 1], H = W a power of two >= 8, to features and logits.
+
+        Returns:
+            Features [n, 64] and logits [n, num_classes], both float32.
+        """
         dense = functools.partial(nn.Dense, precision="highest")
         x = nn.relu(dense(32, name="conv_0")(_patches(images, stride=1 if images.shape[1] == 8 else 2)))
         while x.shape[1] > 4:
@@ -69,9 +69,9 @@ class Classifier(nn.Module):
 
 
 def _patches(x: jax.Array, stride: int) -> jax.Array:
-    """3x3 neighbourhoods with zero padding: [n, H, W, C] -> [n, H / stride, W / stride, 9 C].
+    """Extract 3x3 patches with zero padding: [n, H, W, C] -> [n, H / stride, W / stride, 9 C].
 
-    A dense layer on top is a 3x3 convolution. Inside a loop XLA's CPU convolutions are slow: this form trains 8 times
+    A dense layer on top is a 3x3 convolution. XLA's CPU convolutions are slow inside a loop: this form trains 8 times
     faster on 8x8 images and 60 times faster on 32x32 ones.
     """
     _, height, width, _ = x.shape
@@ -81,7 +81,7 @@ def _patches(x: jax.Array, stride: int) -> jax.Array:
 
 
 def classifier_extractor(params: Params, description: dict[str, Any]) -> FeatureExtractor:
-    """A trained :class:`Classifier` as a feature extractor; features are linear and unbounded, [n, 64].
+    """Build a feature extractor from a trained :class:`Classifier`; features are linear and unbounded, [n, 64].
 
     Args:
         params: the weights.
@@ -103,7 +103,7 @@ def classifier_extractor(params: Params, description: dict[str, Any]) -> Feature
 
 
 def load_or_train_classifier(source: ImageSource, cache_dir: str | os.PathLike[str], seed: int = 0) -> FeatureExtractor:
-    """The extractor of a data set: from the cache if it is there, else trained (seconds for 8x8 digits) and cached.
+    """Load the extractor of a data set from the cache, or train (seconds for 8x8 digits) and cache it.
 
     Training is deterministic for one seed, machine and library version. The cache file is named after the data's
     fingerprint, the architecture, the recipe and the seed; a damaged file is replaced.
@@ -129,11 +129,11 @@ def load_or_train_classifier(source: ImageSource, cache_dir: str | os.PathLike[s
     key = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     path = Path(cache_dir) / f"classifier-{key[:16]}.npz"
     if path.exists():
-        found = load_weights(path, config)
-        if found is not None:
-            return classifier_extractor(*found)
+        cached = load_weights(path, config)
+        if cached is not None:
+            return classifier_extractor(*cached)
         print(f"The cached feature classifier {path} is damaged; training it again.", flush=True)
-    print(f"Training the feature classifier on {len(source)} real images (once; kept in {path}).", flush=True)
+    print(f"Training the feature classifier on {len(source)} real images (once; stored in {path}).", flush=True)
     start = time.perf_counter()
     params, trained = _train(source, seed)
     extractor = classifier_extractor(params, config | trained)
@@ -145,7 +145,7 @@ def load_or_train_classifier(source: ImageSource, cache_dir: str | os.PathLike[s
 
 
 def _train(source: ImageSource, seed: int) -> tuple[Params, dict[str, Any]]:
-    """Trains on nine tenths of ``source``; returns the weights and what there is to report of them."""
+    """Train on nine tenths of ``source``; return the weights and a report on the training."""
     data = read_images(source, np.arange(len(source)))
     rng = np.random.default_rng(seed)
     train, held_out = _split_tenth(data["label"], rng)
@@ -174,9 +174,9 @@ def _train(source: ImageSource, seed: int) -> tuple[Params, dict[str, Any]]:
 
 
 def _scale_features(params: Params, images: np.ndarray, num_classes: int) -> Params:
-    """Rescales the feature layer to unit variance over ``images``, averaged over features; the logits stay the same.
+    """Rescale the feature layer to unit variance over ``images``, averaged over features; the logits stay the same.
 
-    Without this the scale of the features, and with it that of every Fréchet distance, is an accident of training.
+    Otherwise the scale of the features, and so of every Fréchet distance, would be arbitrary.
     """
     features, _ = _predict(params, images, num_classes)
     scale = np.float32(np.sqrt(features.var(axis=0, dtype=np.float64).mean()))
@@ -190,9 +190,9 @@ def _scale_features(params: Params, images: np.ndarray, num_classes: int) -> Par
 def _fit(
     params: Params, images: jax.Array, labels: jax.Array, batches: jax.Array, shifts: jax.Array, num_classes: int
 ) -> tuple[Params, jax.Array]:
-    """The whole training as one program.
+    """Train in one compiled program.
 
-    images uint8 [N, H, W, C], labels int32 [N], batches int32 [steps, batch] (rows of images), shifts int32
+    images uint8 [N, H, W, C], labels int32 [N], batches int32 [steps, batch] (indices of images), shifts int32
     [steps, batch, 2] (top left corner of the crop of the padded image). Returns weights and the last batch's loss.
     """
     steps = len(batches)
@@ -220,17 +220,17 @@ def _fit(
 
 @functools.partial(jax.jit, static_argnames="num_classes")
 def extract(params: Params, images: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
-    """Features and logits of images uint8 [n, H, W, C]."""
+    """Compute features and logits of images uint8 [n, H, W, C]."""
     return Classifier(num_classes).apply({"params": params}, _to_float(images))
 
 
 def _to_float(images: jax.Array) -> jax.Array:
-    """uint8 0..255 to float32 [-1, 1]."""
+    """Convert uint8 0..255 to float32 [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def _predict(params: Params, images: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features and logits of any number of images, on this process's devices, in batches of one size."""
+    """Compute features and logits of any number of images, on this process's devices, in batches of one size."""
     layout = Layout(jax.local_devices())
     program = functools.partial(extract, num_classes=num_classes)
     features, logits = layout.map_batches(
@@ -240,7 +240,7 @@ def _predict(params: Params, images: np.ndarray, num_classes: int) -> tuple[np.n
 
 
 def _split_tenth(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers to train on and to hold out: a tenth of each class, rounded down."""
+    """Return the indices to train on and to hold out: a tenth of each class, rounded down."""
     train, held_out = [], []
     for c in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == c))

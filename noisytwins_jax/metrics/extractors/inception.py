@@ -1,10 +1,10 @@
-"""InceptionV3 as the Fréchet Inception distance has it: the network of 2015 with TensorFlow's weights, 1008 classes.
+"""InceptionV3 of the Fréchet Inception Distance: the network of 2015 with TensorFlow's weights and 1008 classes.
 
-The architecture is Szegedy et al. 2016 (https://arxiv.org/abs/1512.00567) as TensorFlow's graph of 2015-12-05 has it.
-It differs from torchvision's: average pools leave the padding out of the mean, the pool of Mixed_7c is a maximum, there
+The architecture is that of Szegedy et al. 2016 (https://arxiv.org/abs/1512.00567) in TensorFlow's graph of 2015-12-05.
+It differs from torchvision's: average pools exclude the padding from the mean, the pool of Mixed_7c is a maximum, there
 are 1008 outputs and no auxiliary head. Names are those of the graph's PyTorch conversions.
 
-Batch normalisation is folded into the convolutions in float64 when the variables are made, so a unit is convolution,
+Batch normalisation is folded into the convolutions in float64 when the variables are built, so a unit is convolution,
 bias and ReLU. Everything runs in float32 at full precision.
 """
 
@@ -26,13 +26,13 @@ from noisytwins_jax.utils.errors import UserError, did_you_mean
 Array = jax.Array
 PyTree = Any
 
-SIZE = 299  # height and width that the network sees, in pixels
+SIZE = 299  # input height and width, in pixels
 FEATURE_DIM = 2048
 NUM_LOGITS = 1008  # ImageNet's class c is logit c + 1
 _BATCH_NORM_EPSILON = 1e-3
 
-# How uint8 images become what the network sees. All leave the resized values unrounded.
-PREPROCESSINGS = {  # resizing; whether it is clipped to 0..255; m of (x - m) / m; in words
+# From uint8 images to the network's input. None rounds the resized values.
+PREPROCESSINGS = {  # filter; whether to clip to 0..255; m of (x - m) / m; description
     "noisytwins": ("torch_bilinear", True, 127.5, "half-pixel bilinear without antialiasing, clipped, x/127.5 - 1"),
     "tf1": ("tf1_bilinear", False, 128.0, "TensorFlow 1's bilinear (no half-pixel shift), (x - 128)/128"),
     "clean": ("pillow_bicubic", True, 128.0, "antialiased bicubic (Pillow's) in float, clipped, (x - 128)/128"),
@@ -47,16 +47,16 @@ def inception_extractor(
     origin: str = "",
     unbiased_logits: bool = False,
 ) -> FeatureExtractor:
-    """InceptionV3 of given weights as an extractor of 2048 features and 1008 logits.
+    """Build an extractor of 2048 features and 1008 logits from the weights of InceptionV3.
 
-    On a CPU, batches of 4 are best: 0.11 s of CPU time an image at 64x64, against 0.14 s in batches of 32.
+    On a CPU, batches of 4 are fastest: 0.11 s of CPU time an image at 64x64, against 0.14 s in batches of 32.
 
     Args:
-      variables: as `from_state_dict` makes them.
+      variables: from `from_state_dict`.
       sha256: hexadecimal SHA-256 of the weights.
       preprocessing: one of `PREPROCESSINGS`; numbers of different ones cannot be compared.
-      origin: where the weights are from, for the description.
-      unbiased_logits: logits without the last layer's bias, as torch-fidelity's Inception Score takes them.
+      origin: of the weights, for the description.
+      unbiased_logits: whether to omit the last layer's bias, as in torch-fidelity's Inception Score.
 
     Raises:
       UserError: an unknown preprocessing; at the call, images that are not ``[n, H, W, 1 or 3]`` of uint8.
@@ -89,17 +89,17 @@ def inception_extractor(
 
 
 def preprocess(images: Array, preprocessing: str) -> Array:
-    """Images as the network sees them.
+    """Convert images to the network's input.
 
     Args:
-      images: uint8 ``[n, H, W, C]``, C 1 or 3; grey is repeated.
+      images: uint8 ``[n, H, W, C]``, C 1 or 3; a grey channel is repeated.
       preprocessing: one of `PREPROCESSINGS`.
 
     Returns:
       float32 ``[n, 299, 299, 3]``, about -1 to 1.
 
     Raises:
-      UserError: other images.
+      UserError: the images have another shape or type.
     """
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
         raise UserError(
@@ -113,7 +113,7 @@ def preprocess(images: Array, preprocessing: str) -> Array:
 
 
 def state_dict_shapes() -> Shapes:
-    """The 566 names and shapes of a PyTorch file's tensors; a file may lack those for which `is_optional` holds."""
+    """Return the 566 names and shapes of a PyTorch file's tensors, some of which are optional (`is_optional`)."""
     shapes: Shapes = {}
     for name, leaves in _units().items():
         height, width, inputs, outputs = leaves["kernel"].shape
@@ -124,21 +124,21 @@ def state_dict_shapes() -> Shapes:
 
 
 def is_optional(key: str) -> bool:
-    """Whether a file may lack the tensor: batch normalisation's counters play no part in inference."""
+    """Return whether a file may lack the tensor: batch normalisation's counters are not used in inference."""
     return key.endswith(".num_batches_tracked")
 
 
 def from_state_dict(state: State) -> PyTree:
-    """The module's variables, batch normalisation folded in, from tensors named and laid out as in PyTorch.
+    """Build the module's variables, with batch normalisation folded in, from a PyTorch state dict.
 
     Args:
-      state: the keys and shapes of `state_dict_shapes`, of any floating-point type.
+      state: tensors with the keys and shapes of `state_dict_shapes`, of any floating-point type.
 
     Returns:
       ``{"params": {block: {unit: {"kernel": float32 [h, w, in, out], "bias": float32 [out]}}}}``, NumPy arrays.
 
     Raises:
-      UserError: a tensor is missing, unknown or of another shape; the first such is named.
+      UserError: a tensor is missing, unknown or of another shape; the message names the first one.
     """
     _check_state_dict(state)
     fc = {"kernel": float32(np.asarray(state["fc.weight"]).T), "bias": float32(state["fc.bias"])}
@@ -175,7 +175,7 @@ def _check_state_dict(state: State) -> None:
 
 @functools.cache
 def _units() -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Kernel and bias of every unit under its dotted name, in alphabetical order."""
+    """Return kernel and bias shapes of every unit by its dotted name, in alphabetical order."""
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     params = jax.eval_shape(Inception().init, jax.random.key(0), images)["params"]
     units: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
@@ -188,15 +188,16 @@ def _units() -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
 
 
 class Inception(nn.Module):
-    """Images float32 ``[n, 299, 299, 3]`` → features at six places, float32.
-
-    ``__call__`` gives ``{"64", "192", "768": [n, d], spatial means after the pools and Mixed_6e; "2048": [n, 2048], the
-    features; "logits", "logits_unbiased": [n, 1008]}``. Under ``jax.jit`` only what is used of it is computed.
-    """
+    """InceptionV3 with outputs at six places."""
 
     @nn.compact
     def __call__(self, x: Array) -> dict[str, Array]:
-        """See the class."""
+        """Compute all outputs of images float32 ``[n, 299, 299, 3]``; ``jax.jit`` drops those that are not used.
+
+        Returns:
+          ``{"64", "192", "768": [n, d], spatial means after the pools and Mixed_6e; "2048": [n, 2048], the features;
+          "logits", "logits_unbiased": [n, 1008]}``, float32.
+        """
         taps = {}
         x = Unit(32, (3, 3), stride=2, name="Conv2d_1a_3x3")(x)
         x = Unit(32, (3, 3), name="Conv2d_2a_3x3")(x)
@@ -226,7 +227,7 @@ class Inception(nn.Module):
 
 
 class Unit(nn.Module):
-    """Convolution, bias and ReLU: ``[n, H, W, C]`` → ``[n, H', W', features]``; `padding` is of height and width."""
+    """Convolution, bias and ReLU; `padding` is of height and width."""
 
     features: int
     kernel: tuple[int, int]
@@ -235,18 +236,18 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """See the class."""
+        """Map ``[n, H, W, C]`` to ``[n, H', W', features]``."""
         kernel = self.param("kernel", nn.initializers.he_normal(), (*self.kernel, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return nn.relu(_conv(x, kernel, self.stride, self.padding) + bias)
 
 
 class Logits(nn.Module):
-    """Features ``[n, d]`` → logits without bias ``[n, 1008]``, and the bias ``[1008]``."""
+    """Linear layer of the class logits."""
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        """See the class."""
+        """Map features ``[n, d]`` to logits without bias ``[n, 1008]``, and return the bias ``[1008]`` beside them."""
         kernel = self.param("kernel", nn.initializers.he_normal(), (x.shape[-1], NUM_LOGITS))
         bias = self.param("bias", nn.initializers.zeros, (NUM_LOGITS,))
         return jnp.dot(x, kernel, precision="highest"), bias
@@ -259,7 +260,7 @@ class BlockA(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """See the class."""
+        """Map ``[n, 35, 35, C]`` to ``[n, 35, 35, 224 + pool_features]``."""
         one = Unit(64, (1, 1), name="branch1x1")(x)
         five = Unit(48, (1, 1), name="branch5x5_1")(x)
         five = Unit(64, (5, 5), padding=(2, 2), name="branch5x5_2")(five)
@@ -275,7 +276,7 @@ class BlockB(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """See the class."""
+        """Map ``[n, 35, 35, C]`` to ``[n, 17, 17, 480 + C]``."""
         three = Unit(384, (3, 3), stride=2, name="branch3x3")(x)
         double = Unit(64, (1, 1), name="branch3x3dbl_1")(x)
         double = Unit(96, (3, 3), padding=(1, 1), name="branch3x3dbl_2")(double)
@@ -284,13 +285,13 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """17x17: 1x1, 7x7 and double 7x7 as rows and columns, and average pool."""
+    """17x17: 1x1, factorised 7x7 and double 7x7, and average pool."""
 
     inner_features: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """See the class."""
+        """Map ``[n, 17, 17, C]`` to ``[n, 17, 17, 768]``."""
         inner = self.inner_features
         one = Unit(192, (1, 1), name="branch1x1")(x)
         seven = Unit(inner, (1, 1), name="branch7x7_1")(x)
@@ -310,7 +311,7 @@ class BlockD(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """See the class."""
+        """Map ``[n, 17, 17, C]`` to ``[n, 8, 8, 512 + C]``."""
         three = Unit(192, (1, 1), name="branch3x3_1")(x)
         three = Unit(320, (3, 3), stride=2, name="branch3x3_2")(three)
         seven = Unit(192, (1, 1), name="branch7x7x3_1")(x)
@@ -321,13 +322,13 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8x8: 1x1, 3x3 and double 3x3 that end in a row and a column beside each other, and a pool of stride 1."""
+    """8x8: 1x1, 3x3 and double 3x3 that end in parallel 1x3 and 3x1 convolutions, and a pool of stride 1."""
 
     pool: Callable[[Array], Array]
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """See the class."""
+        """Map ``[n, 8, 8, C]`` to ``[n, 8, 8, 2048]``."""
         one = Unit(320, (1, 1), name="branch1x1")(x)
         three = Unit(384, (1, 1), name="branch3x3_1")(x)
         three_row = _row_unit(384, 3, "branch3x3_2a")(three)
@@ -341,46 +342,46 @@ class BlockE(nn.Module):
 
 
 def _row_unit(features: int, size: int, name: str) -> Unit:
-    """A unit of 1 x `size` that keeps height and width."""
+    """Build a unit of 1 x `size` that keeps height and width."""
     return Unit(features, (1, size), padding=(0, size // 2), name=name)
 
 
 def _column_unit(features: int, size: int, name: str) -> Unit:
-    """A unit of `size` x 1 that keeps height and width."""
+    """Build a unit of `size` x 1 that keeps height and width."""
     return Unit(features, (size, 1), padding=(size // 2, 0), name=name)
 
 
 def _max_pool(x: Array, stride: int = 1) -> Array:
-    """Maximum over 3x3: unpadded with stride 2, keeping height and width with stride 1."""
+    """Take the maximum over 3x3: unpadded with stride 2, keeping height and width with stride 1."""
     if stride == 1:
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    return _threes(_threes(x, 1, stride, jnp.maximum), 2, stride, jnp.maximum)
+    return _reduce_threes(_reduce_threes(x, 1, stride, jnp.maximum), 2, stride, jnp.maximum)
 
 
 def _avg_pool(x: Array) -> Array:
-    """Mean over those pixels of the 3x3 neighbourhood that there are, keeping height and width."""
+    """Average over 3x3 without counting the padding, keeping height and width."""
     height, width = (np.convolve(np.ones(side), np.ones(3), "same") for side in x.shape[1:3])
     share = np.float32(1.0 / np.multiply.outer(height, width))[:, :, None]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return _threes(_threes(x, 1, 1, jnp.add), 2, 1, jnp.add) * share
+    return _reduce_threes(_reduce_threes(x, 1, 1, jnp.add), 2, 1, jnp.add) * share
 
 
-def _threes(x: Array, axis: int, stride: int, combine: Callable[[Array, Array], Array]) -> Array:
-    """Three neighbours along an axis combined, by slices: XLA's CPU backend is 2 to 6 times slower at windows."""
+def _reduce_threes(x: Array, axis: int, stride: int, combine: Callable[[Array, Array], Array]) -> Array:
+    """Combine three neighbours along an axis by slices: XLA's CPU backend is 2 to 6 times slower at ``reduce_window``."""
     last = (x.shape[axis] - 3) // stride * stride
     first, second, third = (lax.slice_in_dim(x, i, last + i + 1, stride, axis) for i in range(3))
     return combine(combine(first, second), third)
 
 
 def _conv(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
-    """A convolution at full precision; `padding` of height and width, on both sides."""
+    """Convolve at full precision; `padding` of height and width, on both sides."""
     if kernel.shape[:2] == (1, 1):
         return jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0], precision="highest")
     rows = (x.shape[1] + 2 * padding[0] - kernel.shape[0]) // stride + 1
     pads = [(side, side) for side in padding]
     if padding == (0, 0):
-        # XLA's CPU backend takes up to four times as long for a convolution with no padding at all as for one with
-        # some: hence a row of zeros below, and the row of the result cut off again that it may add.
+        # XLA's CPU backend takes up to four times as long for a convolution without padding as for one with padding:
+        # pad by a row below, and cut off the row that this may add to the result.
         pads[0] = (0, 1)
     y = lax.conv_general_dilated(
         x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"

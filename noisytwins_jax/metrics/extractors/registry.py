@@ -1,4 +1,4 @@
-"""The extractors of an evaluation: those whose weights are files, and the embedded classifier."""
+"""Feature extractors by name: those whose weights are public files, and the embedded classifier."""
 
 import functools
 from collections.abc import Mapping
@@ -21,21 +21,21 @@ from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP, EXTRACTORS, INCEP
 
 
 def check_weights(chosen: Mapping[str, str], directory: str = "") -> None:
-    """Looks whether the weights of extractors are there, before anything else is done.
+    """Check that the weights of extractors exist, before any other work.
 
     Args:
-      chosen: kind → network, as `protocols.parse_extractors` gives them.
-      directory: of converted weights; by default see `weights`.
+      chosen: kind → network, from `protocols.parse_extractors`.
+      directory: of converted weights; for the default see `weights`.
 
     Raises:
-      UserError: files are missing; which public files they are made from, and how, is said.
+      UserError: files are missing; the message names the public files and the command that converts them.
     """
     weights.check([network for kind, network in chosen.items() if kind != CLASSIFIER], directory or None)
 
 
 @functools.lru_cache(maxsize=4)  # training evaluates again and again
 def load_extractor(kind: str, network: str, protocol_name: str, directory: str = "") -> FeatureExtractor:
-    """An extractor with the weights of its file and the preprocessing of the protocol of that name.
+    """Load an extractor with the weights of its file and the preprocessing of the named protocol.
 
     Raises:
       UserError: the file is missing or damaged.
@@ -49,15 +49,15 @@ def load_extractor(kind: str, network: str, protocol_name: str, directory: str =
 
 
 def feature_dim(name: str) -> int:
-    """Width of the features of an extractor of `protocols.EXTRACTORS`, without its weights."""
+    """Return the feature dimension of an extractor of `protocols.EXTRACTORS`, without loading its weights."""
     kind, network = EXTRACTORS[name]
     if kind in (CLASSIFIER, INCEPTION):
         return classifier.FEATURE_DIM if kind == CLASSIFIER else inception.FEATURE_DIM
     return (clip.CONFIGS if kind == CLIP else dinov2.CONFIGS)[network].feature_dim
 
 
-def without_weights(kind: str, network: str, protocol: Protocol) -> FeatureExtractor:
-    """An extractor whose variables are shapes, to be compiled and not run."""
+def abstract_extractor(kind: str, network: str, protocol: Protocol) -> FeatureExtractor:
+    """Build an extractor whose variables are shapes, to be compiled but not run."""
     if kind == INCEPTION:
         model, config, size = Inception(), None, SIZE
     else:

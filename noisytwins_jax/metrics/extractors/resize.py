@@ -1,6 +1,6 @@
-"""Resizing that agrees with TensorFlow 1, PyTorch and Pillow to the last digits, since a Fréchet distance hangs on it.
+"""Resizing that matches TensorFlow 1, PyTorch and Pillow to the last digits, on which a Fréchet distance depends.
 
-Every filter is separable and linear, so a kind of resizing is one matrix a side, made on the host in float64:
+Every filter is separable and linear, so a resizing is one matrix per side, computed on the host in float64:
 
 * ``tf1_bilinear``: TensorFlow 1's ``resize_bilinear``: no half-pixel shift, no antialiasing.
 * ``torch_bilinear``, ``torch_bicubic``: PyTorch's ``interpolate`` with ``align_corners=False`` and without antialiasing
@@ -8,9 +8,9 @@ Every filter is separable and linear, so a kind of resizing is one matrix a side
 * ``pillow_box``, ``pillow_bilinear``, ``pillow_bicubic``, ``pillow_lanczos``: Pillow's filters, antialiased (bicubic
   has a = -0.5; weights beyond the edge are dropped and the others scaled up).
 
-`resize` is the matrix product in float32, as Pillow has it for mode "F". `resize_uint8` is what Pillow does to 8-bit
-images: integer weights and a rounding after each side, the width first. (Pillow 13 takes the height first where that
-shrinks much more than the width, which moves some pixels by 1; published numbers are older, and squares unaffected.)
+`resize` is the matrix product in float32, like Pillow's mode "F". `resize_uint8` is Pillow's algorithm for 8-bit images:
+integer weights and a rounding after each side, the width first. (Pillow 13 resizes the height first where that shrinks
+much more than the width, which changes some pixels by 1; published numbers are older, and squares are unaffected.)
 """
 
 import functools
@@ -23,15 +23,15 @@ from noisytwins_jax.utils.errors import UserError, did_you_mean
 
 Array = jax.Array
 
-_FIXED_POINT_BITS = 22  # Pillow's: 32 of the sum less 8 of a pixel less 2 for weights beyond 0..1
+_FIXED_POINT_BITS = 22  # Pillow's: the sum's 32, less 8 for a pixel, less 2 for weights outside 0..1
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "kind"))
 def resize(images: Array, height: int, width: int, kind: str) -> Array:
-    """Images of another size, unrounded and not clipped.
+    """Resize images, without rounding or clipping.
 
     Args:
-      images: float32 ``[n, H, W, C]``, or what float32 holds.
+      images: float32 ``[n, H, W, C]``, or a type that converts to it exactly.
       height: of the result, in pixels.
       width: of the result, in pixels.
       kind: the filter, as in the module's docstring.
@@ -42,8 +42,8 @@ def resize(images: Array, height: int, width: int, kind: str) -> Array:
     Raises:
       UserError: an unknown kind or an empty size.
     """
-    if images.shape[1:3] == (height, width):  # every filter leaves it as it is
-        resize_matrix(height, width, kind)  # refuses an unknown one
+    if images.shape[1:3] == (height, width):  # every filter is the identity
+        resize_matrix(height, width, kind)  # raises for an unknown kind
         return images.astype(jnp.float32)
     rows, columns = (
         jnp.asarray(resize_matrix(size_in, size_out, kind), jnp.float32)
@@ -55,7 +55,7 @@ def resize(images: Array, height: int, width: int, kind: str) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "kind"))
 def resize_uint8(images: Array, height: int, width: int, kind: str) -> Array:
-    """Images of another size, bit for bit as ``PIL.Image.resize`` makes them of 8-bit images, width first.
+    """Resize 8-bit images, width first, bit for bit as ``PIL.Image.resize`` does.
 
     Args:
       images: uint8 ``[n, H, W, C]``.
@@ -74,7 +74,7 @@ def resize_uint8(images: Array, height: int, width: int, kind: str) -> Array:
 
 
 def short_side_crop_uint8(images: Array, size: int, kind: str) -> Array:
-    """The central square of images whose shorter side was resized to `size`: CLIP's preprocessing up to the colours.
+    """Resize the shorter side to `size` and crop the central square: CLIP's preprocessing up to the colours.
 
     Args:
       images: uint8 ``[n, H, W, C]``.
@@ -91,26 +91,26 @@ def short_side_crop_uint8(images: Array, size: int, kind: str) -> Array:
 
 
 def short_side_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width when the shorter side becomes `size`; the longer one is rounded down, as torchvision does."""
+    """Return height and width after resizing the shorter side to `size`; the longer is rounded down, as in torchvision."""
     longer = int(size * max(height, width) / min(height, width))
     return (size, longer) if height <= width else (longer, size)
 
 
 def center_crop(images: Array, size: int) -> Array:
-    """The central square ``[n, size, size, C]`` of ``[n, H, W, C]``, H and W >= size, with torchvision's rounding."""
+    """Crop the central square ``[n, size, size, C]`` of ``[n, H, W, C]``, H and W >= size, with torchvision's rounding."""
     top, left = (round((side - size) / 2) for side in images.shape[1:3])
     return images[:, top : top + size, left : left + size]
 
 
 @functools.lru_cache(maxsize=64)
 def resize_matrix(size_in: int, size_out: int, kind: str, scale: float | None = None) -> np.ndarray:
-    """The weights of one side.
+    """Compute the weights of one side.
 
     Args:
-      size_in: pixels that there are, at least 1.
-      size_out: pixels to make, at least 1.
+      size_in: input pixels, at least 1.
+      size_out: output pixels, at least 1.
       kind: the filter, as in the module's docstring.
-      scale: old pixels a new one, where that is not ``size_in / size_out``; not for Pillow's filters.
+      scale: input pixels per output pixel, if not ``size_in / size_out``; not for Pillow's filters.
 
     Returns:
       float64 ``[size_out, size_in]``, read-only; every row sums to 1.
@@ -130,7 +130,7 @@ def resize_matrix(size_in: int, size_out: int, kind: str, scale: float | None = 
 
 
 def _taps(size_in: int, size_out: int, kind: str, scale: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Which pixels each new one is made of: indices int64 and weights float64, both ``[size_out, taps]``."""
+    """Return the input pixels of each output pixel: indices int64 and weights float64, both ``[size_out, taps]``."""
     if kind in _PILLOW_FILTERS:
         return _pillow_taps(size_in, size_out, kind)
     scale = scale or size_in / size_out
@@ -149,14 +149,14 @@ def _taps(size_in: int, size_out: int, kind: str, scale: float | None = None) ->
 def _pillow_taps(size_in: int, size_out: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
     weigh, support = _PILLOW_FILTERS[kind]
     scale = size_in / size_out
-    stretch = max(scale, 1.0)  # antialiasing: the filter is as wide as a new pixel, if that is the larger one
+    stretch = max(scale, 1.0)  # antialiasing: when shrinking, the filter is as wide as an output pixel
     support *= stretch
     center = (np.arange(size_out) + 0.5) * scale
     first = np.trunc(center - support + 0.5).astype(np.int64).clip(0)
     end = np.trunc(center + support + 0.5).astype(np.int64).clip(max=size_in)
     indices = first[:, None] + np.arange((end - first).max())
     weights = weigh((indices - center[:, None] + 0.5) * (1.0 / stretch)) * (indices < end[:, None])
-    total = np.cumsum(weights, axis=1)[:, -1:]  # one after the other as Pillow does; np.sum would add in pairs
+    total = np.cumsum(weights, axis=1)[:, -1:]  # sequentially as in Pillow; np.sum is pairwise
     return indices.clip(max=size_in - 1), weights / total
 
 
@@ -169,7 +169,7 @@ def _resize_side_uint8(images: Array, axis: int, size: int, kind: str) -> Array:
     weights = np.trunc(weights * 2**_FIXED_POINT_BITS + np.copysign(0.5, weights)).astype(np.int32)
     shape = [1] * images.ndim
     shape[axis] = size
-    total = jnp.int32(2 ** (_FIXED_POINT_BITS - 1))  # one half: what is shifted out is rounded
+    total = jnp.int32(2 ** (_FIXED_POINT_BITS - 1))  # one half, so that the shift rounds
     for index, weight in zip(indices.T, weights.T, strict=True):
         total += jnp.take(images, index, axis=axis).astype(jnp.int32) * weight.reshape(shape)
     return (total >> _FIXED_POINT_BITS).clip(0, 255).astype(jnp.uint8)
@@ -195,7 +195,7 @@ def _lanczos(x: np.ndarray) -> np.ndarray:
     return np.where((x >= -3.0) & (x < 3.0), np.sinc(x) * np.sinc(x / 3.0), 0.0)
 
 
-_PILLOW_FILTERS = {  # filter and the half of its width
+_PILLOW_FILTERS = {  # filter and half of its width
     "pillow_box": (_box, 0.5),
     "pillow_bilinear": (_triangle, 1.0),
     "pillow_bicubic": (functools.partial(_cubic, a=-0.5), 2.0),

@@ -1,13 +1,13 @@
-"""Tensors by their names in PyTorch, as the networks that measure take their weights."""
+"""PyTorch state dicts as NumPy arrays, from which feature extractors take their weights."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
-State = Mapping[str, np.ndarray]  # of a file, of any floating type
+State = Mapping[str, np.ndarray]  # tensors of a file by name, of any floating type
 Shapes = dict[str, tuple[int, ...]]
 
 
 def float32(array: np.ndarray) -> np.ndarray:
-    """The array in float32 and contiguous, as parameters are kept."""
+    """Convert to a contiguous float32 array, as parameters are stored."""
     return np.ascontiguousarray(array, np.float32)

@@ -1,4 +1,4 @@
-"""Weights of the small networks that measure, kept in files: trained once, found again or trained anew."""
+"""Cache files for the weights of small networks that are trained on the data set itself."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ Params = dict[str, Any]  # {layer: {name: array}}
 
 
 def weights_sha256(params: Params) -> str:
-    """Hexadecimal SHA-256 of names, shapes, dtypes and values."""
+    """Compute the hexadecimal SHA-256 of names, shapes, dtypes and values."""
     digest = hashlib.sha256()
     for name, value in _flatten(params).items():
         digest.update(f"{name} {value.shape} {value.dtype.str}\n".encode())
@@ -25,10 +25,10 @@ def weights_sha256(params: Params) -> str:
 
 
 def save_weights(path: Path, params: Params, description: Mapping[str, Any], what: str) -> None:
-    """Writes weights and their description as one .npz, whole or not at all, into a folder that is made if need be.
+    """Write weights and their description atomically as one .npz, creating the folder if need be.
 
     Raises:
-      UserError: the file cannot be written; `what`, as "The feature classifier", begins the sentence.
+      UserError: the file cannot be written; the message begins with `what`, such as "The feature classifier".
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     record = json.dumps({"description": dict(description), "sha256": weights_sha256(params)})
@@ -44,7 +44,7 @@ def save_weights(path: Path, params: Params, description: Mapping[str, Any], wha
 
 
 def load_weights(path: Path, expected: Mapping[str, Any]) -> tuple[Params, dict[str, Any]] | None:
-    """Weights and description; None if the file is missing or damaged, or its description is not as `expected` says."""
+    """Load weights and description; None if the file is missing or damaged, or its description is not as `expected`."""
     params: Params = {}
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -62,6 +62,6 @@ def load_weights(path: Path, expected: Mapping[str, Any]) -> tuple[Params, dict[
 
 
 def _flatten(params: Params) -> dict[str, np.ndarray]:
-    """``{"layer/name": array}`` in sorted order."""
+    """Return ``{"layer/name": array}`` in sorted order."""
     flat = {f"{layer}/{name}": np.asarray(value) for layer, leaves in params.items() for name, value in leaves.items()}
     return dict(sorted(flat.items()))
