@@ -1,6 +1,6 @@
 """An interpreter for the pickles in PyTorch's files that runs nothing a file names.
 
-A subclass of `pickle.Unpickler` is not enough: it hashes any dict key, and a tuple nested 60 deep by reference takes 2⁶⁰ steps.
+`pickle.Unpickler` cannot be used: it hashes every dict key, and hashing tuples nested 60 deep can take 2⁶⁰ steps.
 
 `unpickle` knows only the names that tensors need, each as data or as a function of this file. A tensor in a pickle is a
 view (`Tensor`) of a storage, whose items are elsewhere in the file.
