@@ -1,6 +1,6 @@
 """Samples of BigGAN: standing statistics, truncation, and the same images whatever is made beside them."""
 
-import json
+import itertools
 import subprocess
 import sys
 
@@ -15,8 +15,10 @@ from flax.traverse_util import flatten_dict
 from paths import HELPERS
 from waiting import TIMEOUT
 
-from noisytwins_jax.generation import sampler as sampling
-from noisytwins_jax.generation.sampler import Sampler, quantize, standing_statistics
+from noisytwins_jax.generation import standing_statistics as standing_module
+from noisytwins_jax.generation.sample_programs import quantize
+from noisytwins_jax.generation.sampler import Sampler
+from noisytwins_jax.generation.standing_statistics import standing_statistics
 from noisytwins_jax.models.latents import Truncation
 from noisytwins_jax.training.build_model import build_model
 
@@ -44,17 +46,17 @@ def variables(model):
 
 
 @pytest.fixture(autouse=True)
-def nothing_known(monkeypatch):
-    monkeypatch.setattr(sampling, "_known_moments", {})
+def empty_cache(monkeypatch):
+    monkeypatch.setattr(standing_module, "_cache", {})
 
 
-def moments_of_passes(model, variables, truncation):
+def batch_statistics_of_passes(model, variables, truncation):
     """Mean and variance of what every BatchNorm is given in training, ``[PASSES, C]``, by NumPy."""
     kind, strength = truncation or (None, None)
 
     @jax.jit
     def given(number):
-        z_key, label_key = jax.random.split(jax.random.fold_in(jax.random.key(sampling._STANDING_KEY), number))
+        z_key, label_key = jax.random.split(jax.random.fold_in(jax.random.key(standing_module._KEY), number))
         z = CONFIG.z.draw(z_key, BATCH, truncation_kind=kind, strength=strength)
         labels, inputs = jax.random.randint(label_key, (BATCH,), 0, CLASSES), {}
 
@@ -77,16 +79,16 @@ def moments_of_passes(model, variables, truncation):
 
 
 @pytest.mark.parametrize("truncation", [None, Truncation("threshold", 0.5)])
-def test_standing_statistics_are_means_of_the_moments_of_batches(model, variables, truncation):
+def test_standing_statistics_are_means_of_batch_statistics(model, variables, truncation):
     standing = standing_statistics(model, CONFIG.z, variables, truncation, PASSES, BATCH)
     assert standing.keys() == variables.keys()
     assert all(standing[name] is variables[name] for name in standing if name != "batch_stats")
-    found, passes = flatten_dict(standing["batch_stats"]), moments_of_passes(model, variables, truncation)
+    found, passes = flatten_dict(standing["batch_stats"]), batch_statistics_of_passes(model, variables, truncation)
     assert found.keys() == passes.keys() and len(found) == 6  # of two BatchNorms in the block, and one at the end
-    for path, moments in passes.items():
-        assert np.abs(moments[0] - moments[1]).max() > 1e-3, path  # each pass is another batch
+    for path, statistics in passes.items():
+        assert np.abs(statistics[0] - statistics[1]).max() > 1e-3, path  # each pass is another batch
         assert found[path].dtype == np.float32
-        np.testing.assert_allclose(found[path], moments.mean(axis=0), rtol=1e-4, atol=1e-5, err_msg=str(path))
+        np.testing.assert_allclose(found[path], statistics.mean(axis=0), rtol=1e-4, atol=1e-5, err_msg=str(path))
 
 
 def test_each_truncation_has_statistics_of_its_own(model, variables):
@@ -116,32 +118,32 @@ def test_images_are_normalised_by_them(model, variables):
 
 
 def test_statistics_are_computed_once(model, variables, monkeypatch):
-    computed, compute = [], sampling._standing_moments
-    monkeypatch.setattr(sampling, "_standing_moments", lambda *given: computed.append(given[3]) or compute(*given))
+    computed, compute = [], standing_module._compute
+    monkeypatch.setattr(standing_module, "_compute", lambda *given: computed.append(given[3]) or compute(*given))
     cut = Truncation("threshold", 0.5)
 
-    def moments(some, truncation, passes=PASSES):
-        return standing_statistics(model, CONFIG.z, some, truncation, passes, BATCH)["batch_stats"]
+    def statistics(variables, truncation, passes=PASSES):
+        return standing_statistics(model, CONFIG.z, variables, truncation, passes, BATCH)["batch_stats"]
 
-    first = moments(variables, cut)
+    first = statistics(variables, cut)
     copy = jax.tree.map(np.copy, variables)
-    jax.tree.map(np.testing.assert_array_equal, moments(copy, Truncation("threshold", 0.5)), first)
+    jax.tree.map(np.testing.assert_array_equal, statistics(copy, Truncation("threshold", 0.5)), first)
     assert computed == [cut]
-    moments(variables, None)
-    moments(variables, cut, passes=2)
+    statistics(variables, None)
+    statistics(variables, cut, passes=2)
     copy["params"]["shared"]["weight"][0, 0] += 1
-    changed = moments(copy, cut)
+    changed = statistics(copy, cut)
     assert computed == [cut, None, cut, cut]
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (changed, first)), strict=True))
-    sampling._known_moments.clear()
-    jax.tree.map(np.testing.assert_array_equal, moments(variables, cut), first)  # as good as remembered
+    standing_module._cache.clear()
+    jax.tree.map(np.testing.assert_array_equal, statistics(variables, cut), first)  # the same without the cache
 
 
 def test_stylegan2_has_no_such_statistics():
     config = tiny_run.tiny_config()
     some = {"params": {}}
     assert standing_statistics(build_model(config, 1, CLASSES), config.z, some, None, PASSES, BATCH) is some
-    assert not sampling._known_moments
+    assert not standing_module._cache
 
 
 def test_truncations_change_the_latents(model, variables):
@@ -167,29 +169,32 @@ def test_truncations_change_the_latents(model, variables):
     np.testing.assert_allclose(scaled, 0.5 * latents("threshold", 2.0), rtol=1e-6)
 
 
-def test_samples_depend_on_neither_batch_nor_devices():
-    program = HELPERS / "biggan_samples_program.py"
+def test_samples_depend_on_neither_batch_nor_devices(tmp_path):
+    """The same bits from one program; on another number of devices, which is another program, the same up to rounding."""
+    outputs = {devices: tmp_path / f"{devices}.npz" for devices in (1, 8)}
     processes = [
         subprocess.Popen(
-            [sys.executable, program],
+            [sys.executable, HELPERS / "biggan_samples_program.py", out],
             env=tiny_run.environment(devices),
-            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for devices in (1, 8)
+        for devices, out in outputs.items()
     ]
-    reports = []
     for process in processes:
-        out, err = process.communicate(timeout=TIMEOUT)
-        assert process.returncode == 0, err
-        reports.append(json.loads(out.splitlines()[-1]))
-    one, eight = reports
+        _, errors = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0, errors
+    one, eight = (dict(np.load(out)) for out in outputs.values())
     assert (one["devices"], eight["devices"]) == (1, 8)
-    assert one["different"] == 64
-    for report in reports:
-        samples = report["samples"]
-        assert samples["1"] == samples["7"] == samples["64"] == report["backwards"]
-        assert samples["64"][0].startswith("uint8 (64, 8, 8, 1) ")
-    assert one["samples"] == eight["samples"]
-    assert one["moments"] == eight["moments"]
+    for arrays in (one, eight):
+        assert arrays["images/64"].shape == (64, 8, 8, 1) and arrays["images/64"].dtype == np.uint8
+        assert len({x.tobytes() for x in arrays["images/64"]}) == 64
+        for name, at_once in itertools.product(("images", "w"), ("1", "7", "backwards")):
+            np.testing.assert_array_equal(arrays[f"{name}/{at_once}"], arrays[f"{name}/64"])
+    assert one.keys() == eight.keys() and len(one) == 1 + 8 + 6
+    for name in one.keys() - {"devices"}:
+        if name.startswith("images"):
+            differences = np.abs(one[name].astype(int) - eight[name])
+            assert differences.max() <= 1 and (differences > 0).mean() <= 0.01
+        else:
+            np.testing.assert_allclose(one[name], eight[name], rtol=1e-5, atol=1e-6, err_msg=name)

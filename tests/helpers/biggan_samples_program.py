@@ -1,26 +1,25 @@
-"""Samples of a BigGAN on this process's devices, handed over by different numbers; prints JSON. See `test_sampling_biggan`."""
+"""Sample a BigGAN on this process's devices, by different numbers of images at once. See `test_sampler_biggan`.
 
-import hashlib
-import json
+python biggan_samples_program.py OUT.npz
+"""
+
+import sys
 
 import jax
 import numpy as np
 import tiny_biggan
+import tiny_run
 
-from noisytwins_jax.generation.sampler import Sampler, standing_statistics
+from noisytwins_jax.generation.sampler import Sampler
+from noisytwins_jax.generation.standing_statistics import standing_statistics
 from noisytwins_jax.models.latents import Truncation
 from noisytwins_jax.training.build_model import build_model
 
 IMAGES, ROWS, CLASSES = 64, 2, 4
 
 
-def digest(*arrays: np.ndarray) -> list[str]:
-    """Type, shape and bytes of each."""
-    return [f"{x.dtype} {x.shape} {hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()}" for x in arrays]
-
-
-def main() -> None:
-    """Draws the same images one, seven and all at a time."""
+def main(out: str) -> None:
+    """Sample the same images one, seven and all at a time, and in reverse order."""
     config = tiny_biggan.tiny_config()
     model = build_model(config, 1, CLASSES)
     variables = jax.device_get(jax.jit(lambda: model.init(jax.random.key(0))[0])())
@@ -32,17 +31,12 @@ def main() -> None:
     for at_once in (1, 7, IMAGES):
         parts = [sampler(*(x[i : i + at_once] for x in (labels, np.arange(IMAGES)))) for i in range(0, IMAGES, at_once)]
         images, w = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        found[at_once] = digest(images, w)
-    backwards = [x[::-1] for x in sampler(labels[::-1], np.arange(IMAGES)[::-1])]
-    report = {
-        "devices": jax.device_count(),
-        "moments": digest(*jax.tree.leaves(standing["batch_stats"])),
-        "samples": found,
-        "backwards": digest(*backwards),
-        "different": len({x.tobytes() for x in images}),
-    }
-    print(json.dumps(report))
+        found |= {f"images/{at_once}": images, f"w/{at_once}": w}
+    images, w = sampler(labels[::-1], np.arange(IMAGES)[::-1])
+    found |= {"images/backwards": images[::-1], "w/backwards": w[::-1]}
+    statistics = {f"batch_stats{path}": x for path, x in tiny_run.arrays(standing["batch_stats"]).items()}
+    np.savez(out, devices=jax.device_count(), **found, **statistics)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
