@@ -1,7 +1,7 @@
-"""The numbers of a run's generator: the checks before, and the measuring as the configuration says.
+"""Evaluation of a run's generator as configured, and the checks before it.
 
-In a run of several processes all of them call these functions: they share the generating and embedding of images, and
-the first one computes the numbers.
+With several processes, all of them call these functions: they share generation and feature extraction, and the primary
+computes the metrics.
 """
 
 import dataclasses
@@ -15,9 +15,10 @@ import jax
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.source import DataSplits
-from noisytwins_jax.evaluation.measure import evaluate_generator
+from noisytwins_jax.evaluation.evaluate_generator import evaluate_generator
 from noisytwins_jax.evaluation.protocol_record import check_request
-from noisytwins_jax.generation.sampler import build_sampler, variables_sha256
+from noisytwins_jax.generation.sampler import build_sampler
+from noisytwins_jax.generation.standing_statistics import tree_sha256
 from noisytwins_jax.metrics.extractors.base import FeatureExtractor
 from noisytwins_jax.metrics.extractors.classifier import classifier_extractor, load_or_train_classifier
 from noisytwins_jax.metrics.extractors.registry import check_weights, load_extractor
@@ -30,34 +31,34 @@ from noisytwins_jax.training.workdir import cache_dir
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.multihost import broadcast_from_primary, local_copy, raise_on_all_processes
 
-SCRATCH = ".evaluation"  # in the workdir, while an evaluation is under way
+RESUME_FOLDER = ".evaluation"  # in the workdir, while an evaluation is in progress
 
 
 def check_evaluation(config: RunConfig, on_its_data: bool = True) -> None:
-    """Looks whether what the evaluation needs is there, so that it is not missed at the end of a long run.
+    """Check that the weights for the evaluation exist, before a long run rather than at its end.
 
     Args:
       config: the run.
-      on_its_data: whether it is measured on the configuration's data, of which there could be a classifier.
+      on_its_data: whether the reference is the configuration's data, for which a classifier can be trained.
 
     Raises:
-      UserError: weights are missing; how to make them is said.
+      UserError: weights are missing; the message says how to get them.
     """
     with raise_on_all_processes():
         try:
-            check_weights(_chosen(config), config.evaluation.weights)
+            check_weights(_parse_extractors(config), config.evaluation.weights)
         except UserError as error:
             without = "--config.evaluation.protocol=embedded --config.evaluation.extractors="
             raise UserError(f"{error} (or measure without them: {without})" if on_its_data else str(error)) from None
 
 
 def check_counts(config: RunConfig, splits: DataSplits) -> None:
-    """Looks whether there are enough images for the metrics, likewise.
+    """Check that there are enough images for the metrics.
 
     Raises:
-      UserError: there are too few, generated or real ones.
+      UserError: there are too few generated or real images.
     """
-    settings = settings_of(config, splits)
+    settings = get_settings(config, splits)
     counts = settings.counts(splits.reference.num_classes)
     check_request(splits.reference, {}, settings, counts, sweep=bool(config.evaluation.sweep))
 
@@ -70,19 +71,19 @@ def evaluate_variables(
     thorough: bool = True,
     between: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """The numbers of a generator with these variables, on every process; see `metrics.evaluation`.
+    """Evaluate a generator with these variables, on every process; see `evaluate_generator`.
 
-    Killed, it goes on where it was when it is called with the same arguments.
+    A killed evaluation resumes when it is called with the same arguments.
 
     Args:
       config: the run.
       variables: of the generator.
       splits: the run's data.
       workdir: the run's.
-      thorough: also memorisation and the sweep over truncation, if the configuration asks for them.
-      between: called by all processes now and then while images are generated, when what is done is kept; it may raise.
+      thorough: whether to include memorisation and the sweep over truncation, where configured.
+      between: called by all processes after each part of the generated images is stored; may raise.
     """
-    options, cache, settings = config.evaluation, cache_dir(workdir), settings_of(config, splits)
+    options, cache, settings = config.evaluation, cache_dir(workdir), get_settings(config, splits)
     variables = local_copy(variables)
     sampler = functools.partial(
         build_sampler,
@@ -113,17 +114,17 @@ def evaluate_variables(
         truncation_kind=config.truncation_kind,
         reader=reader,
         cache=cache,
-        scratch=ResumableCache(workdir / SCRATCH),
-        identity=f"{variables_sha256(variables)} {config.network} {config.generator} {config.biggan} {config.latents} "
+        resume_cache=ResumableCache(workdir / RESUME_FOLDER),
+        identity=f"{tree_sha256(variables)} {config.network} {config.generator} {config.biggan} {config.latents} "
         f"{options.standing_passes} {options.standing_batch} {config.up_impl} {config.dtype}"
-        + (f" {config.instances} {variables_sha256(splits.instances)}" if splits.instances else ""),
+        + (f" {config.instances} {tree_sha256(splits.instances)}" if splits.instances else ""),
         between=between,
     )
     return result if config.has_mapping_network else _without_w(result)
 
 
 def _without_w(result: dict[str, Any]) -> dict[str, Any]:
-    """The numbers without those of W, and the protocol without ψ, which is of W: nothing else truncates them."""
+    """Remove what needs W from a result: the W ratios, and truncation by ψ from the protocol."""
     metrics = {name: value for name, value in result["metrics"].items() if not name.endswith("w_ratio")}
     protocol = {name: value for name, value in result["protocol"].items() if name != "truncation_psi"}
     return result | {
@@ -133,16 +134,16 @@ def _without_w(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def settings_of(config: RunConfig, splits: DataSplits | None = None, **others: Any) -> Settings:
-    """How to measure, with as many images at once as suit the devices unless the configuration says.
+def get_settings(config: RunConfig, splits: DataSplits | None = None, **others: Any) -> Settings:
+    """Build the settings of an evaluation, with batch sizes for the devices unless configured.
 
     Args:
       config: the run.
-      splits: what is measured against; None where it is not the run's data.
+      splits: the run's data; None where the reference is other images.
       others: further fields of `Settings`.
     """
     options = config.evaluation
-    # CPUs are fastest at Inception and CLIP a few images at a time; tiny networks want more.
+    # CPUs run Inception and CLIP fastest in small batches, and tiny networks in larger ones.
     batch = 8 if jax.default_backend() == "cpu" and options.protocol != "embedded" else 64
     prefetch = max(1, options.batch_size // (batch * jax.local_device_count())) if options.batch_size else 2
     if splits is not None:
@@ -151,9 +152,9 @@ def settings_of(config: RunConfig, splits: DataSplits | None = None, **others: A
 
 
 def load_extractors(config: RunConfig, splits: DataSplits, cache: Path) -> dict[str, FeatureExtractor]:
-    """The extractors of a configuration by kind, the headline's first. To be called by all processes."""
+    """Load the extractors of a configuration by kind, the headline's first; called by all processes."""
     options, extractors = config.evaluation, {}
-    for kind, network in _chosen(config).items():
+    for kind, network in _parse_extractors(config).items():
         if kind == CLASSIFIER:
 
             def train() -> tuple[Any, dict[str, Any]]:
@@ -167,5 +168,5 @@ def load_extractors(config: RunConfig, splits: DataSplits, cache: Path) -> dict[
     return extractors
 
 
-def _chosen(config: RunConfig) -> dict[str, str]:
+def _parse_extractors(config: RunConfig) -> dict[str, str]:
     return parse_extractors(config.evaluation.settings.protocol, config.evaluation.extractors)

@@ -118,7 +118,7 @@ def _interpolations(config: RunConfig, variables: dict, splits: DataSplits, path
     flat_labels, flat_indices = (np.repeat(x.reshape(-1, 2), STEPS, axis=0) for x in (labels, indices))
     t = np.tile(np.linspace(0.0, 1.0, STEPS), shape[0] * shape[1])
     sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
-    (images,) = distributed_map(lambda i: (sampler.between(flat_labels[i], flat_indices[i], t[i]),), len(t))
+    (images,) = distributed_map(lambda i: (sampler.interpolate(flat_labels[i], flat_indices[i], t[i]),), len(t))
     images = images.reshape(*shape, *images.shape[1:])
     bands = [Band(heading, *band) for heading, *band in zip(kinds, images, labels, strict=True)]
     return broadcast_from_primary(lambda: interpolation_sheet(bands, train.class_names, path))

@@ -19,7 +19,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from noisytwins_jax.generation.sampler import sample_program
+from noisytwins_jax.generation.sample_programs import sample_program
 from noisytwins_jax.generation.trained_generator import TrainedGenerator
 from noisytwins_jax.utils.errors import UserError, did_you_mean
 from noisytwins_jax.utils.files import replacing

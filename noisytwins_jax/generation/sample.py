@@ -165,7 +165,7 @@ def _write_animation(sampler: Sampler, labels: np.ndarray, indices: np.ndarray, 
         raise UserError("An animation goes from image to image; give more --classes or --samples_per_class than one.")
     ends = [np.repeat(np.stack([x, np.roll(x, -1)], axis=1), frames, axis=0) for x in (labels, indices)]
     t = np.tile(np.arange(frames) / frames, len(labels))
-    (images,) = distributed_map(lambda rows: (sampler.between(ends[0][rows], ends[1][rows], t[rows]),), len(t))
+    (images,) = distributed_map(lambda rows: (sampler.interpolate(ends[0][rows], ends[1][rows], t[rows]),), len(t))
     path = target.with_name(f"{target.name}-{frames}frames.gif")
     return broadcast_from_primary(lambda: save_animation(images, path))
 

@@ -19,7 +19,9 @@ import numpy as np
 from noisytwins_jax.config import RunConfig, parse_flat
 from noisytwins_jax.data.instance_table import InstanceTable
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.generation.sampler import Sampler, quantize, standing_statistics
+from noisytwins_jax.generation.sample_programs import quantize
+from noisytwins_jax.generation.sampler import Sampler
+from noisytwins_jax.generation.standing_statistics import standing_statistics
 from noisytwins_jax.generation.stored_statistics import StoredStatistics, read_stored_statistics
 from noisytwins_jax.models.latents import Truncation, check_truncation, parse_truncation
 from noisytwins_jax.models.model import Model
@@ -42,8 +44,8 @@ _BATCHES = (1, 8, 64)  # images that a device makes at once
 class TrainedGenerator:
     """A generator with its weights. Images are uint8 ``[n, H, W, C]``.
 
-    An image depends on (seed, class, number within the class, truncation, noise) only: not on the number of devices, nor,
-    up to rounding, on the other images asked for.
+    An image depends on (seed, class, number within the class, truncation, noise) only: up to
+    rounding, not on the number of devices or the other images asked for.
 
     Attributes:
       config: what it was trained with.

@@ -51,7 +51,7 @@ def drawn(monkeypatch):
             strength = 9.0 if self.truncation is None else self.truncation.strength
             return pixels(10 * strength + indices), None
 
-        def between(self, labels, indices, t):
+        def interpolate(self, labels, indices, t):
             asked["ways"].append((labels, indices, t))
             return pixels(np.arange(len(t)))
 

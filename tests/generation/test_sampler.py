@@ -1,4 +1,4 @@
-"""`Sampler.between`: its ends are the sampler's own images, and no image depends on the others."""
+"""`Sampler.interpolate`: its ends are the sampler's own images, and no image depends on the others."""
 
 from typing import NamedTuple
 
@@ -42,16 +42,16 @@ def test_ends_are_the_images_of_the_sampler_and_the_way_is_straight(truncation):
     make = sampler(truncation)
     first, second = (make(LABELS[:, i], INDICES[:, i])[0].astype(int) for i in (0, 1))
     for t in (0.0, 0.25, 1.0):
-        images = make.between(LABELS, INDICES, np.full(3, t))
+        images = make.interpolate(LABELS, INDICES, np.full(3, t))
         assert images.dtype == np.uint8 and images.shape == (3, 8, 8, 1)
         np.testing.assert_allclose(images, (1 - t) * first + t * second, atol=1 if t in (0, 1) else 2)  # of rounding
     assert (np.abs(first - second).max((1, 2, 3)) > 5).all()  # both ways differ, and either alone
 
 
 def test_truncation_is_that_of_the_sampler():
-    whole, cut = (sampler(x).between(LABELS, INDICES, np.full(3, 0.5)) for x in (None, Truncation("psi", 0.5)))
+    whole, cut = (sampler(x).interpolate(LABELS, INDICES, np.full(3, 0.5)) for x in (None, Truncation("psi", 0.5)))
     np.testing.assert_allclose(cut.astype(int) - 128, (whole.astype(int) - 128) / 2, atol=1)
-    near = sampler(Truncation("threshold", 0.01)).between(LABELS[:1], INDICES[:1], np.full(1, 0.5))
+    near = sampler(Truncation("threshold", 0.01)).interpolate(LABELS[:1], INDICES[:1], np.full(1, 0.5))
     assert np.ptp(near) <= 1 and np.ptp(whole[0]) > 10
 
 
@@ -60,16 +60,18 @@ def test_noise_is_that_of_the_first_index_all_the_way():
     expected = noisy(LABELS[:, 0], INDICES[:, 0])[0].astype(int) - quiet(LABELS[:, 0], INDICES[:, 0])[0]
     assert np.ptp(expected) > 10
     for t in (0.0, 0.5, 1.0):
-        first, second = (make.between(LABELS, INDICES, np.full(3, t)).astype(int) for make in (noisy, quiet))
+        first, second = (make.interpolate(LABELS, INDICES, np.full(3, t)).astype(int) for make in (noisy, quiet))
         np.testing.assert_allclose(first - second, expected, atol=2)
 
 
 @pytest.mark.parametrize("per_device_batch", [1, 4])
 def test_an_image_depends_on_its_own_row_alone(per_device_batch):
     make, t = sampler(per_device_batch=per_device_batch), np.array([0.2, 0.7, 0.9])
-    together = make.between(LABELS, INDICES, t)
+    together = make.interpolate(LABELS, INDICES, t)
     for i in range(3):
-        np.testing.assert_array_equal(make.between(LABELS[i : i + 1], INDICES[i : i + 1], t[i : i + 1])[0], together[i])
+        np.testing.assert_array_equal(
+            make.interpolate(LABELS[i : i + 1], INDICES[i : i + 1], t[i : i + 1])[0], together[i]
+        )
 
 
 def test_between_takes_a_row_each():

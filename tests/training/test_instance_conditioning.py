@@ -16,7 +16,8 @@ from paths import HELPERS
 from waiting import TIMEOUT
 
 from noisytwins_jax.config import parse_config
-from noisytwins_jax.generation.sampler import Sampler, standing_statistics
+from noisytwins_jax.generation.sampler import Sampler
+from noisytwins_jax.generation.standing_statistics import standing_statistics
 from noisytwins_jax.models.biggan import Discriminator, Generator
 from noisytwins_jax.models.instance_sampling import sample_features_of_classes, sample_instances_and_labels
 from noisytwins_jax.models.model import DiscriminatorInputs
@@ -133,7 +134,7 @@ def test_an_instance_of_a_class_is_uniformly_drawn_among_its_images():
 def test_fakes_have_the_features_of_their_instances_and_twins_share_them(model):
     step = TrainingStep(CONFIG, model)
     table = class_table(CONFIG, COUNTS, TABLE)
-    draws = jax.jit(step.draws.fakes, static_argnums=(2, 3, 4))(jax.random.key(1), table, 8, 1.0, True)
+    draws = jax.jit(step.random.generator_inputs, static_argnums=(2, 3, 4))(jax.random.key(1), table, 8, 1.0, True)
     numbers = (np.asarray(draws.instances) @ np.asarray(TABLE.features, np.float32).T).argmax(axis=1)
     np.testing.assert_array_equal(draws.instances, np.asarray(TABLE.features, np.float32)[numbers])
     np.testing.assert_array_equal(numbers[:4], numbers[4:])
@@ -144,7 +145,7 @@ def test_fakes_have_the_features_of_their_instances_and_twins_share_them(model):
 def test_without_instances_the_draws_are_as_they_were():
     config = tiny_biggan.tiny_config(**{"biggan.attention": "none"})
     step = TrainingStep(config, build_model(config, 1, len(COUNTS)))
-    draws = step.draws.fakes(jax.random.key(1), class_table(config, COUNTS), 8)
+    draws = step.random.generator_inputs(jax.random.key(1), class_table(config, COUNTS), 8)
     key = jax.random.split(jax.random.key(1), 7)[1]
     np.testing.assert_array_equal(draws.labels, jax.random.categorical(key, jnp.zeros(len(COUNTS)), shape=(8,)))
     assert draws.instances is None
@@ -189,7 +190,7 @@ def test_an_image_depends_on_its_class_and_index_alone(model, networks):
     np.testing.assert_allclose(distances.min(axis=1), 0, atol=1e-4)
     np.testing.assert_array_equal(TABLE.labels[distances.argmin(axis=1)], labels)
 
-    ends = sampler.between(np.stack([labels, labels[::-1]], 1), np.stack([indices, indices[::-1]], 1), np.ones(7))
+    ends = sampler.interpolate(np.stack([labels, labels[::-1]], 1), np.stack([indices, indices[::-1]], 1), np.ones(7))
     np.testing.assert_allclose(ends.astype(int), images[::-1].astype(int), atol=1)
 
     other = TABLE._replace(features=-TABLE.features)  # the program is the same; the table is an argument

@@ -5,7 +5,7 @@ import pytest
 from golden_numbers import Golden, assert_close, nhwc
 from PIL import Image
 
-from noisytwins_jax.generation.sampler import quantize
+from noisytwins_jax.generation.sample_programs import quantize
 from noisytwins_jax.metrics.extractors import inception
 from noisytwins_jax.metrics.extractors.inception import (
     PREPROCESSINGS,
