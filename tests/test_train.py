@@ -12,19 +12,21 @@ import numpy as np
 import pytest
 import tiny_run
 
-from noisytwins_jax import train as train_module
 from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.evaluation import during_training as training_evaluation
-from noisytwins_jax.evaluation.during_training import protocol_digest
+from noisytwins_jax.evaluation import evaluation_hook, samples_hook
 from noisytwins_jax.evaluation.evaluate import evaluate
+from noisytwins_jax.evaluation.evaluation_hook import protocol_digest
 from noisytwins_jax.evaluation.scores import FRECHET
 from noisytwins_jax.train import run_to_end, train
 from noisytwins_jax.training.checkpoint import Checkpoints
-from noisytwins_jax.training.phases import Reported, mean_metrics
+from noisytwins_jax.training.fault_tolerance.signals import StopSignal
+from noisytwins_jax.training.fault_tolerance.watchdog import Watchdog
+from noisytwins_jax.training.profiling import Stopwatch
 from noisytwins_jax.training.run import Run, interval
+from noisytwins_jax.training.step_metrics import Reported, mean_metrics
 from noisytwins_jax.utils.errors import UserError
-from noisytwins_jax.utils.logging import MetricsWriter, read_metrics
+from noisytwins_jax.utils.logging import MetricsWriter, Progress, read_metrics
 from noisytwins_jax.utils.sharding import Layout
 
 KIMG = tiny_run.BATCH / 1000  # a step
@@ -43,6 +45,8 @@ class State:
 class Step:
     """What a run needs of its updates to start and to restore."""
 
+    layout = Layout(jax.devices()[:1])
+
     def init(self, seed):
         return State(jnp.int32(0), jax.random.key(seed), jnp.zeros(3), {})
 
@@ -51,8 +55,7 @@ class Step:
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings(shapes))
 
 
-LAYOUT = Layout(jax.devices()[:1])
-ABSTRACT = Step().abstract_state(LAYOUT.state_shardings)
+ABSTRACT = Step().abstract_state(Step.layout.state_shardings)
 
 
 class Counting:
@@ -63,7 +66,10 @@ class Counting:
         self.loss = 1.0
         self.done = 0
 
-    def advance(self, state, step, batches):
+    def __call__(self, state, step, batches, count=1):
+        return self.run_one(state, step, batches) if count == 1 else self.run_several(state, step, batches, count)
+
+    def run_one(self, state, step, batches):
         next(batches)
         if step in self.events:
             self.events[step](self)
@@ -71,11 +77,10 @@ class Counting:
         self.done = step + 1
         return state.replace(steps=state.steps + 1), [Reported(step + 1, update) for update in metrics]
 
-    def advance_several(self, state, step, batches):
-        count = 4
+    def run_several(self, state, step, batches, count):
         losses = []
         for i in range(step, step + count):
-            state, reported = self.advance(state, i, batches)
+            state, reported = self.run_one(state, i, batches)
             losses.append([float(x) for update in reported for x in update.metrics.values()])
         generator, discriminator = np.array(losses).T
         every_other = np.arange(step, step + count) % 2 == 0
@@ -86,7 +91,7 @@ class Counting:
         ]
 
 
-def loop(workdir, programs, start=0, probes=None, **changes):
+def loop(workdir, programs, start=0, monitors=None, **changes):
     """Runs the loop with these programs; returns the last state."""
     config = tiny_run.tiny_config(**{"w_ratio_interval_kimg": 0.0, **changes})
     splits = load_data(config.data)
@@ -94,7 +99,8 @@ def loop(workdir, programs, start=0, probes=None, **changes):
     state = Step().init(0).replace(steps=jnp.int32(start))
     with batches, Checkpoints(workdir, writable=True) as checkpoints:
         writer = MetricsWriter(workdir)
-        run = Run(config, LAYOUT, splits, workdir, Step(), ABSTRACT, batches, checkpoints, writer, probes or {})
+        tools = Progress(config.total_kimg), StopSignal(), Watchdog(0.0), Stopwatch()
+        run = Run(config, splits, workdir, Step(), ABSTRACT, batches, checkpoints, writer, *tools, monitors or {})
         return run_to_end(run, programs, state, start)[0]
 
 
@@ -162,8 +168,8 @@ def test_a_diverged_state_is_not_saved(tmp_path):
 
 def test_tensors_are_looked_at_before_they_are_saved(tmp_path):
     class Poisoned(Counting):
-        def advance(self, state, step, batches):
-            state, reported = super().advance(state, step, batches)
+        def run_one(self, state, step, batches):
+            state, reported = super().run_one(state, step, batches)
             return (state.replace(params=state.params.at[1].set(jnp.inf)) if step == 8 else state), reported
 
     message = r"diverged at step 10: params is not finite; params: 1 of 3 values are infinite\. .*step 5"
@@ -178,9 +184,9 @@ def test_goes_back_and_skips_what_it_diverged_on(tmp_path, capsys):
         programs.events.clear()
 
     class Recovering(Counting):
-        def advance(self, state, step, batches):
+        def run_one(self, state, step, batches):
             self.loss = 1.0 if step == 5 else self.loss  # back at the checkpoint
-            return super().advance(state, step, batches)
+            return super().run_one(state, step, batches)
 
     state = loop(tmp_path, Recovering(at7=once), **DIVERGING, **{"faults.nonfinite": "rewind"})
     assert state.steps == 20
@@ -198,9 +204,9 @@ def test_goes_back_and_skips_what_it_diverged_on(tmp_path, capsys):
 
 def test_goes_back_only_so_often(tmp_path, capsys):
     class Hopeless(Counting):
-        def advance(self, state, step, batches):
+        def run_one(self, state, step, batches):
             self.loss = math.nan if step == 7 else 1.0
-            return super().advance(state, step, batches)
+            return super().run_one(state, step, batches)
 
     with pytest.raises(UserError, match=r"diverged again after going back 2 time\(s\) at step 8"):
         loop(tmp_path, Hopeless(), **DIVERGING, **{"faults.nonfinite": "rewind", "faults.max_rewinds": 2})
@@ -262,7 +268,7 @@ def evaluate_with(monkeypatch):
 
     def set_evaluations(*fids, **options):
         evaluations = Evaluations(*fids, **options)
-        monkeypatch.setattr(training_evaluation, "evaluate_variables", evaluations)
+        monkeypatch.setattr(evaluation_hook, "evaluate_variables", evaluations)
         return evaluations
 
     return set_evaluations
@@ -292,7 +298,7 @@ def best(workdir):
 def test_saves_then_evaluates_then_records_and_keeps_the_best(tmp_path, monkeypatch, capsys, evaluate_with):
     evaluations = evaluate_with(30.0, 10.0, 20.0)
     sheets = []
-    monkeypatch.setattr(train_module, "make_sheet", lambda *_: sheets.append(1) or np.zeros((4, 4, 1), np.uint8))
+    monkeypatch.setattr(samples_hook, "make_sheet", lambda *_: sheets.append(1) or np.zeros((4, 4, 1), np.uint8))
     loop(tmp_path, Counting(), sheet_interval_kimg=6 * KIMG, **EVERY_4)
     assert len(sheets) == 2
     # The state of its step is there; the evaluations before are recorded; step 10 was saved without one.
@@ -349,7 +355,7 @@ def test_a_stop_comes_before_an_evaluation_which_is_made_up_once(tmp_path, capsy
     evaluations = evaluate_with(30.0, 20.0)
     stopped(tmp_path, Counting(at7=terminate))  # step 8 is due
     assert evaluations.saved == [([4], [], 4)]
-    assert "Stopped by SIGTERM at step 8; saved. Run the same command again to go on." in capsys.readouterr().err
+    assert "Stopped by SIGTERM at step 8; saved. Run the same command again to resume." in capsys.readouterr().err
     evaluations = evaluate_with(20.0, 10.0)
     stopped(tmp_path, Counting(at9=terminate), start=8)  # made up before step 9
     assert evaluations.saved == [([4, 5, 8], [4], 8)]

@@ -116,6 +116,10 @@ class RandomInputs:
         dropout = jax.random.fold_in(key, 2) if self.config.biggan.dropout > 0 else None
         return DiscriminatorInputs(images, labels, noise, low_images, dropout, instances, augment_key)
 
+    def image_noise(self, key: Array, n: int) -> Array:
+        """Sample standard normal noise of the images' shape, ``[n, H, W, C]``."""
+        return self.layout.batch(jax.random.normal(key, (n, *self.model.image_shape)))
+
     def instance_features(self, table: ClassTable, instances: Array | None) -> Array | None:
         """Return features ``[N, d]`` of instances ``[N]``, split over devices like the batch."""
         return None if instances is None else self.layout.batch(instance_features(table.instances, instances))

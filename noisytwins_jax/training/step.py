@@ -82,13 +82,13 @@ class TrainingStep:
         state: TrainState,
         table: ClassTable,
         inputs: GeneratorInputs,
-        keys: tuple[Array, Array | None],
+        key: Array,
         progress: Progress,
         lazy: Loss | None = None,
     ) -> tuple[Array, tuple[Metrics, PyTree, dict[str, PyTree]]]:
         """Compute the losses of every update, or one lazy regulariser alone.
 
-        `keys` are those of the discriminator's pass and of the regulariser's noise.
+        `key` is that of the discriminator's pass, or of the regulariser's noise.
         """
         variables = {**state.generator.variables, "params": params}
         w, conditioning, _ = self.model.map(variables, inputs)
@@ -97,12 +97,11 @@ class TrainingStep:
         if lazy is None:
             images, low_images, stats = self.model.synthesize(variables, conditioning, inputs.key, update_stats=True)
             shown = self.random.discriminator_inputs(
-                keys[0], table, images, inputs.labels, low_images, inputs.instances
+                key, table, images, inputs.labels, low_images, inputs.instances
             )
             fake = self.discriminate(state.discriminator.variables, shown, state.ada.p)
         else:
-            shape = (inputs.labels.shape[0], *self.model.image_shape)
-            noise = self.layout.batch(jax.random.normal(keys[1], shape))
+            noise = self.random.image_noise(key, inputs.labels.shape[0])
         ctx = GeneratorContext(
             params=params,
             w=w,
@@ -213,7 +212,7 @@ class TrainingStep:
         if self.config.transitional.active:
             state = self._move_transition(state)
         update, progress = state.generator.updates, self._progress(state.generator.updates)
-        keys = purpose_key(state.key, update, "generator/discriminator"), None
+        key = purpose_key(state.key, update, "generator/discriminator")
         inputs = self.random.generator_inputs(
             purpose_key(state.key, update, "generator"),
             table,
@@ -221,7 +220,7 @@ class TrainingStep:
             self.config.makes_twins,
             self.random.latent_std(progress),
         )
-        state, metrics = self._step_generator(state, table, inputs, keys, progress)
+        state, metrics = self._step_generator(state, table, inputs, key, progress)
         return state.replace(generator=state.generator.replace(updates=update + 1)), metrics
 
     def regularize_generator(self, name: str, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
@@ -234,8 +233,8 @@ class TrainingStep:
             self.config.lazy_batch(loss),
             std=self.random.latent_std(progress),
         )
-        keys = purpose_key(state.key, update, f"{name}/discriminator"), purpose_key(state.key, update, f"{name}/noise")
-        return self._step_generator(state, table, inputs, keys, progress, loss)
+        key = purpose_key(state.key, update, f"{name}/noise")
+        return self._step_generator(state, table, inputs, key, progress, loss)
 
     def update_discriminator(self, state: TrainState, batch: Batch, table: ClassTable) -> tuple[TrainState, Metrics]:
         """Update the discriminator by all its losses but the lazy ones, on as many generated as real images."""
@@ -300,14 +299,14 @@ class TrainingStep:
         state: TrainState,
         table: ClassTable,
         inputs: GeneratorInputs,
-        keys: tuple[Array, Array | None],
+        key: Array,
         progress: Progress,
         lazy: Loss | None = None,
     ) -> tuple[TrainState, Metrics]:
         """Differentiate the generator's losses and apply its optimiser."""
         whole = self._gathered(state)
         gradients, (metrics, stats, losses) = jax.grad(self.generator_loss, has_aux=True)(
-            whole.generator.params, whole, table, inputs, keys, progress, lazy
+            whole.generator.params, whole, table, inputs, key, progress, lazy
         )
         rate = state.rates.generator
         network = self._apply(self.generator_optimizer, state.generator, gradients, rate, stats, lazy is not None)

@@ -47,7 +47,7 @@ def make_step(layout: Layout) -> TrainingStep:
     shared["attention"] = CONFIG.biggan.attention_resolutions
     generator = Generator(**shared, z_dim=CONFIG.generator.z_dim, embedding_dim=8)
     model = BigGANModel(generator, Discriminator(**shared, dropout=CONFIG.biggan.dropout))
-    return TrainingStep(CONFIG, model, layout.batch, layout.replicate, layout.gather, layout.scatter)
+    return TrainingStep(CONFIG, model, layout)
 
 
 def make_state(step: TrainingStep) -> TrainState:
@@ -72,10 +72,10 @@ def run(layout: Layout) -> dict:
     images = rng.integers(0, 256, (CONFIG.batch_size, 8, 8, 1), dtype=np.uint8)
     batch = {"image": images, "label": rng.integers(0, len(COUNTS), CONFIG.batch_size, dtype=np.int32)}
     step = make_step(layout)
-    programs = CompiledStep(step, layout, class_table(CONFIG, COUNTS))
+    programs = CompiledStep(step, class_table(CONFIG, COUNTS))
     shardings = layout.state_shardings(step.abstract_state(layout.replicated))
     place = jax.jit(lambda x: x.replace(key=jax.random.wrap_key_data(x.key)), out_shardings=shardings)
-    state, reported = programs.advance(place(initial_state()), 0, iter([batch]))
+    state, reported = programs(place(initial_state()), 0, iter([batch]))
     split = sum(not x.is_fully_replicated for x in jax.tree.leaves(state))
     whole = jax.jit(lambda x: x.replace(key=jax.random.key_data(x.key)), out_shardings=layout.replicated)(state)
     metrics = {name: x for update in jax.device_get(reported) for name, x in update.metrics.items()}

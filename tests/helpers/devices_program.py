@@ -22,7 +22,7 @@ import tiny_run
 
 from noisytwins_jax.models.stylegan2 import Discriminator, Generator
 from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
-from noisytwins_jax.training.compiled_step import lower_programs
+from noisytwins_jax.training.compiled_step import lower_phases
 from noisytwins_jax.training.random_inputs import ClassTable, class_table
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
@@ -46,8 +46,7 @@ def make_step(layout: Layout) -> TrainingStep:
     shared |= {"up_impl": "conv", "dtype": jnp.float64}
     generator = Generator(**shared, z_dim=W, w_dim=W, mapping_layers=2)
     discriminator = Discriminator(**shared, mbstd_group_size=2, mapping_layers=2)
-    placement = layout.batch, layout.replicate, layout.gather, layout.scatter
-    step = TrainingStep(CONFIG, StyleGAN2Model(generator, discriminator), *placement)
+    step = TrainingStep(CONFIG, StyleGAN2Model(generator, discriminator), layout)
 
     def zeros(tree: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, tree)
@@ -95,7 +94,7 @@ def lower(layout: Layout) -> tuple[TrainingStep, ClassTable, dict[str, jax.stage
     """The updates, their class table, and every program."""
     step = make_step(layout)
     table = jax.device_put(class_table(CONFIG, COUNTS), layout.replicated)
-    return step, table, lower_programs(step, layout, table)
+    return step, table, lower_phases(step, table)
 
 
 def run(names: list[str], layout: Layout, batch: dict[str, np.ndarray]) -> dict[str, Result]:

@@ -1,6 +1,6 @@
 """One evaluation in a process of its own; prints evaluation's JSON. See `test_same_evaluation`.
 
-python tests/metrics/evaluation_program.py SCRATCH BATCH_SIZE STOP_AFTER NETWORK
+python tests/helpers/evaluation_program.py SCRATCH BATCH_SIZE STOP_AFTER NETWORK
 
 After STOP_AFTER parts (0: never) the process kills itself. NETWORK is classifier, or inception for FID's network and a
 small CLIP tower, both with weights drawn at random.
@@ -20,8 +20,7 @@ import numpy as np
 import tiny_run
 
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.evaluation import generated
-from noisytwins_jax.evaluation import run_evaluation as evaluation_numbers
+from noisytwins_jax.evaluation import generated_features, run_evaluation
 from noisytwins_jax.metrics import real_features
 from noisytwins_jax.metrics import resumable_chunks as parts
 from noisytwins_jax.metrics.extractors.clip import clip_extractor
@@ -47,12 +46,12 @@ def main(scratch: str, batch_size: int, stop_after: int, network: str) -> None:
         "evaluation.samples_per_class": 24,
         "evaluation.truncations": "1,0.5",
     }
-    generated._PART = real_features._PART = 30  # images: several parts
+    generated_features._PART = real_features._PART = 30  # images: several parts
     if network == "inception":
         fields |= {"evaluation.protocol": "tf1", "data.options": {"num_classes": 2, "num_images": 40, "channels": 3}}
         fields |= {"evaluation.samples_per_class": 10}
-        generated._PART = real_features._PART = 10
-        evaluation_numbers.load_extractors = lambda *_: extractors()
+        generated_features._PART = real_features._PART = 10
+        run_evaluation.load_extractors = lambda *_: extractors()
     config = tiny_run.tiny_config(**fields)
     splits = load_data(config.data)
     model = build_model(config, splits.train.channels, splits.train.num_classes)
@@ -69,7 +68,7 @@ def main(scratch: str, batch_size: int, stop_after: int, network: str) -> None:
     parts._write = write_and_die
     workdir = Path(scratch)
     workdir.mkdir(parents=True, exist_ok=True)
-    result = evaluation_numbers.evaluate_variables(config, variables, splits, workdir)
+    result = run_evaluation.evaluate_variables(config, variables, splits, workdir)
     left = sorted(path.name for path in workdir.rglob("part_*"))
     print(json.dumps({"result": result, "written": len(written), "left": left, "devices": jax.device_count()}))
 

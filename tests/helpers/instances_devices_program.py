@@ -33,8 +33,8 @@ def run(layout: Layout) -> tuple[dict, dict]:
     built = build_model(CONFIG, 1, len(counts))
     networks = (network.clone(dtype=jnp.float64) for network in (built.generator, built.discriminator))
     model = BigGANModel(*networks, built.instance_features)
-    step = TrainingStep(CONFIG, model, layout.batch, layout.replicate, layout.gather, layout.scatter)
-    programs = CompiledStep(step, layout, class_table(CONFIG, counts, instances_run.table()))
+    step = TrainingStep(CONFIG, model, layout)
+    programs = CompiledStep(step, class_table(CONFIG, counts, instances_run.table()))
 
     def start():
         state = step.init(0)
@@ -46,7 +46,7 @@ def run(layout: Layout) -> tuple[dict, dict]:
 
     state = jax.jit(start, out_shardings=layout.state_shardings(step.abstract_state(layout.replicated)))()
     before = tiny_run.arrays(state)
-    state, reported = programs.advance(state, 0, iter([batch]))
+    state, reported = programs(state, 0, iter([batch]))
     changes = {name: x - before[name] for name, x in tiny_run.arrays(state).items() if name.endswith("['weight']")}
     return changes, {name: float(x) for update in reported for name, x in update.metrics.items()}
 

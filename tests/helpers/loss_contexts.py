@@ -1,4 +1,4 @@
-"""What an objective sees of an update, with only the parts that a test gives."""
+"""Contexts of losses, with only the parts that a test gives."""
 
 import functools
 from typing import Any
@@ -20,13 +20,13 @@ def progress(step: int = 0, kimg: float = 0.0) -> Progress:
     return Progress(jnp.int32(step), jnp.float32(kimg))
 
 
-def generator_pass(**given: Any) -> GeneratorContext:
+def generator_context(**given: Any) -> GeneratorContext:
     return GeneratorContext(**(dict.fromkeys(GeneratorContext._fields) | _shared() | given))
 
 
-def discriminator_pass(**given: Any) -> DiscriminatorContext:
+def discriminator_context(**given: Any) -> DiscriminatorContext:
     return DiscriminatorContext(**(dict.fromkeys(DiscriminatorContext._fields) | _shared() | given))
 
 
 def _shared() -> dict[str, Any]:
-    return {"progress": progress(), "loss": ADVERSARIAL_LOSSES["logistic"], "replicate": lambda x: x}
+    return {"progress": progress(), "adversarial": ADVERSARIAL_LOSSES["logistic"], "replicate": lambda x: x}

@@ -23,10 +23,10 @@ from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.compiled_step import CompiledStep, check_batch
 from noisytwins_jax.training.instance_conditioning import with_instances
-from noisytwins_jax.training.phases import in_order, mean_metrics
 from noisytwins_jax.training.random_inputs import class_table
-from noisytwins_jax.training.run import batches_of_process
+from noisytwins_jax.training.run import process_batches
 from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.training.step_metrics import fetch_in_order, mean_metrics
 from noisytwins_jax.utils.sharding import Layout
 
 CONFIGS = ROOT / "configs"
@@ -54,15 +54,15 @@ def take_steps(config: RunConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache:
         splits = with_instances(config, load_data(config.data), Path(cache))
     model = build_model(config, splits.train.channels, splits.train.num_classes)
-    step = TrainingStep(config, model, layout.batch, layout.replicate)
+    step = TrainingStep(config, model, layout)
     state = jax.jit(step.init, static_argnums=0, out_shardings=layout.replicated)(config.seed)
-    programs = CompiledStep(step, layout, class_table(config, splits.train.class_counts, splits.instances))
+    programs = CompiledStep(step, class_table(config, splits.train.class_counts, splits.instances))
 
     before, metrics = parameters(state), []
-    with batches_of_process(config, splits) as batches:
+    with process_batches(config, splits) as batches:
         for i in range(STEPS):
-            state, reported = programs.advance(state, i, batches)
-            metrics.append([numbers for _, numbers in in_order(reported)])
+            state, reported = programs(state, i, batches)
+            metrics.append([numbers for _, numbers in fetch_in_order(reported)])
     after = parameters(state)
     return {
         "name": config.name,

@@ -1,4 +1,4 @@
-"""What every objective keeps to: precision, `jit`, finite gradients, and a clear word where a network lacks a part."""
+"""What every loss keeps to: precision, `jit`, finite gradients, and a clear word where a network lacks a part."""
 
 import dataclasses
 from typing import Any
@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from loss_contexts import BARE, discriminator_pass, generator_pass, jit, progress
+from loss_contexts import BARE, discriminator_context, generator_context, jit, progress
 
 from noisytwins_jax.config.run_config import Losses
 from noisytwins_jax.losses.base import Loss
 from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.utils.config_fields import objection
 
-DEFAULTS = {f.name: f.default for f in dataclasses.fields(Losses)}
-PASSES = {"generator": generator_pass, "discriminator": discriminator_pass}
+EVERY = {f.name: f.default for f in dataclasses.fields(Losses)}
+DEFAULTS = {name: loss for name, loss in EVERY.items() if not loss.lazy}  # of every update
+PASSES = {"generator": generator_context, "discriminator": discriminator_context}
 TERMS = [(n, side) for n, x in DEFAULTS.items() for side in PASSES if getattr(type(x), side) is not getattr(Loss, side)]
 ACTING = {"spectrum": {"sigma": 0.1, "network": "both"}}  # where the default leaves small weights alone
 N, C, D = 8, 3, 12
@@ -57,16 +58,16 @@ def parts(dtype: Any) -> dict[str, dict]:
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize(("name", "side"), TERMS)
 def test_terms(name, side, x64):
-    objective, make = dataclasses.replace(DEFAULTS[name], weight=0.5, **ACTING.get(name, {})), PASSES[side]
+    loss, make = dataclasses.replace(DEFAULTS[name], weight=0.5, **ACTING.get(name, {})), PASSES[side]
     with jax.enable_x64(x64):
         dtype = jnp.float64 if x64 else jnp.float32
-        state = jit(objective.init)(*(parts(dtype)[network]["params"] for network in ("generator", "discriminator")))
+        state = jit(loss.init)(*(parts(dtype)[network]["params"] for network in ("generator", "discriminator")))
         given = parts(dtype)[side]
         inputs = {k: given.pop(k) for k in ("params", "w", "fake", "real") if k in given}
 
         def term(inputs, given, state):
-            value, after = getattr(objective, side)(make(**inputs, **given), state)
-            return objective.scale(given["progress"]) * value, after
+            value, after = getattr(loss, side)(make(**inputs, **given), state)
+            return loss.scale(given["progress"]) * value, after
 
         (value, after), gradients = jit(jax.value_and_grad(term, has_aux=True))(inputs, given, state)
     assert value.shape == () and value.dtype == dtype and np.isfinite(value)
@@ -76,26 +77,34 @@ def test_terms(name, side, x64):
     assert any(np.any(g) for g in jax.tree.leaves(gradients))
 
 
-def test_every_objective_has_a_term():
+def test_every_loss_has_a_term():
     assert {name for name, _ in TERMS} == set(DEFAULTS)
 
 
 @pytest.mark.parametrize("name", ["d2dce", "contrastive", "transitional", "utlo"])
 def test_a_discriminator_that_lacks_a_head(name):
     with pytest.raises(ValueError, match="needs a discriminator with"):
-        DEFAULTS[name].generator(generator_pass(fake=BARE, labels=jnp.zeros(4, jnp.int32)), ())
+        DEFAULTS[name].generator(generator_context(fake=BARE, labels=jnp.zeros(4, jnp.int32)), ())
     with pytest.raises(ValueError, match="needs a discriminator with"):
         labels = jnp.zeros(4, jnp.int32)
-        DEFAULTS[name].discriminator(discriminator_pass(real=BARE, fake=BARE, real_labels=labels), ())
+        DEFAULTS[name].discriminator(discriminator_context(real=BARE, fake=BARE, real_labels=labels), ())
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
+@pytest.mark.parametrize("name", EVERY)
 def test_is_off_by_default_and_says_which_values_its_fields_take(name):
-    assert DEFAULTS[name].weight == 0.0
-    for field in dataclasses.fields(DEFAULTS[name]):
-        assert field.metadata and objection(field.metadata, field.default) is None, field.name
+    assert EVERY[name].active == (name == "r1")  # R1 is part of every published run
+    for field in dataclasses.fields(EVERY[name]):
+        assert isinstance(field.default, bool) or field.metadata, field.name
+        assert objection(field.metadata, field.default) is None, field.name
+
+
+@pytest.mark.parametrize("name", [name for name, loss in EVERY.items() if loss.lazy])
+def test_lazy_losses_act_on_the_network_that_they_name(name):
+    loss = EVERY[name]
+    assert [side for side in PASSES if getattr(type(loss), side) is not getattr(Loss, side)] == [loss.lazy]
+    assert loss.interval > 1
 
 
 def test_the_term_counts_from_its_start_step():
-    objective = dataclasses.replace(DEFAULTS["noisytwins"], weight=0.25, start_step=3)
-    assert [float(objective.scale(progress(step))) for step in (0, 2, 3, 9)] == [0.0, 0.0, 0.25, 0.25]
+    loss = dataclasses.replace(DEFAULTS["noisytwins"], weight=0.25, start_step=3)
+    assert [float(loss.scale(progress(step))) for step in (0, 2, 3, 9)] == [0.0, 0.0, 0.25, 0.25]

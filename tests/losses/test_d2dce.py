@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_numbers import Golden, assert_close
-from loss_contexts import discriminator_pass, generator_pass, jit
+from loss_contexts import discriminator_context, generator_context, jit
 
 from noisytwins_jax.losses.d2dce import D2DCE, d2dce_loss
 from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
@@ -77,11 +77,13 @@ def test_acts_on_real_images_in_the_discriminator_and_on_generated_ones_in_the_g
         gathered.append(x.shape)
         return x
 
-    seen = discriminator_pass(real=mine, real_labels=labels, fake=other, fake_labels=labels[::-1], replicate=replicate)
+    seen = discriminator_context(
+        real=mine, real_labels=labels, fake=other, fake_labels=labels[::-1], replicate=replicate
+    )
     expected = LOSS(embedding, proxy, labels, 0.5, 0.9)
     for value, state in (
         jit(lambda: objective.discriminator(seen, ()))(),
-        jit(lambda: objective.generator(generator_pass(fake=mine, labels=labels, replicate=replicate), ()))(),
+        jit(lambda: objective.generator(generator_context(fake=mine, labels=labels, replicate=replicate), ()))(),
     ):
         assert float(value) == pytest.approx(float(expected)) and state == ()
     assert gathered == [(4, 6), (4,)] * 2

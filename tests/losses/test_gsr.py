@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_numbers import Golden, assert_close
-from loss_contexts import generator_pass, jit
+from loss_contexts import generator_context, jit
 
 from noisytwins_jax.losses import gsr
 from noisytwins_jax.losses.gsr import GroupSpectralNorm
@@ -97,7 +97,7 @@ def test_the_objective_finds_the_largest_singular_values_and_keeps_following_the
     state = jit(objective.init)(generator_params(embedding), {})
     assert state.shape == (4, 4)
     changed = embedding + 0.05 * np.random.default_rng(1).standard_normal((4, 24)).astype(np.float32)
-    step = jit(lambda params, state: objective.generator(generator_pass(params=params, class_counts=counts), state))
+    step = jit(lambda params, state: objective.generator(generator_context(params=params, class_counts=counts), state))
     for weight in (embedding, *[changed] * 12):
         value, state = step(generator_params(weight), state)
         u, sigma, _ = np.linalg.svd(weight.reshape(4, 4, 6) / (2.0 if scale == "effective" else 1.0))
@@ -112,7 +112,7 @@ def test_the_gradient_is_that_of_the_singular_value(embedding):
     params, counts = generator_params(embedding), jnp.float32([90, 30, 9, 1])
 
     def loss(params):
-        return objective.generator(generator_pass(params=params, class_counts=counts), objective.init(params, {}))[0]
+        return objective.generator(generator_context(params=params, class_counts=counts), objective.init(params, {}))[0]
 
     gradient = jit(jax.grad(loss))(params)["mapping"]["embed"]
     u, sigma, vt = np.linalg.svd(embedding.reshape(4, 4, 6))
@@ -186,7 +186,7 @@ def test_of_biggan_the_gains_and_biases(options, embedding):
         assert {name: u.shape for name, u in layer.items()} == shapes
 
     def loss(params):
-        return objective.generator(generator_pass(params=params, class_counts=COUNTS), state)
+        return objective.generator(generator_context(params=params, class_counts=COUNTS), state)
 
     (value, after), gradients = jit(jax.value_and_grad(loss, has_aux=True))(params)
     assert jax.tree.structure(after) == jax.tree.structure(state)
@@ -206,7 +206,7 @@ def test_the_gradient_reaches_the_scale_of_maps_only_as_stored():
         for norm in ("bn1", "bn2"):
             for kind in ("gain", "bias"):
                 scaled["blocks_0"][norm][kind]["weight"] *= scale
-        return objective.generator(generator_pass(params=scaled, class_counts=COUNTS), objective.init(params, {}))[0]
+        return objective.generator(generator_context(params=scaled, class_counts=COUNTS), objective.init(params, {}))[0]
 
     stored, effective = (
         GroupSpectralNorm(alpha=0.9, power_iterations=200, embedding=x) for x in ("stored", "effective")
@@ -240,7 +240,7 @@ def test_of_biggan_singular_values_are_followed(embedding):
     objective = GroupSpectralNorm(alpha=0.9, embedding=embedding)
     state = jit(objective.init)(params, {})
     changed = jax.tree.map(lambda x: x[::-1], params)  # every singular vector is another
-    step = jit(lambda params, state: objective.generator(generator_pass(params=params, class_counts=COUNTS), state))
+    step = jit(lambda params, state: objective.generator(generator_context(params=params, class_counts=COUNTS), state))
     assert float(step(changed, state)[0]) != pytest.approx(expected_penalty(changed, embedding), rel=1e-3)
     for _ in range(50):
         value, state = step(changed, state)

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_numbers import Golden, assert_close
-from loss_contexts import discriminator_pass, progress
+from loss_contexts import discriminator_context, progress
 
 from noisytwins_jax.losses.lecam import LeCam
 from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 
 
 def see(real, fake, step: int = 0):
-    return discriminator_pass(
+    return discriminator_context(
         real=DiscriminatorOutput(jnp.asarray(real)),
         fake=DiscriminatorOutput(jnp.asarray(fake)),
         progress=progress(step),

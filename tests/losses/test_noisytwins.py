@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_numbers import Golden, assert_close
-from loss_contexts import generator_pass
+from loss_contexts import generator_context
 
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.config.groups import PathLengthConfig
 from noisytwins_jax.losses import noisytwins
+from noisytwins_jax.losses.base import Progress
 from noisytwins_jax.losses.noisytwins import NoisyTwins
+from noisytwins_jax.losses.path_length import PathLength
 from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.models.model import GeneratorInputs
 from noisytwins_jax.models.stylegan2 import Discriminator, Generator
 from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
+from noisytwins_jax.training.phases import build_phases
 from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.step import TrainingStep
 
@@ -111,7 +113,7 @@ def test_the_objective_is_the_loss_of_its_fields():
     for correlation in ("standardized", "paper"):
         for diagonal in ("barlow", "paper"):
             objective = NoisyTwins(weight=9.0, gamma=0.2, correlation=correlation, diagonal=diagonal)
-            value, state = objective.generator(generator_pass(w=w, replicate=replicate), ())
+            value, state = objective.generator(generator_context(w=w, replicate=replicate), ())
             assert float(value) == float(noisytwins.noisytwins_loss(w, 0.2, correlation, diagonal)) and state == ()
     assert gathered == [(8, 5)] * 4
 
@@ -238,7 +240,7 @@ COUNTS = np.array([90, 9, 1])
 
 
 def draw_fakes(step: TrainingStep, n: int, twins: bool = False) -> GeneratorInputs:
-    draw = jit(step.draws.fakes, static_argnums=(2, 3))
+    draw = jit(step.random.generator_inputs, static_argnums=(2, 3))
     return draw(jax.random.key(0), class_table(step.config, COUNTS), n, twins)
 
 
@@ -252,9 +254,12 @@ def test_twins_share_latent_and_label_and_nothing_else():
     assert len(np.unique(draws.mixing_z, axis=0)) == 8
     for noise in (draws.class_noise, draws.mixing_noise):
         assert len(np.unique(noise)) == noise.size == 8 * 5
-    passes = jit(step.draws.of_pass)(jax.random.key(1), class_table(step.config, COUNTS), draws.labels)
-    assert len(np.unique(passes.class_noise)) == 8 * 4
-    assert len(np.unique(passes.augment.brightness)) == 8
+    images = jnp.zeros((8, 8, 8, 1))
+    table = class_table(step.config, COUNTS)
+    inputs = jit(step.random.discriminator_inputs)(jax.random.key(1), table, images, draws.labels)
+    assert len(np.unique(inputs.class_noise)) == 8 * 4
+    augmented = jit(step.augment)(inputs._replace(images=images + jnp.linspace(-1, 1, 8)[:, None]), jnp.float32(1.0))
+    assert len(np.unique(np.asarray(augmented.images).reshape(8, -1), axis=0)) == 8
 
 
 def test_fakes_are_single_outside_the_generators_update():
@@ -280,39 +285,31 @@ def test_loss_counts_from_its_start_step_and_twins_are_made_before():
     step = training_step()
     state, table = jit(step.init)(0), class_table(step.config, COUNTS)
     fakes = draw_fakes(step, 8, twins=True)
-    draws = jit(step.draws.of_pass)(jax.random.key(1), table, fakes.labels)
+    key = jax.random.key(1)
     twin_loss = float(LOSS(step.model.map(state.generator.variables, fakes)[0], 0.05)[0])
     generator_loss = jit(step.generator_loss)
     for updates, weight in [(0, 0.0), (2, 0.0), (3, 0.1), (9, 0.1)]:
-        at = state.replace(generator=state.generator.replace(updates=jnp.int32(updates)))
-        loss, (metrics, *_) = generator_loss(state.generator.params, at, table, fakes, draws)
+        progress = Progress(jnp.int32(updates), jnp.float32(0.0))
+        loss, (metrics, *_) = generator_loss(state.generator.params, state, table, fakes, key, progress)
         assert float(metrics["loss/generator/noisytwins"]) == pytest.approx(twin_loss, rel=1e-6)
         assert float(loss - metrics["loss/generator"]) == pytest.approx(weight * twin_loss, rel=1e-4, abs=1e-7)
 
 
 def test_generators_update_makes_twins_and_the_others_none(monkeypatch):
-    step, made = training_step(), {}
-    whole = step.draws.fakes
+    step, made = training_step(path_length=PathLength(weight=2.0)), {}
+    phases = build_phases(step)
+    whole = step.random.generator_inputs
 
     def record(key, table, n, twins=False, std=1.0):
-        made.setdefault(update.__name__, []).append((n, twins))
+        made.setdefault(name, []).append((n, twins))
         return whole(key, table, n, twins)
 
-    monkeypatch.setattr(step.draws, "fakes", record)
+    monkeypatch.setattr(step.random, "generator_inputs", record)
     state, table = jax.eval_shape(lambda: step.init(0)), class_table(step.config, COUNTS)
     batch = {"image": jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.uint8), "label": jax.ShapeDtypeStruct((8,), jnp.int32)}
-    for update, arguments in [
-        (step.generator_update, (state, table)),
-        (step.path_length_update, (state, table)),
-        (step.discriminator_update, (state, batch, table)),
-        (step.r1_update, (state, batch, table)),
-    ]:
-        jax.eval_shape(update, *arguments)
-    assert made == {
-        "generator_update": [(8, True)],
-        "path_length_update": [(4, False)],
-        "discriminator_update": [(8, False)],
-    }
+    for name, update, *_ in phases:
+        jax.eval_shape(update, state, *((batch, table) if name in ("discriminator", "r1") else (table,)))
+    assert made == {"generator": [(8, True)], "path_length": [(4, False)], "discriminator": [(8, False)]}
 
 
 def test_every_discriminator_pass_draws_its_own_class_noise():
@@ -323,9 +320,9 @@ def test_every_discriminator_pass_draws_its_own_class_noise():
 
     @jit
     def one_step(state, batch, table):
-        state, _ = step.generator_update(state, table)
-        state, _ = step.discriminator_update(state, batch, table)
-        return step.r1_update(state, batch, table)[0]
+        state, _ = step.update_generator(state, table)
+        state, _ = step.update_discriminator(state, batch, table)
+        return step.regularize_discriminator("r1", state, batch, table)[0]
 
     one_step(jit(step.init)(0), batch, class_table(step.config, COUNTS))
     jax.effects_barrier()
@@ -342,12 +339,13 @@ def test_path_length_weight():
     """The published code multiplies by the weight 2 twice and by the interval 4; StyleGAN2 by 2 · 4."""
 
     def loss(**options):
-        step = training_step(path_length=PathLengthConfig(**options))
-        return jit(step.path_length_loss)(state.generator.params, state, fakes, noise)[0]
+        step = training_step(path_length=PathLength(**options))
+        loss = functools.partial(step.generator_loss, lazy=step.losses["path_length"])
+        state, fakes = jit(step.init)(0), draw_fakes(step, 4)
+        progress = Progress(jnp.int32(0), jnp.float32(0.0))
+        table = class_table(step.config, COUNTS)
+        return jit(loss)(state.generator.params, state, table, fakes, jax.random.key(1), progress)[0]
 
-    step = training_step()
-    state, fakes = jit(step.init)(0), draw_fakes(step, 4)
-    noise = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
     penalty = loss(weight=1.0, interval=1)
     assert float(penalty) > 0
     assert float(loss(weight=2.0) / penalty) == pytest.approx(16.0, rel=1e-5)
@@ -380,6 +378,6 @@ def test_style_mixing_cutoffs():
     step.model.mixing_layers = 4
     table = class_table(step.config, COUNTS)
     keys = jax.random.split(jax.random.key(0), 2000)
-    draw = jax.vmap(lambda key, table: step.draws.fakes(key, table, 4).mixing_cutoff, in_axes=(0, None))
+    draw = jax.vmap(lambda key, table: step.random.generator_inputs(key, table, 4).mixing_cutoff, in_axes=(0, None))
     cutoffs = jit(draw)(keys, table)
     np.testing.assert_allclose(np.bincount(cutoffs, minlength=5) / 2000, [0, 0.3, 0.3, 0.3, 0.1], atol=0.04)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_numbers import Golden, assert_close
-from loss_contexts import generator_pass, jit
+from loss_contexts import generator_context, jit
 
 from noisytwins_jax.losses.orthogonal import Orthogonal, filters, orthogonal_penalty
 from noisytwins_jax.models.biggan import Generator as BigGAN
@@ -46,7 +46,7 @@ def test_of_stylegan2_the_convolutions_and_affines(architecture):
     assert any("affine" in n for n in chosen) and any("conv0/weight" in n for n in chosen)
 
     def penalty(params):
-        return Orthogonal().generator(generator_pass(params=params), ())[0]
+        return Orthogonal().generator(generator_context(params=params), ())[0]
 
     value, gradients = jit(jax.value_and_grad(penalty))(params)
     expected = 0.0
@@ -66,7 +66,9 @@ def test_the_release_adds_half_of_the_gradient(gradient):
     names = ["conv", "linear"]
     params = {name: {"weight": np.moveaxis(golden[f"in/{name}/W"], 0, -1)} for name in names}
     objective = Orthogonal(gradient=gradient)
-    loss = jit(jax.value_and_grad(lambda params: STRENGTH * objective.generator(generator_pass(params=params), ())[0]))
+    loss = jit(
+        jax.value_and_grad(lambda params: STRENGTH * objective.generator(generator_context(params=params), ())[0])
+    )
     value, gradients = loss(params)
     assert_close(value, sum(golden[f"out/{name}/ortho_true_loss"] for name in names), 1e-6)
     for name in names:

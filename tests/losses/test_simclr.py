@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from golden_numbers import assert_close
-from loss_contexts import generator_pass, jit
+from loss_contexts import generator_context, jit
 
 from noisytwins_jax.losses.noisytwins import twins
 from noisytwins_jax.losses.simclr import SimCLR, nt_xent_loss
@@ -50,6 +50,6 @@ def test_the_objective_gathers_w_once():
         gathered.append(x.shape)
         return x[::-1]  # something that the loss would show if it came later
 
-    value, state = jit(lambda: SimCLR(temperature=0.2).generator(generator_pass(w=w, replicate=replicate), ()))()
+    value, state = jit(lambda: SimCLR(temperature=0.2).generator(generator_context(w=w, replicate=replicate), ()))()
     assert gathered == [(6, 5)] and state == () and SimCLR.twins
     assert float(value) == pytest.approx(float(LOSS(w[::-1], 0.2)))

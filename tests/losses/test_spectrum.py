@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_numbers import assert_close
-from loss_contexts import discriminator_pass, generator_pass, jit
+from loss_contexts import discriminator_context, generator_context, jit
 
 from noisytwins_jax.losses.spectrum import Spectrum
-from noisytwins_jax.models import singular_values as spectra
+from noisytwins_jax.models import singular_values
 
 CONVERGED = 100  # iterations
 
@@ -29,7 +29,10 @@ def start(params):
 
 
 def svds(params):
-    return {name: np.linalg.svd(np.float64(x), full_matrices=False) for name, x in spectra.matrices(params).items()}
+    return {
+        name: np.linalg.svd(np.float64(x), full_matrices=False)
+        for name, x in singular_values.weight_matrices(params).items()
+    }
 
 
 def targets(objective, sigma):
@@ -40,7 +43,7 @@ def targets(objective, sigma):
 
 def penalty(objective, network):
     """(params, state) → (value, state) of the term in the loss of `network`."""
-    make = generator_pass if network == "generator" else discriminator_pass
+    make = generator_context if network == "generator" else discriminator_context
     return lambda params, state: getattr(objective, network)(make(params=params), state)
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from loss_contexts import discriminator_pass, generator_pass, jit, progress
+from loss_contexts import discriminator_context, generator_context, jit, progress
 
 from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES
 from noisytwins_jax.losses.transitional import Transitional, transition
@@ -30,9 +30,9 @@ def test_judges_conditional_logits(loss):
     rng = np.random.default_rng(0)
     real, fake = rng.standard_normal((2, 5)).astype(np.float32)
     seen = {"loss": ADVERSARIAL_LOSSES[loss], "fake": DiscriminatorOutput(7 * real, conditional_logits=fake)}
-    value, state = Transitional().generator(generator_pass(**seen), ())
+    value, state = Transitional().generator(generator_context(**seen), ())
     assert float(value) == pytest.approx(float(ADVERSARIAL_LOSSES[loss].generator(fake).mean())) and state == ()
     seen["real"] = DiscriminatorOutput(-fake, conditional_logits=real)
-    value, state = Transitional().discriminator(discriminator_pass(**seen), ())
+    value, state = Transitional().discriminator(discriminator_context(**seen), ())
     expected = ADVERSARIAL_LOSSES[loss].discriminator(real, fake).mean()
     assert float(value) == pytest.approx(float(expected)) and state == ()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from loss_contexts import discriminator_pass, generator_pass, progress
+from loss_contexts import discriminator_context, generator_context, progress
 
 from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES
 from noisytwins_jax.losses.utlo import UTLO
@@ -23,13 +23,13 @@ def test_mixes_the_losses_of_both_resolutions(loss, weight):
     }
     terms = [
         (
-            utlo.discriminator(discriminator_pass(**seen), ()),
+            utlo.discriminator(discriminator_context(**seen), ()),
             adversarial.discriminator,
             (real, fake),
             (low_real, low_fake),
         ),
         (
-            utlo.generator(generator_pass(loss=adversarial, fake=seen["fake"]), ()),
+            utlo.generator(generator_context(adversarial=adversarial, fake=seen["fake"]), ()),
             adversarial.generator,
             (fake,),
             (low_fake,),

@@ -23,9 +23,9 @@ from noisytwins_jax.models.model import DiscriminatorInputs
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.compiled_step import CompiledStep
 from noisytwins_jax.training.interventions import intervene, with_rates
-from noisytwins_jax.training.phases import in_order
-from noisytwins_jax.training.random_inputs import Draws, class_table
+from noisytwins_jax.training.random_inputs import RandomInputs, class_table
 from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.training.step_metrics import fetch_in_order
 from noisytwins_jax.utils.sharding import Layout
 
 COUNTS = np.array([50, 20, 10, 5])
@@ -51,7 +51,7 @@ class Run:
     def __init__(self):
         self.step, self.layout = make_step(**RUN, steps_per_dispatch=2), Layout(jax.devices()[:1])
         self.table = class_table(self.step.config, COUNTS)
-        self.programs = CompiledStep(self.step, self.layout, self.table)
+        self.programs = CompiledStep(self.step, self.table)
         state = jax.jit(lambda: self._start())()
         self._key, self._start_state = (
             np.asarray(jax.random.key_data(state.key)),
@@ -75,8 +75,7 @@ class Run:
         """The state after one update, and that before it on the host."""
         before = jax.device_get(state.replace(key=None))
         batch = (self.layout.put_batch(next(batches())),) if name == "discriminator" else ()
-        table = () if name in ("average", "spectra") else (self.programs.table,)
-        return self.programs.programs[name](state, *batch, *table)[0], before
+        return self.programs.programs[name](state, *batch, self.programs.table)[0], before
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +195,7 @@ def test_the_average_starts_late():
     )
     found = []
     for updates in (1, 2, 3):  # done, the present one included
-        moved, _ = step.average(state.replace(generator=generator.replace(updates=jnp.int32(updates))))
+        moved, _ = step.update_average(state.replace(generator=generator.replace(updates=jnp.int32(updates))), None)
         found.append(float(moved.ema["params"]["a"][0]))
     decay = 0.5 ** (8 / 50)
     np.testing.assert_allclose(found, [1.0, 1.0, 1.0 + decay * 4.0], rtol=1e-6)
@@ -205,27 +204,27 @@ def test_the_average_starts_late():
 # --- draws and losses ------------------------------------------------------------------------------------------------
 
 
-class RememberingDraws(Draws):
-    """Remembers the standard deviation of the latents that it draws."""
+class RecordingInputs(RandomInputs):
+    """Records the standard deviation of the latents that it samples."""
 
-    def fakes(self, key, table, n, twins=False, std=1.0):
+    def generator_inputs(self, key, table, n, twins=False, std=1.0):
         self.stds.append(std)
-        return super().fakes(key, table, n, twins, std)
+        return super().generator_inputs(key, table, n, twins, std)
 
 
 def test_latents_are_annealed_in_both_updates():
     config = tiny_biggan.tiny_config(**{"latents.anneal_kimg": 0.08, "latents.start_std": 3.0})
     step = TrainingStep(config, build_model(config, 1, len(COUNTS)))
-    step.draws = RememberingDraws(config, step.model, step.augmentation)
+    step.random = RecordingInputs(config, step.model, step.layout)
     table, batch = jax.tree.map(jnp.asarray, class_table(config, COUNTS)), next(batches())
 
     def stds(updates):
-        step.draws.stds, state = [], step.init(0)
+        step.random.stds, state = [], step.init(0)
         generator, discriminator = (x.replace(updates=updates) for x in (state.generator, state.discriminator))
         state = state.replace(generator=generator, discriminator=discriminator)
-        step.generator_update(state, table)
-        step.discriminator_update(state, batch, table)
-        return step.draws.stds
+        step.update_generator(state, table)
+        step.update_discriminator(state, batch, table)
+        return step.random.stds
 
     program = jax.jit(stds)
     for updates, expected in ((0, 3.0), (5, 2.0), (10, 1.0), (50, 1.0)):  # 8 images each
@@ -233,16 +232,16 @@ def test_latents_are_annealed_in_both_updates():
 
     key, drawn = jax.random.key(0), {}
     for std in (1.0, 3.0):
-        drawn[std] = Draws.fakes(step.draws, key, table, 8, std=std)
+        drawn[std] = RandomInputs.generator_inputs(step.random, key, table, 8, std=std)
     np.testing.assert_allclose(drawn[3.0].z, 3.0 * drawn[1.0].z, rtol=1e-6)
     np.testing.assert_array_equal(drawn[3.0].labels, drawn[1.0].labels)
-    assert make_step().draws.latent_std(Progress(jnp.int32(0), 0.0)) == 1.0
+    assert make_step().random.latent_std(Progress(jnp.int32(0), 0.0)) == 1.0
 
 
 def test_the_margin_is_that_of_the_hinge_loss():
     real, fake = jnp.array([-1.0, 0.5, 2.0, 4.0]), jnp.array([-4.0, -2.0, 0.0, 1.0])
     for margin in (1.0, 3.0):
-        loss = make_step(loss_margin=margin).loss
+        loss = make_step(loss_margin=margin).adversarial
         expected = np.maximum(margin - real, 0) + np.maximum(margin + fake, 0)
         np.testing.assert_allclose(loss.discriminator(real, fake), expected)
         np.testing.assert_array_equal(loss.generator(fake), -fake)
@@ -260,8 +259,8 @@ def test_features_are_dropped_in_both_updates_and_nowhere_else(dropout):
 
     state = jax.eval_shape(step.init, 0)
     with nn.intercept_methods(look):
-        jax.eval_shape(step.generator_update, state, table)
-        jax.eval_shape(step.discriminator_update, state, next(batches()), table)
+        jax.eval_shape(step.update_generator, state, table)
+        jax.eval_shape(step.update_discriminator, state, next(batches()), table)
     assert seen == [(dropout, dropout == 0.0)] * 2  # one pass of the discriminator each
 
     variables = jax.jit(step.model.init)(jax.random.key(0))[1]
@@ -269,8 +268,7 @@ def test_features_are_dropped_in_both_updates_and_nowhere_else(dropout):
 
     @jax.jit
     def logits(key):
-        draws = step.draws.of_pass(key, table, labels)
-        inputs = DiscriminatorInputs(images, labels, draws.class_noise, dropout=draws.dropout)
+        inputs = step.random.discriminator_inputs(key, table, images, labels)._replace(augment_key=None)
         return step.model.discriminate(variables, inputs)[0].logits
 
     one, again, other = (logits(jax.random.key(seed)) for seed in (0, 0, 1))
@@ -286,7 +284,7 @@ def test_class_noise_is_on_the_embedding_alone_and_twins_share_the_rest():
     @jax.jit
     def drawn():
         variables = step.model.init(jax.random.key(0))[0]
-        draws = step.draws.fakes(jax.random.key(1), table, 8, twins=True)
+        draws = step.random.generator_inputs(jax.random.key(1), table, 8, twins=True)
         w, (z, embedding), stats = step.model.map(variables, draws, update_stats=True)
         assert stats == {}
         return draws._replace(key=None), w, z, embedding, step.model.latent_w(variables, draws.z, draws.labels)
@@ -310,11 +308,13 @@ def test_the_loss_of_twins_reaches_the_shared_embedding():
     @jax.jit
     def gradients():
         state = step.init(0)
-        fakes = step.draws.fakes(jax.random.key(1), table, 8, twins=True)
-        draws = step.draws.of_pass(jax.random.key(2), table, fakes.labels)
+        fakes = step.random.generator_inputs(jax.random.key(1), table, 8, twins=True)
+        progress = Progress(jnp.int32(0), jnp.float32(0.0))
 
         def twins_loss(params):
-            return step.generator_loss(params, state, table, fakes, draws)[1][0]["loss/generator/noisytwins"]
+            return step.generator_loss(params, state, table, fakes, jax.random.key(2), progress)[1][0][
+                "loss/generator/noisytwins"
+            ]
 
         return fakes.labels, jax.grad(twins_loss)(state.generator.params)
 
@@ -333,14 +333,14 @@ def test_a_frozen_network_stays_as_it_is(run, frozen, other):
     state = intervene(run.start(), InterventionConfig(freeze=frozen))
     before = jax.device_get(state.replace(key=None))
     for step in (1, 2):  # no look at the spectra in the first, and none too large in the second
-        state, _ = run.programs.advance(state, step, batches())
+        state, _ = run.programs(state, step, batches())
     assert same(getattr(state, frozen).params, getattr(before, frozen).params)
     old, new = flat(getattr(before, other).params), flat(getattr(state, other).params)
     assert all(np.abs(new[name] - x).max() > 0 for name, x in old.items() if x.ndim > 1)
 
 
 def test_optimisers_forget(run):
-    state, _ = run.programs.advance(run.start(), 1, batches())
+    state, _ = run.programs(run.start(), 1, batches())
     kept = intervene(state, InterventionConfig(reset_momenta=False))
     networks = ("generator", "discriminator")
     assert all(same(getattr(kept, name).opt_state, getattr(state, name).opt_state) for name in networks)
@@ -349,7 +349,7 @@ def test_optimisers_forget(run):
     for name in networks:
         assert not any(np.any(x) for x in jax.tree.leaves(getattr(reset, name).opt_state))
         assert same(getattr(reset, name).params, getattr(state, name).params)
-    run.programs.advance(reset, 2, batches())  # lies as the programs expect
+    run.programs(reset, 2, batches())  # lies as the programs expect
 
 
 def test_rates_multiply(run):
@@ -377,9 +377,9 @@ def test_rates_multiply(run):
 def test_singular_values_are_those_of_the_weights(run):
     state = run.start()
     for step in range(9):  # looks in every other one, the last among them
-        state, reported = run.programs.advance(state, step, batches())
+        state, reported = run.programs(state, step, batches())
     assert sum("spectra/generator/linear/weight/0" in update.metrics for update in reported) == 1
-    numbers = in_order(reported)[-1][1]
+    numbers = fetch_in_order(reported)[-1][1]
     logged = {name: value for name, value in numbers.items() if name.startswith("spectra/")}
     expected = {}
     for name in ("generator", "discriminator"):
@@ -402,7 +402,10 @@ def test_the_clamp_holds(run):
     rng = np.random.default_rng(0)
 
     def sigma(network):
-        return max(np.linalg.svd(np.asarray(x), compute_uv=False)[0] for x in singular_values.weight_matrices(network.params).values())
+        return max(
+            np.linalg.svd(np.asarray(x), compute_uv=False)[0]
+            for x in singular_values.weight_matrices(network.params).values()
+        )
 
     def enlarged(network):
         params, block = dict(network.params), dict(network.params["blocks_0"])
@@ -415,15 +418,15 @@ def test_the_clamp_holds(run):
     state = state.replace(generator=enlarged(state.generator), discriminator=enlarged(state.discriminator))
     assert min(sigma(state.generator), sigma(state.discriminator)) > 2 * limit
     for step in range(0, 6, 2):  # looks after each of these
-        state, reported = run.programs.advance(state, step, batches())
+        state, reported = run.programs(state, step, batches())
         assert max(sigma(state.generator), sigma(state.discriminator)) < limit * 1.001
-        numbers = in_order(reported)[-1][1]
+        numbers = fetch_in_order(reported)[-1][1]
         found = numbers["spectra/generator/blocks_0/conv2/weight/0"]
         assert found > 2 * limit if step == 0 else found < 1.2 * limit  # as it was before it was clamped
     state = with_rates(
         state.replace(generator=enlarged(state.generator)), generator=0.0, discriminator=1.0, reset_momenta=False
     )
-    state, _ = run.programs.advance(state, 6, batches())
+    state, _ = run.programs(state, 6, batches())
     assert sigma(state.generator) > 2 * limit  # frozen
     assert sigma(state.discriminator) < limit * 1.001
 
@@ -435,10 +438,9 @@ def test_several_steps_in_one_program_are_the_same_steps(run):
     def train(together):
         state, reported, source = run.start(), [], batches()
         for step in range(0, 4, 2 if together else 1):
-            advance = run.programs.advance_several if together else run.programs.advance
-            state, some = advance(state, step, source)
+            state, some = run.programs(state, step, source, 2 if together else 1)
             reported += some
-        return jax.device_get(state.replace(key=None)), in_order(reported)
+        return jax.device_get(state.replace(key=None)), fetch_in_order(reported)
 
     (one, reports), (several, reports_several) = train(False), train(True)
     assert [(step, set(numbers)) for step, numbers in reports] == [(s, set(n)) for s, n in reports_several]

@@ -141,7 +141,12 @@ def test_evaluation_takes_a_device_for_each_core(told, devices):
     environment = tiny_run.environment(1)
     del environment["JAX_NUM_CPU_DEVICES"]
     result = subprocess.run(
-        [sys.executable, "-c", program], env=environment | told, capture_output=True, text=True, timeout=TIMEOUT, check=True
+        [sys.executable, "-c", program],
+        env=environment | told,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=True,
     )
     counted, cores = map(int, result.stdout.split()[-2:])
     assert counted == (cores if devices == "cores" else devices)

@@ -9,30 +9,35 @@ from noisytwins_jax.data.pipeline import training_batches
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.compiled_step import CompiledStep
-from noisytwins_jax.training.phases import Reported, due, in_order, order
+from noisytwins_jax.training.phases import build_phases, step_order
 from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.training.step_metrics import Reported, fetch_in_order
 from noisytwins_jax.utils.sharding import Layout
 
-NAMES = ("generator", "path_length", "average", "discriminator", "r1", "adapt")
+
+def make_step(**changes) -> TrainingStep:
+    ada = {"augment.diffaugment": "", "ada.operations": "brightness"}
+    config = tiny_run.tiny_config(**{"optimizer.discriminator_updates": 2, **ada, **changes})
+    return TrainingStep(config, build_model(config, 1, 4))
 
 
 def test_order_of_a_step():
-    config = tiny_run.tiny_config(**{"optimizer.discriminator_updates": 2})
-    assert order(config, NAMES) == [
+    order = step_order(build_phases(make_step()), 2)
+    assert [(phase.name, i) for phase, i in order] == [
         *(("generator", 0), ("path_length", 0), ("average", 0)),
         *(("discriminator", 0), ("r1", 0), ("discriminator", 1), ("r1", 1), ("adapt", 0)),
     ]
 
 
 def test_regularisers_are_due_at_their_intervals():
-    changes = {"optimizer.discriminator_updates": 2, "r1.interval": 3, "path_length.interval": 4}
-    config = tiny_run.tiny_config(**changes, **{"path_length.start_step": 5, "ada.interval": 5})
+    changes = {"r1.interval": 3, "path_length.interval": 4, "path_length.start_step": 5, "ada.interval": 5}
+    phases = {phase.name: phase for phase in build_phases(make_step(**changes))}
     steps = range(12)
-    assert [s for s in steps if due(config, "path_length", s, 0)] == [8]
-    assert [(s, b) for s in steps[:4] for b in (0, 1) if due(config, "r1", s, b)] == [(0, 0), (1, 1), (3, 0)]
-    assert [s for s in steps if due(config, "adapt", s, 0)] == [0, 5, 10]
-    assert all(due(config, "discriminator", s, b) for s in steps for b in (0, 1))
+    assert [s for s in steps if phases["path_length"].due(s, 0, 2)] == [8]
+    assert [(s, b) for s in steps[:4] for b in (0, 1) if phases["r1"].due(s, b, 2)] == [(0, 0), (1, 1), (3, 0)]
+    assert [s for s in steps if phases["adapt"].due(s, 0, 2)] == [0, 5, 10]
+    assert all(phases["discriminator"].due(s, b, 2) for s in steps for b in (0, 1))
 
 
 def test_reports_come_in_the_order_of_the_updates():
@@ -42,7 +47,7 @@ def test_reports_come_in_the_order_of_the_updates():
         Reported(4, {"b": np.arange(3.0) + 10}, ran),
         Reported(7, {"a": np.float32(5.0)}),
     ]
-    assert in_order(reported) == [
+    assert fetch_in_order(reported) == [
         *((4, {"a": 0.0}), (4, {"b": 10.0}), (5, {"a": 1.0}), (6, {"a": 2.0}), (6, {"b": 12.0}), (7, {"a": 5.0}))
     ]
 
@@ -62,17 +67,16 @@ def test_several_steps_in_one_program_are_the_same_steps(fast_compilation):
     splits = load_data(config.data)
     layout = Layout(jax.devices()[:1])
     step = TrainingStep(config, build_model(config, splits.train.channels, splits.train.num_classes))
-    programs = CompiledStep(step, layout, class_table(config, splits.train.class_counts))
+    programs = CompiledStep(step, class_table(config, splits.train.class_counts))
 
     def run(together: bool):
         state = jax.jit(step.init, static_argnums=0, out_shardings=layout.replicated)(0)
         reported = []
         with training_batches(splits.train, batch_size=config.batch_size, seed=0, mirror=False) as batches:
             for i in range(0, 8, 4 if together else 1):
-                advance = programs.advance_several if together else programs.advance
-                state, some = advance(state, i, batches)
+                state, some = programs(state, i, batches, 4 if together else 1)
                 reported += some
-            return state, in_order(reported), batches.state()
+            return state, fetch_in_order(reported), batches.state()
 
     (one, reports, position), (several, reports_several, position_several) = run(False), run(True)
     assert position == position_several == {"next_index": 8}

@@ -3,8 +3,6 @@
 In float64: Adam without momentum turns rounding of near-zero gradients into whole steps.
 """
 
-import functools
-
 import jax
 import numpy as np
 import optax
@@ -13,10 +11,11 @@ from golden_numbers import Golden, nhwc
 from stylegan2_state import tensors, variables
 
 from noisytwins_jax.config import default_config, parse_config
-from noisytwins_jax.models.model import GeneratorInputs
+from noisytwins_jax.models.model import DiscriminatorInputs, GeneratorInputs
 from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
 from noisytwins_jax.training.build_model import build_model
-from noisytwins_jax.training.random_inputs import ClassTable, Draws, PassDraws
+from noisytwins_jax.training.phases import build_phases
+from noisytwins_jax.training.random_inputs import ClassTable, RandomInputs
 from noisytwins_jax.training.state import AdaState, NetworkState, Rates, TrainState
 from noisytwins_jax.training.step import TrainingStep
 
@@ -42,16 +41,20 @@ class StridedGroups(StyleGAN2Model):
         return np.arange(n).reshape(group, n // group).T.ravel()
 
 
-class StoredDraws(Draws):
-    """Takes draws, in the order they are asked for, from the place of the class table's noise."""
+class StoredInputs(RandomInputs):
+    """Takes random inputs, in the order they are asked for, from the place of the class table's noise."""
 
-    def fakes(self, key, table, n, twins=False, std=1.0):
-        self.passes = iter(table.noise_std["passes"])
+    def generator_inputs(self, key, table, n, twins=False, std=1.0):
+        self.passes, self.noise = iter(table.noise_std["passes"]), table.noise_std.get("noise")
         return GeneratorInputs(*table.noise_std["fakes"], None, None, None, key)
 
-    def of_pass(self, key, table, labels):
+    def discriminator_inputs(self, key, table, images, labels, low_images=None, instances=None):
         stored = table.noise_std
-        return PassDraws(next(self.passes) if "fakes" in stored else stored["passes"][0], None)
+        noise = next(self.passes) if "fakes" in stored else stored["passes"][0]
+        return DiscriminatorInputs(images, labels, noise, augment_key=key)
+
+    def image_noise(self, key, n):
+        return self.noise
 
 
 def make_run(golden: Golden):
@@ -88,20 +91,17 @@ def make_state(golden: Golden, step: TrainingStep) -> TrainState:
     ema = jax.tree.map(jax.numpy.copy, generator.variables)
     discriminator = network("D", step.discriminator_optimizer)
     zero, one = jax.numpy.float64(0.0), jax.numpy.float64(1.0)
-    objectives = {
-        name: objective.init(generator.params, discriminator.params)
-        for name, objective in step.config.objectives.items()
-    }
+    losses = {name: loss.init(generator.params, discriminator.params) for name, loss in step.losses.items()}
+    losses["path_length"] = zero
     return TrainState(
         key=jax.random.key(0),
         generator=generator,
         discriminator=discriminator,
         ema=ema,
-        path_length_mean=zero,
         ada=AdaState(zero, zero, zero),
-        objectives=objectives,
+        losses=losses,
         rates=Rates(one, one),
-        spectra={},
+        singular_vectors={},
     )
 
 
@@ -116,10 +116,9 @@ def run_steps(golden: Golden):
     plain = build_model(config, 3, golden.config["num_classes"])
     networks = (network.clone(dtype=np.float64) for network in (plain.generator, plain.discriminator))
     step = TrainingStep(config, StridedGroups(*networks, plain.noise_mode))
-    step.draws = StoredDraws(config, step.model, step.augmentation)
+    step.random = StoredInputs(config, step.model, step.layout)
     std = golden["out/lambda_c"] * golden.config["emb_noise_std"]
-    updates = ("generator_update", "path_length_update", "average", "discriminator_update", "r1_update")
-    run = {name: jax.jit(getattr(step, name)) for name in updates}
+    run = {phase.name: jax.jit(phase.update) for phase in build_phases(step)}
 
     def noise(name, index, labels):
         return golden[f"in/{name}"][index] * std[labels][:, None]
@@ -132,7 +131,7 @@ def run_steps(golden: Golden):
         trace = {}
         labels = np.tile(golden["in/labels_g"][t], 2)
         fakes = (np.tile(golden["in/z_g"][t], (2, 1)), labels, noise("g_noise_g", t, labels))
-        state, metrics = run["generator_update"](state, stored(fakes=fakes, passes=[noise("d_noise_g", t, labels)]))
+        state, metrics = run["generator"](state, stored(fakes=fakes, passes=[noise("d_noise_g", t, labels)]))
         trace["g_adv"] = metrics["loss/generator"]
         trace["nt_loss"] = (
             config.noisytwins.weight * metrics["loss/generator/noisytwins"] * (t >= config.noisytwins.start_step)
@@ -140,42 +139,30 @@ def run_steps(golden: Golden):
         if t % config.path_length.interval == 0:
             event = t // config.path_length.interval
             labels = golden["in/labels_pl"][event]
-            table = stored(fakes=(golden["in/z_pl"][event], labels, noise("g_noise_pl", event, labels)), passes=[])
-            path_length_noise = nhwc(golden["in/pl_noise_unit"][event])
-            state, loss = jax.jit(functools.partial(path_length, step))(state, table, path_length_noise)
-            trace["pl_reg_loss"] = loss
-        trace["pl_mean"] = state.path_length_mean
-        state, _ = run["average"](state)
+            fakes = (golden["in/z_pl"][event], labels, noise("g_noise_pl", event, labels))
+            table = stored(fakes=fakes, passes=[], noise=nhwc(golden["in/pl_noise_unit"][event]))
+            state, metrics = run["path_length"](state, table)
+            trace["pl_reg_loss"] = metrics["loss/path_length"]
+        trace["pl_mean"] = state.losses["path_length"]
+        state, _ = run["average"](state, stored())
         trace["ema_probe"] = np.abs(state.ema["params"]["synthesis"]["b4"]["const"]).mean()
 
         fake_labels, real_labels = golden["in/labels_d"][t], golden["in/labels_real"][t]
         fakes = (golden["in/z_d"][t], fake_labels, noise("g_noise_d", t, fake_labels))
         passes = [noise("d_noise_real", t, real_labels), noise("d_noise_fake", t, fake_labels)]
         batch = {"image": (nhwc(golden["in/real_images"][t]).astype(np.float64) + 1) * 127.5, "label": real_labels}
-        state, metrics = run["discriminator_update"](state, batch, stored(fakes=fakes, passes=passes))
+        state, metrics = run["discriminator"](state, batch, stored(fakes=fakes, passes=passes))
         trace["d_adv"] = metrics["loss/discriminator"]
         trace["logit_real_mean"], trace["logit_fake_mean"] = metrics["logits/real"], metrics["logits/fake"]
         if config.lecam.weight > 0:
             trace["lecam_loss"] = metrics["loss/discriminator/lecam"] * (t > config.lecam.start_step)
-            trace["lecam_ema_real"], trace["lecam_ema_fake"] = state.objectives["lecam"]
+            trace["lecam_ema_real"], trace["lecam_ema_fake"] = state.losses["lecam"]
         if t % config.r1.interval == 0:
             draws = stored(passes=[noise("d_noise_r1", t // config.r1.interval, real_labels)])
-            state, metrics = run["r1_update"](state, batch, draws)
+            state, metrics = run["r1"](state, batch, draws)
             trace["r1_penalty"] = metrics["loss/r1"]
         traces.append({name: float(value) for name, value in trace.items()})
     return golden, state, traces
-
-
-def path_length(step, state, table, noise):
-    """`TrainingStep.path_length_update` with its image noise given."""
-    fakes = step.draws.fakes(state.key, table, len(noise))
-    (loss, mean), gradients = jax.value_and_grad(step.path_length_loss, has_aux=True)(
-        state.generator.params, state, fakes, noise
-    )
-    network = state.generator
-    updates, opt_state = step.generator_optimizer.update(gradients, network.opt_state, network.params)
-    network = network.replace(params=optax.apply_updates(network.params, updates), opt_state=opt_state)
-    return state.replace(generator=network, path_length_mean=mean), loss
 
 
 @pytest.mark.slow
