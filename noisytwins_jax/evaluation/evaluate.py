@@ -1,4 +1,4 @@
-"""``--mode=evaluate``: the numbers and the report of a trained run."""
+"""``--mode=evaluate``: evaluation of a checkpoint, with its report."""
 
 from pathlib import Path
 
@@ -11,20 +11,20 @@ from noisytwins_jax.utils.multihost import print_on_primary, raise_on_all_proces
 
 
 def evaluate(config: RunConfig, workdir: str | Path, which: str = "latest") -> Path:
-    """Evaluates a checkpoint; writes ``evaluation.json``, ``report.html``, ``w.npz`` and sheets of images.
+    """Evaluate a checkpoint and write ``evaluation.json``, ``report.html``, ``w.npz`` and sheets of images.
 
     The sheets are ``samples.png``, ``nearest.png``, ``interpolations.png`` and ``truncation.png``.
 
     Args:
-      config: the configuration the run was trained with.
-      workdir: the run.
+      config: the configuration of the run.
+      workdir: of the run.
       which: ``"latest"``, ``"best"`` or a step.
 
     Returns:
       The report's path.
 
     Raises:
-      UserError: there is no such checkpoint, or it does not fit the configuration.
+      UserError: the checkpoint does not exist or does not fit the configuration.
     """
     check_evaluation(config)
     with handle_disk_full(Path(workdir)):

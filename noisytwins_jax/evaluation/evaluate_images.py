@@ -1,6 +1,6 @@
-"""``--mode=evaluate --images``: the numbers and the report of images that come from files, whoever made them.
+"""``--mode=evaluate --images``: evaluation of images from files, with its report.
 
-In a run of several processes all of them call these functions, and all of them read the files.
+With several processes, all of them call these functions and read the files.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from noisytwins_jax.config import RunConfig, flatten
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.source import DataSplits, ImageSource, read_images
 from noisytwins_jax.evaluation.class_matching import Matched, match_classes
+from noisytwins_jax.evaluation.evaluate_generator import evaluate_generator
 from noisytwins_jax.evaluation.image_files import FileFakes, ImageFiles, OneClass
 from noisytwins_jax.evaluation.image_reading import read_image_files
-from noisytwins_jax.evaluation.measure import evaluate_generator
 from noisytwins_jax.evaluation.report.report import write_report
 from noisytwins_jax.evaluation.results import EVALUATION_FILE, NEAREST_CAPTION, REPORT_FILE
-from noisytwins_jax.evaluation.run_evaluation import SCRATCH, check_evaluation, load_extractors, settings_of
+from noisytwins_jax.evaluation.run_evaluation import RESUME_FOLDER, check_evaluation, get_settings, load_extractors
 from noisytwins_jax.evaluation.sheets import draw_nearest
 from noisytwins_jax.evaluation.table import format_table
 from noisytwins_jax.generation.sheets import image_grid
@@ -38,7 +38,7 @@ from noisytwins_jax.utils.files import handle_disk_full, write_atomically
 from noisytwins_jax.utils.multihost import broadcast_from_primary, print_on_primary, raise_on_all_processes
 
 SHEET_COLUMNS, SHEET_ROWS = 16, 8
-_OTHERWISE = (
+_ALTERNATIVE = (
     "--config.evaluation.protocol=tf1 --config.evaluation.extractors=inception (or another protocol of "
     "noisytwins_jax/metrics/protocols.py than embedded)"
 )
@@ -47,24 +47,24 @@ _OTHERWISE = (
 def evaluate_images(
     config: RunConfig, images: str | os.PathLike, reference: str | os.PathLike | None, workdir: str | Path
 ) -> Path:
-    """Compares images of files with a data set or with other files; writes ``evaluation.json`` and ``report.html``.
+    """Compare images of files with a data set or with other files, and write ``evaluation.json`` and ``report.html``.
 
-    Classes are matched as `class_matching.match_classes` says. Where a side has none, everything is compared as one
-    class, and the result has ``protocol["classes"]`` False, no rows in ``per_class`` and None for what is measured class
-    by class. The classifier of the data set is left out, with a note, where it cannot be had and is not the headline's
-    extractor. Killed, it goes on where it was when it is called with the same arguments.
+    Classes are matched by `match_classes`. Where a side has none, everything is compared as one class, and the result has
+    ``protocol["classes"]`` False, no rows in ``per_class`` and None for class-wise metrics. The classifier of the data set
+    is left out, with a note, where it cannot be used and is not the headline's extractor. A killed evaluation resumes when
+    it is called with the same arguments.
 
     Args:
-      config: its ``evaluation`` says how to measure; its ``data`` are the reference, unless one is given.
+      config: its ``evaluation`` has the protocol; its ``data`` is the reference, unless one is given.
       images: a folder or an ``.npz``, see `image_reading`.
-      reference: the same for the images to compare with, which are not resized; None for the data of `config`.
-      workdir: of this evaluation alone; features of the reference are kept in ``cache/`` beside it.
+      reference: folder or ``.npz`` of the real images, which are not resized; None for the data of `config`.
+      workdir: of this evaluation alone; features of the reference are cached in ``cache/`` beside it.
 
     Returns:
       The report's path.
 
     Raises:
-      UserError: images or weights are missing or unreadable, or do not fit together; the workdir is a run's, or holds the
+      UserError: images or weights are missing, unreadable or do not fit together; the workdir is a run's, or holds an
         evaluation of other images, against another reference or by another protocol.
     """
     with raise_on_all_processes():
@@ -81,14 +81,14 @@ def evaluate_images(
     with raise_on_all_processes():
         matched = match_classes(fakes, real)
         if reference is None and CLASSIFIER in chosen:
-            fakes, config, notes = _as_the_classifier_takes_them(fakes, real, config, chosen, matched)
-    _check_alike(config, fakes, real)
+            fakes, config, notes = _prepare_for_classifier(fakes, real, config, chosen, matched)
+    _check_processes_agree(config, fakes, real)
     with raise_on_all_processes():
         _check_earlier(Path(workdir) / EVALUATION_FILE, config, fakes, real)
     with handle_disk_full(Path(workdir)):
         with raise_on_all_processes():
             workdir = open_workdir(workdir, config)
-        sides = _sides(config, fakes, real, splits, matched)
+        sides = _build_sides(config, fakes, real, splits, matched)
         sides.notes.extend(notes)
         if config.evaluation.sweep:
             sides.notes.append(
@@ -104,14 +104,14 @@ def evaluate_images(
             "images_fingerprint": fakes.fingerprint,
             "images_resolution": fakes.resolution,
             "reference": against,
-            "truncation_psi": None,  # known to whoever made the files
+            "truncation_psi": None,  # unknown for files
             "class_noise": None,
             "classes": sides.classes,
             "warnings": [*sides.notes, *result["protocol"]["warnings"]],
         }
         print_on_primary(format_table({fakes.name: result}))
-        report = broadcast_from_primary(lambda: _write(config, result, sides, against, workdir))
-        ResumableCache(workdir / SCRATCH).remove_finished()
+        report = broadcast_from_primary(lambda: _write_results(config, result, sides, against, workdir))
+        ResumableCache(workdir / RESUME_FOLDER).remove_finished()
         return report
 
 
@@ -120,7 +120,7 @@ def _check_arguments(config: RunConfig, reference: str | os.PathLike | None, wor
     if reference is not None and next(iter(chosen)) == CLASSIFIER:
         raise UserError(
             "The classifier, which this configuration measures with, is trained on the data set that --reference replaces; "
-            f"give {_OTHERWISE}."
+            f"give {_ALTERNATIVE}."
         )
     if (workdir / CONFIG_FILE).exists():
         raise UserError(
@@ -129,35 +129,35 @@ def _check_arguments(config: RunConfig, reference: str | os.PathLike | None, wor
     return chosen
 
 
-def _as_the_classifier_takes_them(
+def _prepare_for_classifier(
     fakes: ImageFiles, real: ImageSource, config: RunConfig, chosen: dict[str, str], matched: Matched
 ) -> tuple[ImageFiles, RunConfig, list[str]]:
-    """The images in the data set's colours; or the configuration without the classifier, and why."""
+    """Convert the images to the data set's channels, or remove the classifier from the configuration, with a note."""
     headline = next(iter(chosen)) == CLASSIFIER
     if fakes.resolution != real.resolution:
         if headline:
             raise UserError(
                 f"The images of {fakes.name} are of {fakes.resolution} px and the data set of {real.resolution} px, which "
                 "is all that its classifier sees; give images or --config.data.resolution of the same size, or "
-                f"{_OTHERWISE}."
+                f"{_ALTERNATIVE}."
             )
         why = f"sees images of {real.resolution} px only, and these are of {fakes.resolution} px"
         return fakes, *_without_classifier(config, why)
     if matched.labels is None and not headline:
         return fakes, *_without_classifier(config, "has no classes to look for")
-    return fakes.converted(real.channels), config, []
+    return fakes.convert(real.channels), config, []
 
 
 def _without_classifier(config: RunConfig, why: str) -> tuple[RunConfig, list[str]]:
     names = [name.strip() for name in config.evaluation.extractors.split(",")]
-    kept = ",".join(name for name in names if name != CLASSIFIER)
-    evaluation = dataclasses.replace(config.evaluation, extractors=kept)
+    others = ",".join(name for name in names if name != CLASSIFIER)
+    evaluation = dataclasses.replace(config.evaluation, extractors=others)
     note = f"There is no class accuracy: the classifier {why}."
     return dataclasses.replace(config, evaluation=evaluation), [note]
 
 
 def _check_earlier(path: Path, config: RunConfig, fakes: ImageFiles, real: ImageSource) -> None:
-    """Looks whether the evaluation that is there already is of the same, before it is replaced."""
+    """Check that an existing evaluation, which would be replaced, is of the same images by the same protocol."""
     try:
         earlier = json.loads(path.read_text(encoding="utf-8")).get("protocol") or {}
     except (FileNotFoundError, NotADirectoryError):
@@ -176,8 +176,8 @@ def _check_earlier(path: Path, config: RunConfig, fakes: ImageFiles, real: Image
         raise UserError(f"{path} holds an evaluation {other}, which would be lost; give another --workdir.")
 
 
-def _check_alike(config: RunConfig, fakes: ImageFiles, real: ImageSource) -> None:
-    """Looks whether all processes measure the same images in the same way."""
+def _check_processes_agree(config: RunConfig, fakes: ImageFiles, real: ImageSource) -> None:
+    """Check that all processes evaluate the same images with the same configuration and code."""
     if jax.process_count() == 1:
         return
     facts = {f"config.{name}": repr(value) for name, value in flatten(config).items()}
@@ -189,19 +189,19 @@ def _check_alike(config: RunConfig, fakes: ImageFiles, real: ImageSource) -> Non
 
 @dataclasses.dataclass
 class _Sides:
-    """What is compared, with one numbering of the classes."""
+    """Generated and real images, with one numbering of the classes."""
 
     fakes: ImageFiles
     labels: np.ndarray  # of the fakes
     reference: ImageSource
     groups: dict[str, np.ndarray]
-    train: ImageSource | None  # where the reference is a data set
-    split: str  # what the reference is of the data set
+    train: ImageSource | None  # None where the reference is files
+    split: str  # of the reference: "train", "reference" or "files"
     notes: list[str]
-    classes: bool  # whether there are any
+    classes: bool  # whether both have classes
 
 
-def _sides(
+def _build_sides(
     config: RunConfig, fakes: ImageFiles, real: ImageSource, splits: DataSplits | None, matched: Matched
 ) -> _Sides:
     labels, note = matched
@@ -221,7 +221,7 @@ def _sides(
 def _measure(
     config: RunConfig, sides: _Sides, extractors: dict[str, FeatureExtractor], workdir: Path
 ) -> dict[str, Any]:
-    fakes, settings = sides.fakes, settings_of(config, reference_split=sides.split, weights="files")
+    fakes, settings = sides.fakes, get_settings(config, reference_split=sides.split, weights="files")
     result = evaluate_generator(
         FileFakes(fakes, sides.labels, settings.per_device_batch, settings.prefetch),
         reference=sides.reference,
@@ -232,7 +232,7 @@ def _measure(
         train_counts=None if sides.train is None else sides.train.class_counts,
         available=np.bincount(sides.labels, minlength=sides.reference.num_classes),
         cache=cache_dir(workdir),
-        scratch=ResumableCache(workdir / SCRATCH),
+        resume_cache=ResumableCache(workdir / RESUME_FOLDER),
         identity=f"{fakes.fingerprint} {hashlib.sha256(sides.labels.tobytes()).hexdigest()}",
     )
     if not sides.classes:
@@ -241,15 +241,15 @@ def _measure(
 
 
 def _leave_classes_out(result: dict[str, Any]) -> None:
-    """Removes what the only class would say class by class, such as an iFID that is the FID."""
-    for values in (result["metrics"], result["floor"]):
+    """Remove the class-wise metrics of images without classes, such as an iFID that equals the FID."""
+    for values in (result["metrics"], result["real_vs_real"]):
         values |= {key: None for key in values if key.startswith(("ifid", "ifd_", "class_"))}
     result["per_class"] = []
     result.get("memorisation", {}).pop("within_class", None)
     protocol = result["protocol"]
-    said = [sentence for sentence in protocol["warnings"] if " of 1 classes " not in sentence]
+    warnings = [warning for warning in protocol["warnings"] if " of 1 classes " not in warning]
     if protocol["n_real"] <= protocol["feature_dim"]:
-        said.append(
+        warnings.append(
             f"There are no more real images than the {protocol['feature_dim']} feature dimensions; finite-sample bias raises "
             "distances."
         )
@@ -257,42 +257,42 @@ def _leave_classes_out(result: dict[str, Any]) -> None:
         "n_fake_per_class": None,
         "labels": "none",
         "headline": "all numbers are of all images together, without classes",
-        "warnings": said,
+        "warnings": warnings,
     }
 
 
-def _write(config: RunConfig, result: dict[str, Any], sides: _Sides, against: str, workdir: Path) -> Path:
-    """On the first process."""
+def _write_results(config: RunConfig, result: dict[str, Any], sides: _Sides, against: str, workdir: Path) -> Path:
+    """Write ``evaluation.json`` and the report; called by the primary process."""
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     write_atomically(workdir / EVALUATION_FILE, text)
     fakes, real = sides.fakes, sides.reference
-    where = f" of {real.num_classes} classes" if sides.classes else ""
-    spaced = "At even distances in the order of classes; none is selected."
+    classes = f" of {real.num_classes} classes" if sides.classes else ""
+    selection = "At even distances in the order of classes; not selected."
     return write_report(
         workdir / REPORT_FILE,
         title=f"{fakes.name} against {against}",
-        lede=f"{len(fakes)} generated images from files and {len(real)} real ones{where}.",
+        lede=f"{len(fakes)} generated images from files and {len(real)} real ones{classes}.",
         config_text=json.dumps(flatten(config), indent=2),
         evaluation=result,
         figures=[
-            (f"Generated images. {spaced}", _sheet(fakes, sides.labels)),
-            (f"Real images. {spaced}", _sheet(real, real.labels)),
-            *_nearest(sides, result),
+            (f"Generated images. {selection}", _image_sheet(fakes, sides.labels)),
+            (f"Real images. {selection}", _image_sheet(real, real.labels)),
+            *_nearest_figure(sides, result),
         ],
     )
 
 
-def _nearest(sides: _Sides, result: dict[str, Any]) -> list[tuple[str, Image.Image]]:
-    """Caption and picture of the nearest training images that `result` names, where they are of the same size."""
+def _nearest_figure(sides: _Sides, result: dict[str, Any]) -> list[tuple[str, Image.Image]]:
+    """Return caption and sheet of the nearest training images in `result`, where images have the same size."""
     examples, train = (result.get("memorisation") or {}).get("examples"), sides.train
     if not examples or sides.fakes.resolution != train.resolution:
         return []
     rows = np.argsort(sides.labels, kind="stable")[[example["index"] for example in examples]]
-    images = read_images(sides.fakes.converted(train.channels), rows)["image"]
+    images = read_images(sides.fakes.convert(train.channels), rows)["image"]
     return [(NEAREST_CAPTION, draw_nearest(examples, images, train))]
 
 
-def _sheet(source: ImageSource, labels: np.ndarray) -> Image.Image:
+def _image_sheet(source: ImageSource, labels: np.ndarray) -> Image.Image:
     order = np.argsort(labels, kind="stable")
     rows = np.linspace(0, len(order) - 1, min(len(order), SHEET_COLUMNS * SHEET_ROWS)).round().astype(int)
     return image_grid(read_images(source, order[rows])["image"], columns=SHEET_COLUMNS)

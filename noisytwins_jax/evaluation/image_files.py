@@ -1,22 +1,23 @@
-"""Images of files as the evaluation takes them: real ones, generated ones, and ones without their classes."""
+"""Image sources for evaluations of files: real images, generated images, and images without classes."""
 
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+from typing_extensions import override
 
 from noisytwins_jax.data.preprocessing import Preprocessing
 from noisytwins_jax.data.source import ImageSource, LabelledImages, read_images
 from noisytwins_jax.metrics.features import Extract, HostFakes
 from noisytwins_jax.utils.progress_bar import images_bar
 
-ALL = "all"  # name of the only class of images that have none
-_AT_ONCE = 1024  # images in the host's memory
+ALL = "all"  # class name of images without classes
+_READ_BATCH = 1024  # images in the host's memory
 
 
 def are_numbers(names: Iterable[str]) -> bool:
-    """Whether all names of classes are whole numbers, such as 7 or 007."""
+    """Return whether all class names are whole numbers, such as 7 or 007."""
     return all(name.isascii() and name.isdecimal() for name in names)
 
 
@@ -25,13 +26,13 @@ class ImageFiles:
 
     Args:
       name: of the folder or file, for messages and reports.
-      read: integers ``[B]`` → images uint8 ``[B, resolution, resolution, channels]`` that belong to the caller.
+      read: function from indices, integers ``[B]``, to new arrays of images uint8 ``[B, resolution, resolution, channels]``.
       resolution: height and width in pixels.
       channels: 1 or 3.
       labels: integers ``[N]``, class ids; every class has an image.
       class_names: one name a class.
       class_ids: the id of each class, where the files have ids; they may have gaps. None for folders.
-      named: whether the class names are more than the ids as text.
+      named: whether the class names are real names rather than the ids as text.
     """
 
     preprocessing = ""
@@ -58,15 +59,15 @@ class ImageFiles:
         self.class_counts = np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.labels)
 
     def __getitem__(self, index: int) -> LabelledImages:
-        """Image ``index``: ``{"image": uint8 [H, W, C], "label": int32 scalar}``."""
+        """Return image ``index``: ``{"image": uint8 [H, W, C], "label": int32 scalar}``."""
         return {"image": self._read(np.array([index]))[0], "label": self.labels[index]}
 
     def take(self, indices: np.ndarray) -> LabelledImages:
-        """Images ``indices``, integers ``[B]``: ``{"image": uint8 [B, H, W, C], "label": int32 [B]}``.
+        """Return images ``indices``, integers ``[B]``: ``{"image": uint8 [B, H, W, C], "label": int32 [B]}``.
 
         Raises:
           UserError: a file cannot be read.
@@ -75,35 +76,35 @@ class ImageFiles:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of shape, images and labels, as `data.source.ArraySource` has it; reads every image."""
+        """Hexadecimal SHA-256 of shape, images and labels, as in `data.source.ArraySource`; reads every image."""
         shape = (len(self), self.resolution, self.resolution, self.channels)
         digest = hashlib.sha256(repr(shape).encode())
         with images_bar(f"Reading {self.name}", len(self)) as bar:
-            for start in range(0, len(self), _AT_ONCE):
-                images = self._read(np.arange(start, min(start + _AT_ONCE, len(self))))
+            for start in range(0, len(self), _READ_BATCH):
+                images = self._read(np.arange(start, min(start + _READ_BATCH, len(self))))
                 digest.update(np.ascontiguousarray(images).data)
                 bar.update(len(images))
         digest.update(self.labels.astype("<i4").data)
         return digest.hexdigest()
 
-    def converted(self, channels: int) -> "ImageFiles":
-        """The same images as RGB (3) or as grey ones (1, ITU-R 601 luma)."""
+    def convert(self, channels: int) -> "ImageFiles":
+        """Return the same images in RGB (3) or grey (1, ITU-R 601 luma)."""
         if channels == self.channels:
             return self
-        convert = functools.partial(Preprocessing(), resolution=self.resolution, channels=channels)
+        convert_image = functools.partial(Preprocessing(), resolution=self.resolution, channels=channels)
 
         def read(indices: np.ndarray) -> np.ndarray:
             images = self._read(indices)
-            return np.stack([convert(image[..., 0] if self.channels == 1 else image) for image in images])
+            return np.stack([convert_image(image[..., 0] if self.channels == 1 else image) for image in images])
 
         classes = (self.labels, self.class_names, self.class_ids, self.named)
         return ImageFiles(self.name, read, self.resolution, channels, *classes)
 
 
 class OneClass:
-    """The images of an ``ImageSource`` without their classes: all are of the class "all".
+    """The images of an ``ImageSource`` without their classes: all have the class "all".
 
-    The fingerprint is the source's, whose labels it covers: the images are the same, and so are their features.
+    The fingerprint is the source's, so that features cached for the source are used.
     """
 
     num_classes, class_names = 1, (ALL,)
@@ -118,24 +119,24 @@ class OneClass:
 
     @property
     def fingerprint(self) -> str:
-        """The source's."""
+        """Fingerprint of the source."""
         return self._source.fingerprint
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self._source)
 
     def __getitem__(self, index: int) -> LabelledImages:
-        """Image ``index``: ``{"image": uint8 [H, W, C], "label": int32 scalar}``."""
+        """Return image ``index``: ``{"image": uint8 [H, W, C], "label": int32 scalar}``."""
         return {"image": self._source[index]["image"], "label": self.labels[index]}
 
     def take(self, indices: np.ndarray) -> LabelledImages:
-        """Images ``indices``, integers ``[B]``: ``{"image": uint8 [B, H, W, C], "label": int32 [B]}``."""
+        """Return images ``indices``, integers ``[B]``: ``{"image": uint8 [B, H, W, C], "label": int32 [B]}``."""
         return {"image": read_images(self._source, indices)["image"], "label": self.labels[indices]}
 
 
 class FileFakes(HostFakes):
-    """Images of files as `features.Fakes`: index i is the i-th image when they are sorted by class.
+    """Images of files as a source of generated images: index i is the i-th image in the order of classes.
 
     Args:
       images: the images.
@@ -153,10 +154,10 @@ class FileFakes(HostFakes):
             image_size=(images.resolution, images.resolution, images.channels),
         )
 
+    @override
     def extract_features(self, extract: Extract, labels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
-        """See `Fakes`. A class may be larger than the memory: some images are read at a time."""
-        seen = []
-        for start in range(0, len(labels), _AT_ONCE):
-            rows = slice(start, start + _AT_ONCE)
-            seen.append(super().extract_features(extract, labels[rows], indices[rows]))
-        return tuple(np.concatenate(parts) for parts in zip(*seen, strict=True))
+        outputs = []  # in batches, since a class may be larger than the memory
+        for start in range(0, len(labels), _READ_BATCH):
+            rows = slice(start, start + _READ_BATCH)
+            outputs.append(super().extract_features(extract, labels[rows], indices[rows]))
+        return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))

@@ -1,4 +1,4 @@
-"""How an evaluation is to be made: whether that can be done, and what is recorded of it."""
+"""Check of an evaluation's arguments, and the record of its protocol."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP
 from noisytwins_jax.metrics.settings import Counts, Settings
 from noisytwins_jax.utils.errors import UserError
 
-_PUBLISHED = 50_000  # generated images behind published numbers
+_PUBLISHED_IMAGES = 50_000  # generated images behind published numbers
 
 
 def check_request(
@@ -22,10 +22,10 @@ def check_request(
     train_counts: Sequence[int] | np.ndarray | None = None,
     sweep: bool = False,
 ) -> None:
-    """Looks at everything that can be wrong with the arguments of `evaluation.evaluate_generator`, before anything is generated.
+    """Check the arguments of `evaluate_generator` before anything is generated.
 
     Raises:
-        UserError: too few images for the metrics, or groups that are none.
+        UserError: too few images for the metrics, or invalid groups.
     """
     num_classes, k = reference.num_classes, settings.k
     if k < 1:
@@ -43,7 +43,7 @@ def check_request(
         )
     if len(reference.labels) < 2 * (k + 1):
         raise UserError(
-            f"k = {k} neighbours need at least {2 * (k + 1)} real images (the floor compares two halves), "
+            f"k = {k} neighbours need at least {2 * (k + 1)} real images (two halves are compared with each other), "
             f"got {len(reference.labels)}: add images, {lower}."
         )
     splits = settings.protocol.splits
@@ -64,7 +64,7 @@ def check_request(
         raise UserError(f"train_counts has {len(train_counts)} entries for {num_classes} classes.")
 
 
-def protocol_record(
+def build_protocol_record(
     reference: ImageSource,
     extractors: Mapping[str, FeatureExtractor],
     groups: Mapping[str, Sequence[int]],
@@ -72,20 +72,20 @@ def protocol_record(
     settings: Settings,
     counts: Counts,
 ) -> dict[str, Any]:
-    """What an evaluation records of how it was made: its entry "protocol".
+    """Build the entry "protocol" of an evaluation: the record of how it was measured.
 
     Args:
         reference: the real images.
         extractors: by kind, the headline's first.
         groups: name -> class ids.
         n_real: real images of each class [num_classes].
-        settings: the protocol and more.
+        settings: of the evaluation.
         counts: generated images of each class.
     """
     headline = next(iter(extractors))
-    alike = counts.each.min() == counts.each.max()
+    balanced = counts.each.min() == counts.each.max()
     protocol, first = settings.protocol, extractors[headline]
-    named = {
+    networks = {
         kind: {"name": x.name, "sha256": x.sha256, "feature_dim": x.feature_dim, "description": x.description}
         for kind, x in extractors.items()
     }
@@ -96,7 +96,7 @@ def protocol_record(
         "extractor_description": first.description,
         "feature_dim": first.feature_dim,
         "headline_extractor": headline,
-        "extractors": named,
+        "extractors": networks,
         "reference_fingerprint": reference.fingerprint,
         "reference_split": settings.reference_split,
         "preprocessing": reference.preprocessing,
@@ -105,9 +105,9 @@ def protocol_record(
         "num_classes": int(reference.num_classes),
         "n_real": int(n_real.sum()),
         "n_fake": int(counts.each.sum()),
-        "n_fake_per_class": int(counts.each[0]) if alike else None,
+        "n_fake_per_class": int(counts.each[0]) if balanced else None,
         "n_fake_pooled": int(counts.pooled.sum()),
-        "labels": "balanced" if alike else "as in the files",
+        "labels": "balanced" if balanced else "as in the files",
         "k": settings.k,
         "inclusive": protocol.inclusive,
         "inception_score": {
@@ -125,7 +125,7 @@ def protocol_record(
         "truncation_psi": settings.truncation_psi,
         "class_groups": dict(groups),
         "headline": "precision, recall, density, coverage and distances without a class are pooled over all classes"
-        + (", with the same number of generated images for each class, or one more" if alike else "")
+        + (", with the same number of generated images for each class, or one more" if balanced else "")
         + "; <group>_precision and <group>_recall are means of per-class values",
         "warnings": _warnings(n_real, settings, counts, extractors),
     }
@@ -134,26 +134,26 @@ def protocol_record(
 def _warnings(
     n_real: np.ndarray, settings: Settings, counts: Counts, extractors: Mapping[str, FeatureExtractor]
 ) -> list[str]:
-    """Sentences about numbers that say less than they seem to."""
+    """Return warnings about numbers that are less reliable than they seem."""
     k, dim = settings.k, next(iter(extractors.values())).feature_dim
-    found = {
+    classes = {
         "have no real image and no iFID": n_real == 0,
         "have one real image; its covariance counts as zero in iFID": n_real == 1,
         f"have at most k = {k} real images and no precision or recall of their own": n_real <= k,
         f"have no more real images than the {dim} feature dimensions; finite-sample bias raises their iFID": n_real
         <= dim,
     }
-    said = [f"{int(mask.sum())} of {len(n_real)} classes {what}." for what, mask in found.items() if mask.any()]
-    if settings.protocol.name != "embedded" and counts.pooled.sum() < _PUBLISHED:
-        said.append(
-            f"Published numbers are of {_PUBLISHED} generated images, these of {counts.pooled.sum()}: fewer raise FID."
+    warnings = [f"{int(mask.sum())} of {len(n_real)} classes {what}." for what, mask in classes.items() if mask.any()]
+    if settings.protocol.name != "embedded" and counts.pooled.sum() < _PUBLISHED_IMAGES:
+        warnings.append(
+            f"Published numbers are of {_PUBLISHED_IMAGES} generated images, these of {counts.pooled.sum()}: fewer raise FID."
         )
     if CLIP in extractors and "l14-336" not in extractors[CLIP].name:
-        said.append(f"CMMD is published with CLIP ViT-L/14 at 336 px; here it is of {extractors[CLIP].name}.")
+        warnings.append(f"CMMD is published with CLIP ViT-L/14 at 336 px; here it is of {extractors[CLIP].name}.")
     if CLASSIFIER in extractors:
         accuracy = extractors[CLASSIFIER].description.get("held_out_accuracy")
         if accuracy is not None and accuracy < 0.5:
-            said.append(
+            warnings.append(
                 f"The classifier recognises {accuracy:.0%} of held-out real images: class accuracy says little."
             )
-    return said
+    return warnings

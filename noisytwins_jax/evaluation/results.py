@@ -17,7 +17,7 @@ from noisytwins_jax.evaluation.report.factor_figure import factor_figure
 from noisytwins_jax.evaluation.report.report import write_report
 from noisytwins_jax.evaluation.report.singular_values_figure import singular_values_figure
 from noisytwins_jax.evaluation.report.w_projection import w_projection_figure
-from noisytwins_jax.evaluation.run_evaluation import SCRATCH, evaluate_variables
+from noisytwins_jax.evaluation.run_evaluation import RESUME_FOLDER, evaluate_variables
 from noisytwins_jax.evaluation.sheets import (
     NEAREST_FILE,
     SHEET_FILE,
@@ -68,7 +68,7 @@ def write_results(
     result["protocol"]["step"] = step
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     broadcast_from_primary(lambda: write_atomically(workdir / EVALUATION_FILE, text))
-    ResumableCache(workdir / SCRATCH).remove_finished()
+    ResumableCache(workdir / RESUME_FOLDER).remove_finished()
     print_on_primary(format_table({config.name: result}))
     sheet = make_sheet(config, variables, splits, workdir / SHEET_FILE)
     nearest = make_nearest_sheet(config, variables, splits, result, workdir / NEAREST_FILE)

@@ -1,4 +1,4 @@
-"""Numbers from features of real and generated images: for one class, for all pooled, and for real against real."""
+"""Metrics from features of real and generated images: for one class, for all classes pooled, and real against real."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,24 +12,28 @@ from noisytwins_jax.metrics.kernel_distances import cmmd, kid
 from noisytwins_jax.metrics.neighbours import neighbour_metrics
 from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP, DINOV2, INCEPTION, Protocol
 
-FRECHET = {CLASSIFIER: "fid", INCEPTION: "fid", CLIP: "fid_clip", DINOV2: "fd_dinov2"}  # of all classes together
+FRECHET = {CLASSIFIER: "fid", INCEPTION: "fid", CLIP: "fid_clip", DINOV2: "fd_dinov2"}  # of all classes pooled
 CLASSWISE = {CLASSIFIER: "ifid", INCEPTION: "ifid", CLIP: "ifid_clip", DINOV2: "ifd_dinov2"}  # of each class
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
 Arrays = Mapping[str, np.ndarray]  # kind of extractor -> features [n, d]
 
 
 def class_scores(real: Arrays, fake: Arrays, headline: str, k: int, inclusive: bool) -> dict[str, Any]:
-    """The Fréchet distances of one class, and the headline's precision, recall, density and coverage within it.
+    """Compute the Fréchet distances of one class, and the headline's precision, recall, density and coverage within it.
 
-    None where there are too few images; one real image counts as zero covariance and is flagged ``degenerate``.
+    Values are None where there are too few images; one real image counts as zero covariance and is flagged
+    ``degenerate``.
     """
-    count, made = len(real[headline]), len(fake[headline])
-    enough = min(count, made) > k
-    within = neighbour_scores(real[headline], fake[headline], k, inclusive) if enough else {}
+    num_real, num_fake = len(real[headline]), len(fake[headline])
+    enough = min(num_real, num_fake) > k
+    neighbours = neighbour_scores(real[headline], fake[headline], k, inclusive) if enough else {}
     return {
-        **{CLASSWISE[kind]: frechet_distance(real[kind], fake[kind]) if count and made else None for kind in real},
-        "degenerate": min(count, made) < 2,
-        **{name: within.get(name) for name in NEIGHBOURS},
+        **{
+            CLASSWISE[kind]: frechet_distance(real[kind], fake[kind]) if num_real and num_fake else None
+            for kind in real
+        },
+        "degenerate": min(num_real, num_fake) < 2,
+        **{name: neighbours.get(name) for name in NEIGHBOURS},
     }
 
 
@@ -41,20 +45,20 @@ def pooled_scores(
     headline: str,
     k: int,
     protocol: Protocol,
-    alone: Mapping[str, Any] | None = None,
+    single_class: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All numbers of all classes together.
+    """Compute the metrics of all classes pooled.
 
     Args:
       real: features of the real images by kind of extractor.
-      fake: the same of generated images.
-      logits: the headline extractor's of the generated images ``[n, c]``; c = 0 for no Inception Score.
-      headline: the kind behind FID, KID, precision, recall, density and coverage.
+      fake: features of generated images by kind of extractor.
+      logits: of the headline extractor on the generated images ``[n, c]``; c = 0 for no Inception Score.
+      headline: the extractor kind of FID, KID, precision, recall, density and coverage.
       k: neighbours.
       protocol: of the Inception Score and KID, and whether balls are closed.
-      alone: where there is one class, its `class_scores` of the same images, not to be computed again.
+      single_class: where there is one class, its `class_scores` of the same images, to avoid computing them again.
     """
-    scores = _distances_and_neighbours(real, fake, headline, k, protocol.inclusive, alone)
+    scores = _distances_and_neighbours(real, fake, headline, k, protocol.inclusive, single_class)
     scores["kid"], scores["kid_std"] = kid(
         real=real[headline],
         fake=fake[headline],
@@ -70,17 +74,18 @@ def pooled_scores(
 
 
 def _distances_and_neighbours(
-    real: Arrays, fake: Arrays, headline: str, k: int, inclusive: bool, alone: Mapping[str, Any] | None
+    real: Arrays, fake: Arrays, headline: str, k: int, inclusive: bool, single_class: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Pooled Fréchet distances, precision, recall, density and coverage; those of the class if it is `alone`."""
-    if alone is not None:
-        return {FRECHET[kind]: alone[CLASSWISE[kind]] for kind in real} | {name: alone[name] for name in NEIGHBOURS}
+    """Compute pooled Fréchet distances, precision, recall, density and coverage, or take those of a single class."""
+    if single_class is not None:
+        distances = {FRECHET[kind]: single_class[CLASSWISE[kind]] for kind in real}
+        return distances | {name: single_class[name] for name in NEIGHBOURS}
     distances = {FRECHET[kind]: frechet_distance(real[kind], fake[kind]) for kind in real}
     return distances | neighbour_scores(real[headline], fake[headline], k, inclusive)
 
 
-def real_score(logits: np.ndarray, protocol: Protocol) -> dict[str, Any]:
-    """The Inception Score of real images, from the headline's logits ``[n, c]``; nothing if it cannot be had."""
+def real_inception_score(logits: np.ndarray, protocol: Protocol) -> dict[str, Any]:
+    """Compute the Inception Score of real images from the headline's logits ``[n, c]``; empty without logits or images."""
     if not logits.shape[1] or len(logits) < protocol.splits:
         return {}
     score, deviation = inception_score(logits, splits=protocol.splits, shuffle_seed=protocol.shuffle_seed)
@@ -88,8 +93,8 @@ def real_score(logits: np.ndarray, protocol: Protocol) -> dict[str, Any]:
 
 
 def neighbour_scores(real: np.ndarray, fake: np.ndarray, k: int, inclusive: bool = False) -> dict[str, float]:
-    """Precision, recall, density and coverage."""
-    with warnings.catch_warnings():  # a collapsed class shows in the values; no need to say so once for each class
+    """Compute precision, recall, density and coverage."""
+    with warnings.catch_warnings():  # a warning for each collapsed class would repeat what the values show
         warnings.simplefilter("ignore", UserWarning)
         return neighbour_metrics(real=real, fake=fake, k=k, inclusive=inclusive)._asdict()
 
@@ -103,9 +108,10 @@ def real_vs_real_metrics(
     inclusive: bool,
     seed: int,
 ) -> dict[str, Any]:
-    """The same metrics, one random half of every class's real images against the other.
+    """Compute the same metrics of one random half of every class's real images against the other.
 
-    Pooled are classes of two images or more; the others' single images are left out. Classes by themselves need four.
+    Classes of a single image are left out of the pooled metrics, and classes of fewer than four have no metrics of their
+    own.
     """
     rng = np.random.default_rng(seed)
     halves, rows = ([], []), {}
@@ -121,20 +127,20 @@ def real_vs_real_metrics(
     first, second = _at(real, halves[0]), _at(real, halves[1])
     if len(halves[0]) <= k:  # many classes of a single image
         return {}
-    floor = {"n_per_half": len(halves[0])}
-    alone = rows[int(classes[0])] if len(classes) == 1 else None
-    floor |= _distances_and_neighbours(first, second, headline, k, inclusive, alone)
-    floor |= classwise_summary(list(rows.values()), real)
-    floor |= {f"class_{name}": mean_of(rows.values(), name) for name in ("precision", "recall")}
+    metrics = {"n_per_half": len(halves[0])}
+    single_class = rows[int(classes[0])] if len(classes) == 1 else None
+    metrics |= _distances_and_neighbours(first, second, headline, k, inclusive, single_class)
+    metrics |= classwise_summary(list(rows.values()), real)
+    metrics |= {f"class_{name}": mean_of(rows.values(), name) for name in ("precision", "recall")}
     for name, ids in groups.items():
         group = [rows[c] for c in ids if c in rows]
         classwise = [CLASSWISE[kind] for kind in real]
-        floor |= {f"{name}_{key}": mean_of(group, key) for key in (*classwise, "precision", "recall")}
-    return floor
+        metrics |= {f"{name}_{key}": mean_of(group, key) for key in (*classwise, "precision", "recall")}
+    return metrics
 
 
 def classwise_summary(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean, population standard deviation and median of the classes' Fréchet distances, over those that have one."""
+    """Compute mean, population standard deviation and median of the classes' Fréchet distances, ignoring None."""
     summary: dict[str, Any] = {}
     for kind in kinds:
         name = CLASSWISE[kind]
@@ -145,7 +151,7 @@ def classwise_summary(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, Any
 
 
 def mean_of(rows: Any, key: str) -> float | None:
-    """Mean over the rows that have a value; None if none has."""
+    """Compute the mean over the rows that have a value; None if none has."""
     values = [row[key] for row in rows if row.get(key) is not None]
     return float(np.mean(values)) if values else None
 

@@ -1,4 +1,4 @@
-"""A sweep over truncation, and the three points of it that BigGAN reports (Brock et al. 2019, section 4.2, table 1)."""
+"""Summary of a sweep over truncation with the three operating points of BigGAN (Brock et al. 2019, section 4.2, table 1)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,13 +7,13 @@ from typing import Any
 def truncation_sweep(
     points: Sequence[Mapping[str, Any]], real_score: float | None, distance: str, kind: str = "psi"
 ) -> dict[str, Any]:
-    """The points of a sweep, from no truncation to the strongest, and BigGAN's three operating points.
+    """Sort the points of a sweep from no truncation to the strongest, and select BigGAN's three operating points.
 
     Args:
-      points: ``{"strength", "n_fake", …}`` with the pooled numbers of each.
+      points: ``{"strength", "n_fake", …}`` with the pooled metrics at each strength.
       real_score: the Inception Score of the real images; None where the headline extractor has no logits.
-      distance: name of the headline's Fréchet distance.
-      kind: of the truncation, of `latents.TRUNCATIONS`.
+      distance: key of the headline's Fréchet distance.
+      kind: of the truncation, one of `models.latents.TRUNCATIONS`.
 
     Returns:
       ``{"kind", "real_inception_score", "points", "operating_points": {"best_fid": a point, "real_inception_score": the

@@ -18,11 +18,11 @@ from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.evaluation import evaluate_images as module
-from noisytwins_jax.evaluation import generated
+from noisytwins_jax.evaluation import generated_features
 from noisytwins_jax.evaluation import sheets as evaluation_sheets
+from noisytwins_jax.evaluation.evaluate_generator import evaluate_generator
 from noisytwins_jax.evaluation.evaluate_images import evaluate_images
 from noisytwins_jax.evaluation.image_files import FileFakes
-from noisytwins_jax.evaluation.measure import evaluate_generator
 from noisytwins_jax.evaluation.run_evaluation import load_extractors
 from noisytwins_jax.metrics.extractors.base import FeatureExtractor
 from noisytwins_jax.metrics.features import HostFakes
@@ -85,7 +85,7 @@ def test_folder_against_data_set_is_as_the_same_images_generated(classwise, runs
         settings=dataclasses.replace(options.settings, samples_per_class=N),
         train=splits.train,
     )
-    for key in ("metrics", "per_class", "floor", "memorisation"):
+    for key in ("metrics", "per_class", "real_vs_real", "memorisation"):
         assert classwise[key] == direct[key], key
     assert classwise["metrics"]["fid"] > 0.1 and classwise["metrics"]["class_accuracy"] > 0.7
     protocol = classwise["protocol"]
@@ -111,12 +111,16 @@ def test_flat_folder_is_one_class(classwise, runs, tmp_path, some, capsys):
     for key in ("fid", "precision", "recall", "density", "coverage", "kid", "auth_pct"):
         assert metrics[key] == pytest.approx(pooled[key]), key
     assert metrics["class_accuracy"] is None and classwise["per_class"]
-    protocol, floor = result["protocol"], result["floor"]
+    protocol, real_vs_real = result["protocol"], result["real_vs_real"]
     assert protocol["classes"] is False and classwise["protocol"]["classes"] is True
     assert protocol["num_classes"] == 1 and protocol["class_groups"] == {} and result["per_class"] == []
     assert protocol["n_fake_per_class"] is None and protocol["n_fake"] == 10 * N
-    assert metrics["ifid"] is metrics["ifid_std"] is metrics["class_recall"] is floor["ifid"] is None
-    assert floor["class_precision"] is None and floor["fid"] > 0 and "within_class" not in result["memorisation"]
+    assert metrics["ifid"] is metrics["ifid_std"] is metrics["class_recall"] is real_vs_real["ifid"] is None
+    assert (
+        real_vs_real["class_precision"] is None
+        and real_vs_real["fid"] > 0
+        and "within_class" not in result["memorisation"]
+    )
     assert not any("of 1 classes" in warning for warning in protocol["warnings"])
     note = "The images of this evaluation have no classes, so everything is compared as one class."
     assert note in result["protocol"]["warnings"] and note in (runs / "flat" / "report.html").read_text()
@@ -157,7 +161,7 @@ def tiny(monkeypatch):
 
 
 def test_folder_against_itself(tiny, monkeypatch, tmp_path, some):
-    monkeypatch.setattr(module, "load_together", lambda *_: pytest.fail("the data set of the configuration was loaded"))
+    monkeypatch.setattr(module, "load_run_data", lambda *_: pytest.fail("the data set of the configuration was loaded"))
     folder = write_folder(tmp_path / "photos", *some, names=[f"class {c}" for c in range(10)])
     for c in range(5):
         shutil.rmtree(folder / f"class {c}")
@@ -215,21 +219,23 @@ def test_neighbours_of_files_are_shown_in_features_and_in_pixels(tiny, monkeypat
 
 
 def test_killed_evaluation_goes_on(tiny, monkeypatch, tmp_path, some):
-    monkeypatch.setattr(generated, "_PART", 3 * N)
+    monkeypatch.setattr(generated_features, "_PART", 3 * N)
     folder = write_folder(tmp_path / "samples", *some)
     seen, extract_features = [], FileFakes.extract_features
 
-    def killed(self, look, labels, indices):
+    def killed(self, extract, labels, indices):
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(indices.tolist())
-        return extract_features(self, look, labels, indices)
+        return extract_features(self, extract, labels, indices)
 
     monkeypatch.setattr(FileFakes, "extract_features", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate_images(CLEAN, folder, None, tmp_path / "out")
     monkeypatch.setattr(
-        FileFakes, "extract_features", lambda self, *rest: seen.append(rest[2].tolist()) or extract_features(self, *rest)
+        FileFakes,
+        "extract_features",
+        lambda self, *rest: seen.append(rest[2].tolist()) or extract_features(self, *rest),
     )
     result = read(evaluate_images(CLEAN, folder, None, tmp_path / "out"))
     examples = [example["index"] for example in result["memorisation"]["examples"]]  # again, for their pixels

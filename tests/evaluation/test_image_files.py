@@ -86,10 +86,10 @@ def test_one_image_of_colours_makes_all_rgb(tmp_path):
 
 def test_conversion_of_all_images(tmp_path):
     grey = read_image_files(write_folder(tmp_path / "grey", GREY))
-    assert grey.converted(1) is grey
-    colour = grey.converted(3)
+    assert grey.convert(1) is grey
+    colour = grey.convert(3)
     assert colour.channels == 3 and np.array_equal(colour.take(np.arange(12))["image"], np.repeat(GREY, 3, axis=-1))
-    back = read_image_files(write_folder(tmp_path / "colour", np.repeat(GREY, 3, axis=-1))).converted(1)
+    back = read_image_files(write_folder(tmp_path / "colour", np.repeat(GREY, 3, axis=-1))).convert(1)
     assert np.array_equal(back.take(np.arange(12))["image"], GREY)
     assert back.fingerprint == grey.fingerprint
 
@@ -208,11 +208,11 @@ def test_names_of_labels(tmp_path):
     np.savez(tmp_path / "a.npz", images=COLOUR, labels=np.array([7, 0, 12] * 4), class_names=names)
     found = read_image_files(tmp_path / "a.npz")
     assert found.class_names == ("bird 0", "bird 7", "bird 12") and found.class_ids == (0, 7, 12) and found.named
-    grey = found.converted(1)
+    grey = found.convert(1)
     assert grey.class_ids == (0, 7, 12) and grey.named
     np.savez(tmp_path / "b.npz", images=COLOUR, labels=np.array([7, 0, 12] * 4))
     unnamed = read_image_files(tmp_path / "b.npz")
-    assert unnamed.class_ids == (0, 7, 12) and not unnamed.named and not unnamed.converted(1).named
+    assert unnamed.class_ids == (0, 7, 12) and not unnamed.named and not unnamed.convert(1).named
 
 
 def test_source_without_its_classes():
@@ -225,7 +225,7 @@ def test_source_without_its_classes():
 
 
 def test_fakes_are_sorted_by_class_and_read_some_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_files, "_AT_ONCE", 5)
+    monkeypatch.setattr(image_files, "_READ_BATCH", 5)
     np.savez(tmp_path / "a.npz", images=COLOUR, labels=np.tile([2, 0, 1], 4))
     images = read_image_files(tmp_path / "a.npz")
     sizes, read = [], images._read

@@ -7,7 +7,7 @@ import tiny_biggan
 import tiny_run
 
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.evaluation import run_evaluation as evaluation_numbers
+from noisytwins_jax.evaluation import run_evaluation
 from noisytwins_jax.evaluation.table import check_one_protocol, distance_entries, protocol_line
 from noisytwins_jax.utils.errors import UserError
 
@@ -15,17 +15,17 @@ MEASURED = {
     "protocol": {"name": "embedded", "k": 5, "truncation_psi": 1.0, "class_noise": False},
     "metrics": {"fid": 1.0, "w_ratio": 0.5, "tail_w_ratio": 0.25},
     "per_class": [{"class": 0, "ifid": 2.0, "w_ratio": 0.5}],
-    "floor": {"fid": 0.5},
+    "real_vs_real": {"fid": 0.5},
 }
 
 
 @pytest.fixture
 def evaluated(monkeypatch, tmp_path):
     """Configuration → the numbers, of a generator that was measured as `MEASURED`."""
-    monkeypatch.setattr(evaluation_numbers, "evaluate_generator", lambda *_, **__: copy.deepcopy(MEASURED))
-    monkeypatch.setattr(evaluation_numbers, "load_extractors", lambda *_: {})
-    monkeypatch.setattr(evaluation_numbers, "build_sampler", lambda *_, **__: None)
-    return lambda config: evaluation_numbers.evaluate_variables(config, {}, load_data(config.data), tmp_path)
+    monkeypatch.setattr(run_evaluation, "evaluate_generator", lambda *_, **__: copy.deepcopy(MEASURED))
+    monkeypatch.setattr(run_evaluation, "load_extractors", lambda *_: {})
+    monkeypatch.setattr(run_evaluation, "build_sampler", lambda *_, **__: None)
+    return lambda config: run_evaluation.evaluate_variables(config, {}, load_data(config.data), tmp_path)
 
 
 def test_all_that_is_of_w_is_left_out_where_there_is_none(evaluated):
@@ -34,7 +34,7 @@ def test_all_that_is_of_w_is_left_out_where_there_is_none(evaluated):
         "protocol": {"name": "embedded", "k": 5, "class_noise": False, "truncation": "none"},
         "metrics": {"fid": 1.0},
         "per_class": [{"class": 0, "ifid": 2.0, "w_ratio": None}],
-        "floor": {"fid": 0.5},
+        "real_vs_real": {"fid": 0.5},
     }
 
 

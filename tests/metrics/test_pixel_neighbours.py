@@ -60,7 +60,9 @@ def test_examples_of_an_evaluation_have_neighbours_in_features_and_in_pixels(ima
     train = source(12)
     features = np.random.default_rng(2).standard_normal((12, 4)).astype(np.float32)
     real = RealFeatures(features, np.zeros((12, 0)), np.arange(12 * 16, dtype=np.uint8).reshape(12, 16))
-    generated = GeneratedFeatures([], np.zeros(5, np.int32), {"inception": features[:5] + 9}, np.zeros(0), np.zeros(0), [])
+    generated = GeneratedFeatures(
+        [], np.zeros(5, np.int32), {"inception": features[:5] + 9}, np.zeros(0), np.zeros(0), []
+    )
     fakes = HostFakes(lambda labels, indices: (train.images[indices + 3], None), image_size=image_size)
     counts = Settings(samples_per_class=5).counts(1)
     found = evaluation._memorisation(real, train, generated, real, train.labels, "inception", counts, fakes)

@@ -1,11 +1,11 @@
-"""One evaluation of a class-conditional generator: overall, class by class, head/medium/tail, and against copying.
+"""Evaluation of a class-conditional generator: pooled, per class, for head, medium and tail, and for memorisation.
 
-The result is a nested dict of plain Python values (``json.dumps(result, allow_nan=False)`` works; a number that is
-not defined, such as the recall of a class with too few real images, is ``None``). Distances carry the name of their
-features: none (Inception, or the classifier of the protocol ``embedded``), ``_clip``, or ``fd_dinov2``::
+The result is a nested dict of plain Python values (``json.dumps(result, allow_nan=False)`` works; undefined values,
+such as the recall of a class with too few real images, are ``None``). Distances are named after their features: no
+suffix (Inception, or the classifier of the protocol ``embedded``), ``_clip``, or ``fd_dinov2``::
 
     {
-      "protocol": {"name",                                       # see `protocols`
+      "protocol": {"name",                                       # see `metrics.protocols`
                    "extractor", "extractor_sha256", "extractor_description", "feature_dim",     # of the headline
                    "headline_extractor",                         # its kind: inception, clip, dinov2 or classifier
                    "extractors": {kind: {"name", "sha256", "feature_dim", "description"}},
@@ -13,13 +13,13 @@ features: none (Inception, or the classifier of the protocol ``embedded``), ``_c
                    "n_real", "n_fake", "n_fake_per_class", "n_fake_pooled", "labels", "k", "inclusive",
                    "inception_score": {"logits", "splits", "shuffle_seed"}, "kid": {"subsets", "subset_size"},
                    "seed", "weights", "class_noise", "truncation_psi", "class_groups", "headline", "warnings",
-                   "step",                                       # of a run; of files "images" and "reference" instead
+                   "step",                                       # of a run; for files "images" and "reference" instead
                    "images", "images_fingerprint", "images_resolution", "reference",
-                   "classes"},                                   # whether these have any
+                   "classes"},                                   # whether the files have classes
       "metrics":  {"fid", "fid_clip", "fd_dinov2",               # pooled: balanced fakes against all real images
                    "kid", "kid_std", "inception_score", "inception_score_std", "cmmd",          # pooled
                    "precision", "recall", "density", "coverage",                                # pooled
-                   "ifid", "ifid_std", "ifid_median", "ifid_classes_used",      # over classes; also ifid_clip, ifd_dinov2
+                   "ifid", "ifid_std", "ifid_median", "ifid_classes_used",      # over classes; also for ifid_clip and ifd_dinov2
                    "class_precision", "class_recall", "class_density", "class_coverage",  # means of per-class values
                    "class_accuracy", "w_ratio", "auth_pct",
                    # and for every group g of class_groups (head, medium, tail):
@@ -27,20 +27,22 @@ features: none (Inception, or the classifier of the protocol ``embedded``), ``_c
                    "<g>_precision", "<g>_recall", "<g>_class_accuracy", "<g>_w_ratio"},
       "per_class": [{"class", "name", "group", "n_train", "n_real", "n_fake", "ifid", "ifid_clip", "ifd_dinov2",
                      "degenerate", "precision", "recall", "density", "coverage", "class_accuracy", "w_ratio"}, ...],
-      "floor":    {"n_per_half", "fid", "ifid", "ifid_std", "ifid_median", "ifid_classes_used",  # and of CLIP, DINOv2
+      "real_vs_real": {"n_per_half", "fid", "ifid", "ifid_std", "ifid_median", "ifid_classes_used",  # and CLIP, DINOv2
                    "precision", "recall", "density", "coverage", "class_precision", "class_recall", "<g>_ifid",
-                   "<g>_precision", "<g>_recall", "inception_score"},   # the last of all real images
-      "memorisation": {"overall": {...}, "within_class": {...},  # see `memorisation`; where training images are given
-                       # rows of the training images nearest in features, of images in pixels (see `pixel_neighbours`):
+                   "<g>_precision", "<g>_recall", "inception_score"},   # the Inception Score of all real images
+      "memorisation": {"overall": {...}, "within_class": {...},  # see `metrics.memorisation`
+                       # indices of the nearest training images in features and in pixels:
                        "examples": [{"class", "index", "nearest", "distances", "pixel_nearest", "pixel_distances"}, ...]},
-      "truncation": {"kind", "real_inception_score", "points": [{"strength", ...}], "operating_points"},   # see `truncation`
-      "factors":  {...},                                         # where true factors are known: see `factors`
+      "truncation": {"kind", "real_inception_score", "points": [{"strength", ...}], "operating_points"},   # see `truncation_sweep`
+      "factors":  {...},                                         # see `metrics.factors`
     }
 
+``memorisation`` needs training images, ``truncation`` a sweep, and ``factors`` data with known factors.
+
 ``<g>_fid`` pools the classes of the group; the other ``<g>_*`` average the per-class values, so ``tail_recall`` is the
-mean over tail classes of the recall *within* the class. ``floor`` compares one random half of the real images with the
-other: what a perfect generator could reach. Its halves are half as large, which by itself raises FID and iFID, so it
-is an upper bound of the floor rather than the floor itself.
+mean over tail classes of the recall *within* the class. ``real_vs_real`` compares one random half of the real images
+with the other, as a reference for what a perfect generator could reach. The smaller sets by themselves raise its FID and
+iFID.
 
 Per-class values use ``n_fake_per_class`` generated images of each class; pooled ones ``n_fake_pooled`` of these, the
 first of each class, the same number of each class or one more.
@@ -62,15 +64,15 @@ import jax
 import numpy as np
 
 from noisytwins_jax.data.source import ImageSource
-from noisytwins_jax.evaluation.generated import Generated, generate
-from noisytwins_jax.evaluation.protocol_record import check_request, protocol_record
+from noisytwins_jax.evaluation.generated_features import GeneratedFeatures, extract_generated_features
+from noisytwins_jax.evaluation.protocol_record import build_protocol_record, check_request
 from noisytwins_jax.evaluation.scores import (
     CLASSWISE,
     FRECHET,
     classwise_summary,
     mean_of,
     pooled_scores,
-    real_score,
+    real_inception_score,
     real_vs_real_metrics,
 )
 from noisytwins_jax.evaluation.truncation_sweep import truncation_sweep
@@ -88,7 +90,7 @@ from noisytwins_jax.metrics.w_space import within_class_variance_ratio
 from noisytwins_jax.training.fault_tolerance.consistency import code_fingerprint
 from noisytwins_jax.utils.multihost import broadcast_from_primary
 
-_NEAREST, _EXAMPLES = 6, 20  # training images shown beside a generated one, and classes of which one is shown
+_NUM_NEAREST, _NUM_EXAMPLES = 6, 20  # training images beside a generated one; generated ones, each of another class
 
 
 def evaluate_generator(
@@ -105,40 +107,39 @@ def evaluate_generator(
     available: np.ndarray | None = None,
     reader: FactorReader | None = None,
     cache: Path | None = None,
-    scratch: ResumableCache | None = None,
+    resume_cache: ResumableCache | None = None,
     identity: str = "",
     between: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Compares ``samples_per_class`` generated images of every class with all reference images.
+    """Compare ``samples_per_class`` generated images of every class with all reference images.
 
-    In a run of several processes all of them call it: they share the images, and the first one computes the numbers.
+    With several processes, all of them call this function and share the images, and the primary computes the metrics.
 
     Args:
-        fakes: makes the images; the indices of class c follow those of class c - 1, from 0 on.
+        fakes: source of the generated images; the indices of class c follow those of class c - 1, from 0 on.
         reference: the real images to compare with.
-        extractors: by kind (see `protocols`), the headline's first. The classifier, where there is one, also gives the
-            class accuracy.
-        class_groups: name -> class ids, e.g. head, medium and tail; a class belongs to at most one
-            group, and the values of an empty group are None.
+        extractors: by kind (see `metrics.protocols`), the headline's first. A classifier also gives the class accuracy.
+        class_groups: name -> class ids, e.g. head, medium and tail; a class belongs to at most one group, and the
+            values of an empty group are None.
         settings: the protocol and the counts.
-        train: the training images, for memorisation; None for none.
-        train_counts: training images of each class [num_classes], recorded in the rows; by default those of ``train``.
-        truncated: for a sweep, strength -> what gives the maker of images at that truncation.
-        truncation_kind: of the sweep, of `latents.TRUNCATIONS`.
-        available: images of each class [num_classes], where they come from files: all are taken, class by class.
-        reader: for data whose true factors are known.
-        cache: folder where features of real images are kept; None to keep none.
-        scratch: keeps what is done of this evaluation, so that it goes on after a kill, and the result, until somebody
-            who has it safe calls ``remove_finished``.
-        identity: of what ``fakes`` makes, such as the hash of its weights; tells evaluations in ``scratch`` apart.
-        between: called by all processes after each part of the generated images, when it is kept; it may raise.
+        train: the training images, for memorisation; None to skip it.
+        train_counts: training images of each class [num_classes], recorded per class; by default those of ``train``.
+        truncated: for a sweep, strength -> function that builds the image source with that truncation.
+        truncation_kind: of the sweep, one of `models.latents.TRUNCATIONS`.
+        available: images of each class [num_classes], where they come from files, all of which are used.
+        reader: of true factors, for data where they are known.
+        cache: folder for features of real images; None to store none.
+        resume_cache: stores finished parts of this evaluation, so that it resumes after a kill, and the result, until
+            the caller has stored that and calls ``remove_finished``.
+        identity: of the generated images, such as the hash of the weights; distinguishes evaluations in ``resume_cache``.
+        between: called by all processes after each part of the generated images is stored; may raise.
 
     Returns:
         The nested dict described at the top of this module.
 
     Raises:
-        UserError: if the arguments do not fit together (before anything is generated), or if features or the generator's
-            w hold NaN or infinity.
+        UserError: the arguments do not fit together (before anything is generated), or features or w hold NaN or
+            infinity.
     """
     groups = {name: [int(c) for c in ids] for name, ids in class_groups.items()}
     if train is not None and train_counts is None:
@@ -147,21 +148,21 @@ def evaluate_generator(
     check_request(reference, groups, settings, counts, train_counts, sweep=bool(truncated))
     headline = next(iter(extractors))
     kinds = [kind for kind in extractors if kind == headline or kind != CLASSIFIER]
-    scratch = scratch or ResumableCache()
+    resume_cache = resume_cache or ResumableCache()
     optional = [reader is not None, train is not None and train.fingerprint, truncation_kind, sorted(truncated or ())]
     recorded = [groups, None if train_counts is None else [int(n) for n in train_counts]]
-    finished = scratch.open(_digest(identity, reference, extractors, settings, counts, optional, recorded))
+    finished = resume_cache.open(_digest(identity, reference, extractors, settings, counts, optional, recorded))
     if finished is not None:
         return finished
-    look = functools.partial(
+    load_real = functools.partial(
         real_features, cache=cache, per_device_batch=settings.per_device_batch, prefetch=settings.prefetch
     )
-    seen = {kind: look(reference, extractors[kind], logits=kind == headline) for kind in kinds}
-    real = {kind: x.features for kind, x in seen.items()}
+    real_by_kind = {kind: load_real(reference, extractors[kind], logits=kind == headline) for kind in kinds}
+    real = {kind: x.features for kind, x in real_by_kind.items()}
     labels = np.asarray(reference.labels)
 
-    see = functools.partial(
-        generate,
+    extract = functools.partial(
+        extract_generated_features,
         embedder=Embedder(extractors, settings.per_device_batch, settings.prefetch),
         reference=reference,
         real=real,
@@ -170,55 +171,56 @@ def evaluate_generator(
         kinds=kinds,
         between=between,
     )
-    generated = see(fakes, reader=reader, folder=scratch.folder("images"))
+    generated = extract(fakes, reader=reader, folder=resume_cache.folder("images"))
     score = functools.partial(
         pooled_scores, real, headline=headline, k=settings.k, protocol=settings.protocol
-    )  # features and logits of generated images -> numbers
-    alone = reference.num_classes == 1 and counts.pooled.sum() == counts.each.sum()
+    )  # features and logits of generated images -> metrics
+    single_class = reference.num_classes == 1 and counts.pooled.sum() == counts.each.sum()
     pooled = broadcast_from_primary(
-        lambda: score(generated.features, generated.logits, alone=generated.rows[0] if alone else None)
+        lambda: score(generated.features, generated.logits, single_class=generated.rows[0] if single_class else None)
     )
 
-    copies = None
+    memorised = None
     if train is not None:
         same = train.fingerprint == reference.fingerprint
-        trained = seen[headline] if same else look(train, extractors[headline], logits=False)
-        copies = broadcast_from_primary(
-            lambda: _memorisation(trained, train, generated, seen[headline], labels, headline, counts, fakes)
+        trained = real_by_kind[headline] if same else load_real(train, extractors[headline], logits=False)
+        memorised = broadcast_from_primary(
+            lambda: _memorisation(trained, train, generated, real_by_kind[headline], labels, headline, counts, fakes)
         )
     points = []
-    for strength, some in (truncated or {}).items():
+    for strength, build_fakes in (truncated or {}).items():
         scores = pooled
         if (truncation_kind, strength) != ("psi", settings.truncation_psi):
-            cut = see(some(), folder=scratch.folder(f"{truncation_kind}{strength!r}"), classwise=False)
-            scores = broadcast_from_primary(lambda cut=cut: score(cut.features, cut.logits))
+            folder = resume_cache.folder(f"{truncation_kind}{strength!r}")
+            at_strength = extract(build_fakes(), folder=folder, classwise=False)
+            scores = broadcast_from_primary(lambda x=at_strength: score(x.features, x.logits))
         points.append({"strength": float(strength), "n_fake": int(counts.pooled.sum()), **scores})
-    floor = _floor(seen, labels, groups, headline, settings, reference, extractors, cache)
+    real_vs_real = _real_vs_real(real_by_kind, labels, groups, headline, settings, reference, extractors, cache)
 
-    def measure() -> dict[str, Any]:
+    def assemble() -> dict[str, Any]:
         n_real = np.bincount(labels, minlength=reference.num_classes)
-        rows = _class_rows(generated, reference, groups, n_real, train_counts)
-        metrics = pooled | _metrics(rows, generated, real, labels, groups)
-        protocol = protocol_record(reference, extractors, groups, n_real, settings, counts)
-        result = {"protocol": protocol, "metrics": metrics, "per_class": rows, "floor": floor}
-        if copies is not None:
-            result["memorisation"] = copies
-            metrics["auth_pct"] = copies["overall"]["auth_pct"]
+        rows = _per_class(generated, reference, groups, n_real, train_counts)
+        metrics = pooled | _averages(rows, generated, real, labels, groups)
+        protocol = build_protocol_record(reference, extractors, groups, n_real, settings, counts)
+        result = {"protocol": protocol, "metrics": metrics, "per_class": rows, "real_vs_real": real_vs_real}
+        if memorised is not None:
+            result["memorisation"] = memorised
+            metrics["auth_pct"] = memorised["overall"]["auth_pct"]
         if points:
             result["truncation"] = truncation_sweep(
-                points, floor.get("inception_score"), FRECHET[headline], truncation_kind
+                points, real_vs_real.get("inception_score"), FRECHET[headline], truncation_kind
             )
         if reader is not None:
-            result["factors"] = reader.report(generated.labels, generated.read, groups)
-        return _plain(result)
+            result["factors"] = reader.report(generated.labels, generated.factors, groups)
+        return _to_json_values(result)
 
-    result = broadcast_from_primary(measure)
-    scratch.finish(result)
+    result = broadcast_from_primary(assemble)
+    resume_cache.finish(result)
     return result
 
 
-def _floor(
-    seen: Mapping[str, RealFeatures],
+def _real_vs_real(
+    real_by_kind: Mapping[str, RealFeatures],
     labels: np.ndarray,
     groups: Mapping[str, Sequence[int]],
     headline: str,
@@ -227,24 +229,26 @@ def _floor(
     extractors: Mapping[str, FeatureExtractor],
     cache: Path | None,
 ) -> dict[str, Any]:
-    """The floor, which no generator changes: computed once and kept with the features; on every process."""
+    """Compute the real-vs-real metrics, cached with the features of the real images; on every process."""
     protocol = settings.protocol
-    networks = {kind: [extractors[kind].sha256, extractors[kind].description] for kind in seen}
+    networks = {kind: [extractors[kind].sha256, extractors[kind].description] for kind in real_by_kind}
     facts = [reference.fingerprint, networks, groups, headline, settings.k, dataclasses.asdict(protocol), settings.seed]
     facts += [settings.per_device_batch, jax.devices()[0].device_kind, code_fingerprint()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     def compute(_: int) -> dict[str, np.ndarray]:
         def measure() -> str:
-            real = {kind: x.features for kind, x in seen.items()}
-            floor = real_vs_real_metrics(real, labels, groups, headline, settings.k, protocol.inclusive, settings.seed)
-            return json.dumps(_plain(floor | real_score(seen[headline].logits, protocol)))
+            real = {kind: x.features for kind, x in real_by_kind.items()}
+            metrics = real_vs_real_metrics(
+                real, labels, groups, headline, settings.k, protocol.inclusive, settings.seed
+            )
+            return json.dumps(_to_json_values(metrics | real_inception_score(real_by_kind[headline].logits, protocol)))
 
-        return {"floor": np.array(broadcast_from_primary(measure))}
+        return {"metrics": np.array(broadcast_from_primary(measure))}
 
-    folder = None if cache is None else cache / "features" / f"floor-{digest[:16]}"
+    folder = None if cache is None else cache / "features" / f"real_vs_real-{digest[:16]}"
     parts = list(resumable_chunks(folder, 1, compute))
-    return broadcast_from_primary(lambda: json.loads(str(parts[0]["floor"])))
+    return broadcast_from_primary(lambda: json.loads(str(parts[0]["metrics"])))
 
 
 def _digest(
@@ -255,60 +259,60 @@ def _digest(
     counts: Counts,
     *others: Any,
 ) -> str:
-    """Names everything that the result depends on."""
+    """Return a hash of everything that the result depends on."""
     networks = {kind: [x.sha256, x.description] for kind, x in extractors.items()}
     facts = dataclasses.asdict(settings) | {"prefetch": None}
-    known = [identity, reference.fingerprint, networks, facts, counts.each.tolist(), others]
-    known += [jax.devices()[0].device_kind, jax.__version__, code_fingerprint()]
-    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    inputs = [identity, reference.fingerprint, networks, facts, counts.each.tolist(), others]
+    inputs += [jax.devices()[0].device_kind, jax.__version__, code_fingerprint()]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _memorisation(
     trained: RealFeatures,
     train: ImageSource,
-    generated: Generated,
+    generated: GeneratedFeatures,
     real: RealFeatures,
     labels: np.ndarray,
     headline: str,
     counts: Counts,
     fakes: Fakes,
 ) -> dict[str, Any]:
-    """Nearest training images of the pooled generated ones; held out are the real images that were not trained on."""
-    known = {digest.tobytes() for digest in trained.digests}
-    held_out = np.array([digest.tobytes() not in known for digest in real.digests])
-    found = memorisation(
+    """Measure memorisation by the pooled generated images; held out are the real images that are not in `train`."""
+    train_digests = {digest.tobytes() for digest in trained.digests}
+    held_out = np.array([digest.tobytes() not in train_digests for digest in real.digests])
+    result = memorisation(
         train=trained.features,
         fake=generated.features[headline],
         held_out=real.features[held_out] if held_out.any() else None,
         train_labels=train.labels,
         fake_labels=generated.labels,
         held_out_labels=labels[held_out] if held_out.any() else None,
-        k=min(_NEAREST, len(trained.features)),
+        k=min(_NUM_NEAREST, len(trained.features)),
     )
-    # One image of each class, the first, of classes from head to tail.
+    # The first image of each of some classes at even distances from head to tail.
     order = np.argsort(-np.asarray(train.class_counts), kind="stable")
-    chosen = order[np.linspace(0, len(order) - 1, min(len(order), _EXAMPLES)).round().astype(int)]
+    chosen = order[np.linspace(0, len(order) - 1, min(len(order), _NUM_EXAMPLES)).round().astype(int)]
     rows = {c: np.flatnonzero(generated.labels == c)[:1] for c in chosen}
     examples = [
         {
             "class": int(c),
             "index": int(counts.start[c]),
-            "nearest": found.indices[row[0]],
-            "distances": found.distances[row[0]],
+            "nearest": result.indices[row[0]],
+            "distances": result.distances[row[0]],
         }
         for c, row in rows.items()
         if len(row)
     ]
     if examples and fakes.image_size in (None, (train.resolution, train.resolution, train.channels)):
-        asked = np.array([[example["class"], example["index"]] for example in examples])
-        images, _ = fakes.extract_features(lambda images: (images,), asked[:, 0].astype(np.int32), asked[:, 1])
-        for example, *near in zip(examples, *nearest_in_pixels(images, train, _NEAREST), strict=True):
-            example["pixel_distances"], example["pixel_nearest"] = near
-    return found.summary() | {"examples": examples}
+        requests = np.array([[example["class"], example["index"]] for example in examples])
+        images, _ = fakes.extract_features(lambda images: (images,), requests[:, 0].astype(np.int32), requests[:, 1])
+        for example, *neighbours in zip(examples, *nearest_in_pixels(images, train, _NUM_NEAREST), strict=True):
+            example["pixel_distances"], example["pixel_nearest"] = neighbours
+    return result.summary() | {"examples": examples}
 
 
-def _class_rows(
-    generated: Generated,
+def _per_class(
+    generated: GeneratedFeatures,
     reference: ImageSource,
     groups: Mapping[str, Sequence[int]],
     n_real: np.ndarray,
@@ -329,14 +333,14 @@ def _class_rows(
     ]
 
 
-def _metrics(
+def _averages(
     rows: list[dict[str, Any]],
-    generated: Generated,
+    generated: GeneratedFeatures,
     real: Mapping[str, np.ndarray],
     labels: np.ndarray,
     groups: Mapping[str, Sequence[int]],
 ) -> dict[str, Any]:
-    """What is averaged over classes, and what is pooled over groups of them."""
+    """Compute the averages over classes and groups, and the metrics pooled over groups."""
     metrics = classwise_summary(rows, real)
     metrics |= {f"class_{name}": mean_of(rows, name) for name in ("precision", "recall", "density", "coverage")}
     metrics |= {"class_accuracy": mean_of(rows, "class_accuracy"), "w_ratio": mean_of(rows, "w_ratio")}
@@ -354,19 +358,19 @@ def _metrics(
     return metrics
 
 
-def _w_ratios(generated: Generated) -> tuple[float | None, np.ndarray | None]:
-    """None where there is no W: images that come from files."""
+def _w_ratios(generated: GeneratedFeatures) -> tuple[float | None, np.ndarray | None]:
+    """Compute the W ratio of all classes and of each; None for images from files, which have no w."""
     return within_class_variance_ratio(generated.w, generated.labels) if generated.w.shape[1] else (None, None)
 
 
-def _plain(value: Any) -> Any:
-    """The same tree with plain Python leaves, and None for numbers that are not finite."""
+def _to_json_values(value: Any) -> Any:
+    """Convert the leaves of a tree to plain Python values, and non-finite numbers to None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_json_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_to_json_values(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return _to_json_values(value.tolist())
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

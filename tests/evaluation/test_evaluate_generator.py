@@ -5,8 +5,8 @@ import pytest
 from extracting import features_of
 
 from noisytwins_jax.data.source import ArraySource
-from noisytwins_jax.evaluation import generated, scores
-from noisytwins_jax.evaluation.measure import evaluate_generator
+from noisytwins_jax.evaluation import generated_features, scores
+from noisytwins_jax.evaluation.evaluate_generator import evaluate_generator
 from noisytwins_jax.metrics.features import HostFakes
 from noisytwins_jax.metrics.frechet import frechet_distance
 from noisytwins_jax.metrics.neighbours import neighbour_metrics
@@ -89,9 +89,9 @@ def test_each_metric_sees_the_failure_it_is_there_for(results):
     # Class confusion: nothing that is pooled over classes can see it, everything within the class does.
     assert wrong["fid"] == pytest.approx(real["fid"], abs=0.05) and wrong["precision"] > 0.9
     assert wrong["ifid"] > 10 * real["ifid"] and wrong["tail_precision"] < 0.2
-    floor = results["real_images"]["floor"]
-    assert 0.9 < floor["recall"] <= 1 and 0.9 < floor["precision"] <= 1 and floor["n_per_half"] > 880
-    assert floor["ifid"] < flat["ifid"] and floor["tail_recall"] > 0.85
+    half = results["real_images"]["real_vs_real"]
+    assert 0.9 < half["recall"] <= 1 and 0.9 < half["precision"] <= 1 and half["n_per_half"] > 880
+    assert half["ifid"] < flat["ifid"] and half["tail_recall"] > 0.85
 
 
 def test_rows_and_protocol_say_what_was_compared(results, digits, digits_extractor):
@@ -110,7 +110,7 @@ def test_rows_and_protocol_say_what_was_compared(results, digits, digits_extract
 
 
 def test_every_global_index_is_generated_once(evaluate, digits, monkeypatch):
-    monkeypatch.setattr(generated, "_PART", 250)
+    monkeypatch.setattr(generated_features, "_PART", 250)
     seen, sizes = [], []
 
     def generate(reference, labels, indices):
@@ -128,7 +128,7 @@ def test_every_global_index_is_generated_once(evaluate, digits, monkeypatch):
 def test_pooled_numbers_of_one_class_are_those_of_the_class(
     evaluate, digits, digits_extractor, monkeypatch, pooled_images, times
 ):
-    """They are computed once, and once for the floor, unless fewer images are pooled than there are."""
+    """They are computed once, and once for real against real, unless fewer images are pooled than there are."""
     images, count = digits.reference.images, 200
     reference = ArraySource(images, np.zeros(len(images), np.int32), ["all"], "digits")
     calls = []
@@ -142,21 +142,21 @@ def test_pooled_numbers_of_one_class_are_those_of_the_class(
         class_groups={},
     )
     assert len(calls) == times
-    metrics, (row,), floor = result["metrics"], result["per_class"], result["floor"]
+    metrics, (row,), half = result["metrics"], result["per_class"], result["real_vs_real"]
     pooled = min(count, pooled_images)
     real, fake = (features_of(digits_extractor, some)[0] for some in (images, images[:pooled]))
     assert metrics["fid"] == pytest.approx(frechet_distance(real, fake), rel=1e-6)
     expected = neighbour_metrics(real=real, fake=fake, k=5)._asdict()
     assert {key: metrics[key] for key in expected} == pytest.approx(expected)
     assert ([row[key] for key in expected] == [metrics[key] for key in expected]) == (pooled == count)
-    assert floor["fid"] == floor["ifid"] and floor["class_recall"] == floor["recall"] > 0.9
+    assert half["fid"] == half["ifid"] and half["class_recall"] == half["recall"] > 0.9
 
 
 def test_classes_that_are_divided_among_parts_come_out_the_same(results, evaluate, digits, monkeypatch, tmp_path):
-    monkeypatch.setattr(generated, "_PART", 25)
-    monkeypatch.setattr(generated, "_WHOLE", 30)
+    monkeypatch.setattr(generated_features, "_PART", 25)
+    monkeypatch.setattr(generated_features, "_MAX_UNDIVIDED", 30)
     again = evaluate(
-        real_images, train_counts=digits.train.class_counts, scratch=ResumableCache(tmp_path), identity="it"
+        real_images, train_counts=digits.train.class_counts, resume_cache=ResumableCache(tmp_path), identity="it"
     )
     assert again == results["real_images"]
     pooled = {"settings": {"pooled_images": 95}, "train_counts": digits.train.class_counts}
@@ -183,7 +183,7 @@ def test_small_classes_are_named_left_out_or_flagged(evaluate, digits):
     assert result["metrics"]["tail_recall"] == tail[0]["recall"]
     assert all(row["ifid"] > 0 for row in tail) and result["metrics"]["ifid_classes_used"] == 10
     assert result["metrics"]["medium_ifid"] is None and result["metrics"]["medium_fid"] is None
-    assert result["floor"]["ifid_classes_used"] == 8  # halves of two or more
+    assert result["real_vs_real"]["ifid_classes_used"] == 8  # halves of two or more
     text = " ".join(result["protocol"]["warnings"])
     assert "1 of 10 classes have one real image" in text and "3 of 10 classes have no more real images" in text
     assert result["per_class"][4]["group"] is None and result["per_class"][4]["n_train"] is None
