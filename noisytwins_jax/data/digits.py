@@ -39,7 +39,7 @@ def digits_splits(resolution: int = 8, imbalance_factor: float = 0.05, largest: 
     class_names = tuple(str(c) for c in range(10))
 
     rng = seeded_generator(seed)
-    kept = []
+    selected = []
     for c, count in enumerate(counts):
         available = np.flatnonzero(labels == c)
         if count > len(available):
@@ -47,10 +47,10 @@ def digits_splits(resolution: int = 8, imbalance_factor: float = 0.05, largest: 
                 f'There are {len(available)} images of digit "{c}", but {count} are asked for; '
                 f"lower largest (now {largest}) or imbalance_factor (now {imbalance_factor})."
             )
-        kept.append(np.sort(rng.permutation(available)[:count]))
-    kept = np.concatenate(kept)
+        selected.append(np.sort(rng.permutation(available)[:count]))
+    selected = np.concatenate(selected)
     everything = ArraySource(images, labels, class_names, "digits")
-    train = ArraySource(images[kept], labels[kept], class_names, "digits_lt")
+    train = ArraySource(images[selected], labels[selected], class_names, "digits_lt")
     return DataSplits(train=train, reference=everything, classifier=everything)
 
 

@@ -1,8 +1,8 @@
 """Training images as conditions: features and neighbourhoods (Casanova et al., "Instance-Conditioned GAN" (IC-GAN),
 NeurIPS 2021, Sec. 3).
 
-An instance i is a training image. Its neighbourhood A_i are its nearest images in a feature space, including itself. A
-real input of the discriminator is an image of A_i with the instance's features h_i; the generator is conditioned on h_i.
+An instance i is a training image. Its neighbourhood A_i are its nearest images in a feature space, including itself.
+A real input of the discriminator is an image of A_i with the instance's features h_i, the generator's condition.
 `training.instance_conditioning` extracts the features and finds the neighbours.
 """
 

@@ -6,8 +6,8 @@ generated images have a ground truth. An image is a pure function of (class, ind
 
 Images are drawn in the plane [-1, 1] x [-1, 1], x to the right and y down, as layers from back to front: background,
 stem, rings of petals, centre. The outline of a ring is the zero set of a function that is positive inside; the function
-divided by the norm of its gradient is, to first order, the distance to the outline, which gives the covered fraction of
-a pixel (G. Taubin, "Distance approximations for rasterizing implicit curves", ACM Transactions on Graphics 13(1), 1994).
+divided by the norm of its gradient is, to first order, the distance to the outline, and so gives the covered fraction of
+a pixel (G. Taubin, "Distance approximations for rasterizing implicit curves", ACM Trans. on Graphics 13(1), 1994).
 """
 
 import colorsys
@@ -42,7 +42,7 @@ _SHORTEST = 0.68  # length of the petals opposite the longest one over its lengt
 _RING = 0.68  # length of a ring of petals over that of the ring below
 
 # Step of each species parameter on the unit circle from one class to the next: the fractional parts of the golden ratio
-# and of square roots of primes. Multiples of irrational numbers fill the unit interval evenly from the start (a Kronecker
+# and of square roots of primes. Multiples of irrational numbers fill the unit interval evenly from the start (Kronecker
 # sequence), so a few classes are far apart and no two of many coincide. A random search over the primes below 300 chose
 # these: the nearest two of 1010 classes are far apart, and the parameters of the first twelve hardly correlated.
 _PRIMES = (131, 137, 53, 107, 73, 151, 139, 163, 13, 283, 17, 241, 97)
@@ -229,7 +229,7 @@ def _draw_ring(
     if flower.notch:
         t = t * (1 + flower.notch * np.exp(-6 * side2))
 
-    # Squared half width at t: t**a * (1 - t)**b, 1 at the widest place, negative beyond the tip.
+    # Squared half width at t: t**a * (1 - t)**b, 1 at the widest point, negative beyond the tip.
     b = 2 * flower.point
     a = b * flower.widest / (1 - flower.widest)
     scale = a * math.log(flower.widest) + b * math.log(1 - flower.widest)
@@ -360,4 +360,4 @@ def _petal_hue(share: float) -> float:
 def _check_not_negative(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 0:
-            raise UserError(f"The {name} of a drawn flower must not be negative, but it is {number}.")
+            raise UserError(f"The {name} of a flower must not be negative, but it is {number}.")

@@ -31,8 +31,8 @@ _SHUFFLE, _MIRROR, _NEIGHBOUR = 1, 2, 3  # independent random streams of an epoc
 class TrainingBatches:
     """An endless iterator over this process's slices of the global batches; see ``training_batches``.
 
-    Each element is ``{"image": uint8 [b, H, W, C], "label": int32 [b]}`` with ``b = batch_size / process_count``, and with
-    neighbourhoods also ``"instance": int32 [b]``; the arrays belong to the caller. As a context manager it closes itself.
+    Each element is ``{"image": uint8 [b, H, W, C], "label": int32 [b]}`` with ``b = batch_size / process_count``, and
+    with neighbourhoods also ``"instance": int32 [b]``; the arrays belong to the caller. Also a context manager.
     """
 
     def __init__(self, batches: "_BatchReader", num_threads: int, prefetch: int) -> None:

@@ -1,8 +1,8 @@
 """Data sets written by ``noisytwins_jax.data.prepare``: array_record shards with random access.
 
 A prepared data set is a directory ``<data_dir>/<name>/<resolution>px/<version>``. TFDS reads it with
-``tfds.builder_from_directory``; this module reads `INFO_FILE`, which records how the images were prepared, and the labels
-from a file of their own. `INFO_FILE` is written last: a directory without it is incomplete.
+``tfds.builder_from_directory``; this module reads `INFO_FILE`, which records how the images were prepared, and a file of
+labels. `INFO_FILE` is written last: a directory without it is incomplete.
 """
 
 import hashlib
@@ -123,7 +123,7 @@ def prepared_splits(
     if preprocessing and Preprocessing.parse(preprocessing).name != info["preprocessing"]:
         raise UserError(
             f"The images in {path} were prepared with {info['preprocessing']}, not with {preprocessing}, as "
-            "config.data.preprocessing asks: numbers of the two cannot be compared; prepare them again, or change the field."
+            "config.data.preprocessing asks: their metrics are not comparable; prepare them again, or change the field."
         )
     splits = {split: PreparedSource(path, info, split) for split in info["splits"]}
     train = splits["train"]

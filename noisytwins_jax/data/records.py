@@ -1,7 +1,7 @@
 """Records of prepared data: one `tf.train.Example` per image, as TFDS reads them, without TensorFlow.
 
-An example holds ``image`` (raw bytes of uint8 ``[H, W, C]``, row major), ``label`` (int64), ``id`` (text, the image's name
-in its source) and, for rendered images, ``factors`` (float32 ``[F]``).
+An example holds ``image`` (raw bytes of uint8 ``[H, W, C]``, row major), ``label`` (int64), ``id`` (text, the image's
+name in its source) and, for rendered images, ``factors`` (float32 ``[F]``).
 """
 
 import functools

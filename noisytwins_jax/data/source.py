@@ -37,7 +37,7 @@ class ImageSource(Protocol):
       class_names: one name per class, in the order of the class ids.
       class_counts: int64 ``[num_classes]``, images per class, all at least 1.
       labels: int32 ``[len(source)]``, class ids in ``[0, num_classes)``, readable without reading any image.
-      fingerprint: hexadecimal SHA-256 of the shape, the images and the labels; identifies the data in caches and reports.
+      fingerprint: hexadecimal SHA-256 of shape, images and labels; identifies the data in caches and reports.
       preprocessing: how the images were cropped and resized, see `data.preprocessing`; empty if they were not.
       factor_names: names of the true factors of rendered images, else empty.
       factors: float32 ``[len(source), len(factor_names)]`` in [0, 1], or None.

@@ -67,6 +67,6 @@ def synthetic_splits(
     if imbalance_factor != 1:
         counts = long_tail_counts(num_images // num_classes, num_classes, imbalance_factor)
         # Image i is the (i // num_classes)-th of its class.
-        kept = np.arange(num_images) // num_classes < counts[labels]
-        train = ArraySource(images[kept], labels[kept], class_names, "synthetic_lt")
+        selected = np.arange(num_images) // num_classes < counts[labels]
+        train = ArraySource(images[selected], labels[selected], class_names, "synthetic_lt")
     return DataSplits(train=train, reference=everything, classifier=everything)

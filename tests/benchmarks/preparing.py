@@ -1,4 +1,4 @@
-"""What preparing a folder of JPEGs costs: images/s, cores in use, memory of all processes together; and going on after kill -9.
+"""What preparing a folder of JPEGs costs: images/s, cores in use, memory of all processes together; and resuming after kill -9.
 
     python tests/benchmarks/preparing.py --images=50000 --resolution=64
 
@@ -45,9 +45,9 @@ def main() -> None:
         second = _watch(command)
         info = json.loads(next(data.rglob("preparation.json")).read_text())
     images = info["splits"]["train"]["images"]
-    going_on = next(line for line in second["output"].splitlines() if line.startswith("Going on"))
+    resumed = next(line for line in second["output"].splitlines() if line.startswith("Resuming"))
     result = {"images": images, "resolution": args.resolution, "jobs": args.jobs, "killed_after_s": first["seconds"]}
-    result |= {"going_on": going_on, "then_s": second["seconds"]}
+    result |= {"resumed": resumed, "then_s": second["seconds"]}
     result |= {"images_per_second": round(images / (first["seconds"] + second["seconds"]))}
     result |= {"cores": second["cores"], "peak_mb": max(first["peak_mb"], second["peak_mb"])}
     print(json.dumps(result))

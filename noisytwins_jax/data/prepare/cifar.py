@@ -15,8 +15,8 @@ from noisytwins_jax.data.prepare.listing import Item, Listing, Reader
 from noisytwins_jax.utils.errors import UserError, first_line
 
 _CLASSES = 10
-_PIXELS = 3 * 32 * 32  # bytes of an image: the red, the green, the blue plane, each row by row
-_RECORD = 1 + _PIXELS  # of a binary file: label and image
+_PIXELS = 3 * 32 * 32  # bytes of an image: the red, green and blue planes, each row by row
+_RECORD = 1 + _PIXELS  # bytes of a label and an image in a binary file
 _WANTED = (
     "cifar-10-binary.tar.gz or cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html, or the folder "
     "that is in it"
@@ -24,13 +24,13 @@ _WANTED = (
 
 
 def _latin1_bytes(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in pickles that Python 2 can read."""
+    """Decode bytes that Python 3 wrote into a pickle for Python 2."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it has bytes as {encoding}")
     return text.encode("latin1")
 
 
-# What the pickles of numpy arrays, old and new, need beyond built-in containers.
+# The globals that pickled numpy arrays, old and new, refer to.
 _RECONSTRUCT, _FROM_BUFFER = np.empty(0).__reduce__()[0], np.empty(0).__reduce_ex__(5)[0]
 _ADMITTED = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -47,9 +47,9 @@ class CifarLocation(NamedTuple):
     """Where a CIFAR image is.
 
     Attributes:
-      file: the file of many images.
-      binary: whether that is one of the binary version; else it is a pickle.
-      index: number of the image in the file, from 0.
+      file: the file, with many images.
+      binary: whether the file is of the binary version; otherwise it is a pickle.
+      index: index of the image in the file, from 0.
     """
 
     file: Location
@@ -58,25 +58,25 @@ class CifarLocation(NamedTuple):
 
 
 def cifar10_lt(source: Path, unpack_in: Path, imbalance_factor: float = 0.01, seed: int = 0) -> Listing:
-    """CIFAR10-LT of NoisyTwins (CVPR 2023): class c has ``int(5000 * imbalance_factor**(c / 9))`` images.
+    """List CIFAR10-LT of NoisyTwins (CVPR 2023): class c has ``int(5000 * imbalance_factor**(c / 9))`` images.
 
-    With the defaults these are the published 12,406 training images, index by index; their order is class by class,
-    each class in the order of its shuffled indices. The reference split is the whole test set of 10,000 images. 5000
-    is the number of images of each class in CIFAR-10; with other files it is that of the class that has fewest.
+    The defaults give exactly the published 12,406 training images, class by class, each class in the order of its
+    shuffled indices. The reference split is the whole test set of 10,000 images. 5000 is the number of images per class
+    in CIFAR-10; with other files it is that of the smallest class.
 
     Args:
       source: cifar-10-binary.tar.gz or cifar-10-python.tar.gz, the folder cifar-10-batches-bin or
         cifar-10-batches-py, or a folder that holds one of these (the binary version is preferred).
       unpack_in: folder in which an archive is unpacked.
       imbalance_factor: rarest over most frequent class, in (0, 1]; 0.01 is published.
-      seed: of the choice of images; 0 is published.
+      seed: seed of the choice of images; 0 is published.
 
     Returns:
-      The listing; its reader gives uint8 ``[32, 32, 3]``. Names are ``train/<i>`` and ``test/<i>``, i the index in
+      The listing; its reader returns uint8 ``[32, 32, 3]``. Names are ``train/<i>`` and ``test/<i>``, i the index in
       the 50,000 training images (the batches 1 to 5 in order) or in the 10,000 test images.
 
     Raises:
-      UserError: the files are missing or not those of CIFAR-10, or an argument is out of range.
+      UserError: the files are missing or not from CIFAR-10, or an argument is out of range.
     """
     files, binary = _find_files(Path(source), unpack_in)
     suffix = ".bin" if binary else ""
@@ -94,13 +94,13 @@ def cifar10_listing(
     imbalance_factor: float,
     seed: int,
 ) -> Listing:
-    """CIFAR10-LT of the places and labels of all images of CIFAR-10 in their public order; see `cifar10_lt`."""
+    """Build CIFAR10-LT from the locations and labels of all CIFAR-10 images in their public order; see `cifar10_lt`."""
     train_labels = np.array([label for _, label in train])
-    kept = long_tailed_indices(train_labels, imbalance_factor, seed).tolist()
+    selected = long_tailed_indices(train_labels, imbalance_factor, seed).tolist()
     return Listing(
         class_names=class_names,
         splits={
-            "train": [Item(f"train/{i}", train[i][1], train[i][0]) for i in kept],
+            "train": [Item(f"train/{i}", train[i][1], train[i][0]) for i in selected],
             "reference": [Item(f"test/{i}", label, record) for i, (record, label) in enumerate(test)],
         },
         read=read,
@@ -122,19 +122,19 @@ def cifar10_listing(
 
 
 def long_tailed_indices(labels: np.ndarray, imbalance_factor: float, seed: int) -> np.ndarray:
-    """The images of a long-tailed subset of CIFAR-10, chosen as the published code does.
+    """Choose a long-tailed subset of CIFAR-10 as the published code does.
 
     One generator, numpy's legacy ``RandomState(seed)`` (the same numbers as after ``np.random.seed(seed)``), shuffles
-    the indices of one class after the other; the first ones of each are kept.
+    the indices of one class after the other; the first ones of each class are selected.
 
     Args:
       labels: integers ``[num_images]``, in 0..9.
       imbalance_factor: rarest over most frequent class, in (0, 1].
-      seed: of the generator, from 0 to 2**32 - 1.
+      seed: seed of the generator, from 0 to 2**32 - 1.
 
     Returns:
-      int64 ``[num_kept]``: class by class, each in shuffled order. The counts are ``long_tail_counts(n, 10,
-      imbalance_factor)`` with n the number of images of the class that has fewest.
+      int64 ``[num_selected]``: class by class, each in shuffled order. The counts are ``long_tail_counts(n, 10,
+      imbalance_factor)`` with n the number of images of the smallest class.
 
     Raises:
       UserError: a class has no image, or too few for the imbalance; or an argument is out of range.
@@ -148,29 +148,29 @@ def long_tailed_indices(labels: np.ndarray, imbalance_factor: float, seed: int) 
             f"give the unchanged files: {_WANTED}."
         )
     generator = np.random.RandomState(seed)
-    kept = []
+    selected = []
     for c, count in enumerate(long_tail_counts(int(available.min()), _CLASSES, imbalance_factor)):
         indices = np.where(labels == c)[0]
         generator.shuffle(indices)
-        kept.append(indices[:count])
-    return np.concatenate(kept)
+        selected.append(indices[:count])
+    return np.concatenate(selected)
 
 
 def read_record(item: Item) -> np.ndarray:
-    """Reads one image, uint8 ``[32, 32, 3]``, at ``item.place``, a `CifarLocation`."""
+    """Read the image at ``item.location``, a `CifarLocation`, as uint8 ``[32, 32, 3]``."""
     file, binary, index = item.location
     return np.ascontiguousarray(_load(file, binary)[0][index].reshape(3, 32, 32).transpose(1, 2, 0))
 
 
 def _find_files(source: Path, unpack_in: Path) -> tuple[dict[str, Location], bool]:
-    """The files of CIFAR-10 by name, and whether they are the binary version."""
+    """Find the files of CIFAR-10 by name, and whether they are the binary version."""
     if source.is_dir():
         inside = ("cifar-10-batches-bin", "cifar-10-binary.tar.gz", "cifar-10-batches-py", "cifar-10-python.tar.gz")
         candidates = [source, *(source / name for name in inside)]
-        found = [path for path in candidates if path.is_file() or any(path.glob("data_batch_1*"))]
-        if not found:
+        present = [path for path in candidates if path.is_file() or any(path.glob("data_batch_1*"))]
+        if not present:
             raise UserError(f"{source} does not hold CIFAR-10; give {_WANTED}.")
-        source = found[0]
+        source = present[0]
     files = list_files(source, unpack_in)
     by_name = {path.rsplit("/", 1)[-1]: location for path, location in files.items()}
     binary = "data_batch_1.bin" in by_name
@@ -183,7 +183,7 @@ def _find_files(source: Path, unpack_in: Path) -> tuple[dict[str, Location], boo
 
 
 def _locate_images(files: list[Location], binary: bool) -> list[tuple[CifarLocation, int]]:
-    """All images of some files, in order, with their labels."""
+    """Return the locations and labels of all images of some files, in order."""
     return [
         (CifarLocation(file, binary, index), int(label))
         for file in files
@@ -191,9 +191,9 @@ def _locate_images(files: list[Location], binary: bool) -> list[tuple[CifarLocat
     ]
 
 
-@functools.lru_cache(maxsize=6)  # all files of CIFAR-10, once a process
+@functools.lru_cache(maxsize=6)  # all files of CIFAR-10, loaded once per process
 def _load(file: Location, binary: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels uint8 ``[N, 3072]``, mapped rather than read where that is possible, and labels ``[N]`` of a file."""
+    """Load a file's pixels, uint8 ``[N, 3072]``, memory-mapped where possible, and labels ``[N]``."""
     if binary:
         records = _map_bytes(file)
         if len(records) == 0 or len(records) % _RECORD:
@@ -217,7 +217,7 @@ def _load(file: Location, binary: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _map_bytes(file: Location) -> np.ndarray:
-    """The bytes of a file, uint8; a file in a zip is read, any other one mapped."""
+    """Return the bytes of a file, uint8; a file in a zip is read, any other is memory-mapped."""
     if isinstance(file, str) and Path(file).stat().st_size:
         return np.memmap(file, np.uint8, mode="r")
     if isinstance(file, ByteRange) and file.size:
@@ -226,7 +226,7 @@ def _map_bytes(file: Location) -> np.ndarray:
 
 
 def _class_names(file: Location, binary: bool) -> list[str]:
-    """Names of the ten classes, from the file that holds them."""
+    """Read the names of the ten classes from a file."""
     if binary:
         names = read_location(file).decode("utf-8", errors="replace").split()
     else:
@@ -238,7 +238,7 @@ def _class_names(file: Location, binary: bool) -> list[str]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads numpy arrays and built-in containers: a pickle could otherwise run any program."""
+    """An unpickler for numpy arrays and built-in containers only: any other pickle could run arbitrary code."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -248,7 +248,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _unpickle(file: Location) -> Any:
-    """What a pickle of the Python version holds; its strings are bytes."""
+    """Load a pickle of the Python version; its strings are bytes."""
     try:
         return _ArraysOnly(io.BytesIO(read_location(file)), encoding="bytes").load()
     except Exception as error:  # a damaged pickle can raise anything
@@ -258,12 +258,12 @@ def _unpickle(file: Location) -> Any:
 
 
 def _entry(file: Location, batch: Any, key: bytes) -> Any:
-    """An entry of an unpickled batch."""
+    """Return an entry of an unpickled batch."""
     if not isinstance(batch, Mapping) or key not in batch:
         raise UserError(f"{_name(file)} has no entry {key.decode()!r}, so it is not of CIFAR-10; give {_WANTED}.")
     return batch[key]
 
 
 def _name(file: Location) -> str:
-    """The file in a message."""
+    """Return the file's name for messages."""
     return file if isinstance(file, str) else str(file.path)

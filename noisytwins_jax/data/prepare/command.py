@@ -1,8 +1,8 @@
-"""``python -m noisytwins_jax.data.prepare <dataset>``: a data set, prepared once for every run that uses it.
+"""``python -m noisytwins_jax.data.prepare <dataset>``: prepare a data set once for all runs that use it.
 
-Reads pictures where they are (folders, tar and zip archives), crops and resizes them as published, and writes shards of
-raw pixels that training reads at full speed and TFDS as a data set of its own. The same command goes on where it was
-stopped. It ends with the classes from head to tail, in words and as a picture.
+Reads images in place (folders, tar and zip archives), crops and resizes them as published, and writes shards of raw
+pixels that training reads at full speed and that TFDS can load. The same command resumes an interrupted preparation. It
+ends with a summary of the classes from head to tail, as text and as a figure.
 """
 
 import argparse
@@ -36,19 +36,19 @@ PLAN_FILE = "plan.txt"
 
 
 class Preparer(NamedTuple):
-    """How a data set of a name is prepared."""
+    """The functions and defaults that prepare a data set."""
 
     list_images: Callable[..., Listing]
     resolution: int = 64
     preprocessing: str = PUBLISHED
     channels: int = 3
     thresholds: tuple[int, int] = (20, 100)
-    list_tfds: Callable[..., Listing] | None = None  # for a source of TFDS
+    list_tfds: Callable[..., Listing] | None = None  # for --source=tfds:…
 
 
 PREPARERS = {
     "cifar10_lt": Preparer(cifar10_lt, resolution=32, thresholds=(200, 1000), list_tfds=tfds_source.cifar10_lt),
-    # BigGAN's resolution, crop and filter.
+    # Resolution, crop and filter of BigGAN.
     "imagenet": Preparer(imagenet, resolution=128, preprocessing="center-box", list_tfds=tfds_source.imagenet),
     "imagenet_lt": Preparer(imagenet_lt, list_tfds=tfds_source.imagenet_lt),
     "inat19": Preparer(inat19),
@@ -58,55 +58,55 @@ PREPARERS = {
     "petals": Preparer(petals),
     "digits_lt": Preparer(digits_lt, resolution=8, channels=1),
 }
-# Options that only some listings take, by the type of their values.
+# Options that only some listings have, with the type of their values and their help.
 LISTING_OPTIONS: dict[str, tuple[type, str]] = {
     "imbalance_factor": (float, "rarest over most frequent class, in (0, 1]"),
     "largest": (int, "training images of the most frequent class"),
     "num_classes": (int, "number of classes"),
     "reference_per_class": (int, "reference images of each class"),
-    "classifier_per_class": (int, "images of each class for the networks that measure"),
-    "seed": (int, "of the choice of images, or of drawing them"),
+    "classifier_per_class": (int, "images of each class for training the metrics' networks"),
+    "seed": (int, "seed of the choice of images, or of rendering them"),
     "lists": (Path, "folder of ImageNet_LT_train.txt and ImageNet_LT_val.txt; by default beside the images"),
     "annotations": (Path, "folder of train2019.json and val2019.json; by default beside the images"),
-    "train_list": (Path, "file of lines '<path> <class id>', in place of a folder a class"),
+    "train_list": (Path, "file of lines '<path> <class id>', instead of a folder per class"),
     "reference_list": (Path, "the same for reference images"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; mistakes end with one sentence and status 2."""
+    """Run the command; a user's error ends it with one message and status 2."""
     try:
         print(prepare(parse_arguments(argv)))
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        print("\nStopped; the same command goes on.", file=sys.stderr)
+        print("\nStopped; run the same command to resume.", file=sys.stderr)
         sys.exit(130)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked as far as it can be without looking at files."""
+    """Parse the command line, and check it as far as possible without reading files."""
     parser = _Parser(prog="python -m noisytwins_jax.data.prepare", description=__doc__.partition("\n\n")[2])
     parser.add_argument("dataset", metavar="dataset", help=", ".join(PREPARERS))
     parser.add_argument("--source", type=Path, help="archive or folder of the public download, or of your images")
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="where prepared data go (data)")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="directory of prepared data (data)")
     parser.add_argument("--resolution", type=int, help="pixels, a power of two; by default that of the configurations")
-    parser.add_argument("--name", help="of the prepared data set; by default the data set's own")
-    parser.add_argument("--preprocessing", help="center or stretch, a filter, white, upright, with hyphens between")
+    parser.add_argument("--name", help="name of the prepared data set; by default the data set's own")
+    parser.add_argument("--preprocessing", help="hyphen-separated: center or stretch, a filter, white, upright")
     parser.add_argument("--channels", type=int, choices=(1, 3), help="3 for colour, 1 for grey")
     parser.add_argument("--thresholds", help="low,high: classes with fewer images are tail, with more are head")
     parser.add_argument(
-        "--on_error", choices=("stop", "skip"), default="stop", help="what is wrong: stop, or leave out"
+        "--on_error", choices=("stop", "skip"), default="stop", help="on errors in the source: stop, or leave them out"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (one a core)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set that was prepared otherwise")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (one per core)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set that was prepared differently")
     for name, (kind, text) in LISTING_OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, help=text)
     arguments = parser.parse_args(argv)
     if arguments.dataset not in PREPARERS:
         raise UserError(
             f"There is no data set {arguments.dataset!r}; {did_you_mean(arguments.dataset, PREPARERS)} (For your own "
-            "pictures, a folder a class, give image_folder and --name.)"
+            "images, in a folder per class, give image_folder and --name.)"
         )
     if arguments.jobs < 1:
         raise UserError(f"--jobs={arguments.jobs} is below 1.")
@@ -114,18 +114,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def prepare(arguments: argparse.Namespace) -> str:
-    """Prepares what the command line asks for.
+    """Prepare the data set of the command line.
 
     Returns:
-      A description of the data set, for people.
+      A description of the data set.
 
     Raises:
-      UserError: something is wrong and nothing is taken for whole: what is done stays for the same command to go on.
+      UserError: the preparation failed and is incomplete; the same command resumes from the complete shards.
     """
     dataset, preparer = arguments.dataset, PREPARERS[arguments.dataset]
     name = arguments.name or dataset
     if not name.isidentifier():
-        raise UserError(f"--name={name} is no name of a data set: letters, digits and _, and no digit first.")
+        raise UserError(f"--name={name} is no name of a data set: use letters, digits and _, and no digit first.")
     format = shards.Format(
         preparer.resolution if arguments.resolution is None else arguments.resolution,
         arguments.channels or preparer.channels,
@@ -147,32 +147,32 @@ def prepare(arguments: argparse.Namespace) -> str:
         if (target / INFO_FILE).exists():
             if _is_same(target, plan, thresholds):
                 shutil.rmtree(working)
-                return f"{target} is there already, prepared in the same way."
+                return f"{target} exists already, prepared in the same way."
             if not arguments.overwrite:
                 shutil.rmtree(working)
                 raise UserError(
-                    f"{target} was prepared otherwise (see its {INFO_FILE}); give another --name, or --overwrite to "
+                    f"{target} was prepared differently (see its {INFO_FILE}); give another --name, or --overwrite to "
                     "replace it."
                 )
         info = _write(arguments, listing, format, working, name, plan, options, thresholds)
         draw_class_counts(working / CLASS_COUNTS_FILE, name, info["splits"]["train"]["class_counts"], thresholds)
         shutil.rmtree(working / "unpacked", ignore_errors=True)
-        for notes in working.glob("*.array_record-*.json"):
-            notes.unlink()
+        for metadata in working.glob("*.array_record-*.json"):
+            metadata.unlink()
         if target.exists():
             shutil.rmtree(target)
         working.rename(target)
     except OSError as error:
         if not is_full(error):
             raise UserError(
-                f"{error.filename or working}: {error.strerror or error}; see to it and run the same command."
+                f"{error.filename or working}: {error.strerror or error}; fix this and run the same command."
             ) from error
-        raise UserError(f"There is no space left in {working}; free some and run the same command to go on.") from None
-    return f"{describe_classes(info)}\nPrepared in {target}; the picture of its classes is {CLASS_COUNTS_FILE} there."
+        raise UserError(f"There is no space left in {working}; free some and run the same command to resume.") from None
+    return f"{describe_classes(info)}\nPrepared in {target}; its class counts are plotted in {CLASS_COUNTS_FILE} there."
 
 
 def _is_same(target: Path, plan: str, thresholds: tuple[int, int]) -> bool:
-    """Whether a prepared data set is just what is asked for."""
+    """Return whether a prepared data set has this plan and these thresholds."""
     try:
         info = json.loads((target / INFO_FILE).read_text())
         return (target / PLAN_FILE).read_text() == plan and info["group_thresholds"] == list(thresholds)
@@ -183,25 +183,25 @@ def _is_same(target: Path, plan: str, thresholds: tuple[int, int]) -> bool:
 def _list_images(
     arguments: argparse.Namespace, preparer: Preparer, format: shards.Format, unpack_in: Path
 ) -> tuple[Listing, dict[str, Any]]:
-    """The listing, and the options that it was asked for with."""
+    """List the images of the command line's data set; return the listing and its options."""
     from_tfds = tfds_source.is_tfds(arguments.source)
     if from_tfds and preparer.list_tfds is None:
         raise UserError(f"{arguments.dataset} is no data set of TFDS; give --source=<folder or archive> of the images.")
     list_images = preparer.list_tfds if from_tfds else preparer.list_images
-    takes = inspect.signature(list_images).parameters
+    parameters = inspect.signature(list_images).parameters
     given = {key: getattr(arguments, key) for key in LISTING_OPTIONS if getattr(arguments, key) is not None}
-    if unknown := [key for key in given if key not in takes]:
-        own = [f"--{key}" for key in LISTING_OPTIONS if key in takes]
+    if unknown := [key for key in given if key not in parameters]:
+        own = [f"--{key}" for key in LISTING_OPTIONS if key in parameters]
         raise UserError(f"{arguments.dataset} takes no --{unknown[0]}; its own options: {', '.join(own) or 'none'}.")
     options = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
-    if "source" in takes:
+    if "source" in parameters:
         if arguments.source is None:
             raise UserError(f"{arguments.dataset} needs --source=<folder or archive> of the images.")
         given |= {"source": str(arguments.source) if from_tfds else arguments.source.expanduser()}
-        given |= {"unpack_in": unpack_in} if "unpack_in" in takes else {}
+        given |= {"unpack_in": unpack_in} if "unpack_in" in parameters else {}
     elif arguments.source is not None:
-        raise UserError(f"{arguments.dataset} is made here and takes no --source; leave it out.")
-    if "resolution" in takes:
+        raise UserError(f"{arguments.dataset} needs no source files and takes no --source; leave it out.")
+    if "resolution" in parameters:
         given["resolution"] = format.resolution
     print(f"Listing the images of {arguments.dataset}.", flush=True)
     listing = list_images(**given)
@@ -221,27 +221,27 @@ def _write(
     options: dict[str, Any],
     thresholds: tuple[int, int],
 ) -> dict[str, Any]:
-    """Everything but the last renaming; see `prepare`."""
+    """Write the data set into its working directory, see `prepare`; return the content of `INFO_FILE`."""
     skip = arguments.on_error == "skip"
-    _stop_for(listing.problems, working, skip)
+    _check_problems(listing.problems, working, skip)
     if not listing.splits["train"]:
-        raise UserError(f"{arguments.source} holds no training images; see whether it is the right folder or archive.")
+        raise UserError(f"{arguments.source} holds no training images; check that it is the right folder or archive.")
     if not (working / PLAN_FILE).exists() or (working / PLAN_FILE).read_text() != plan:
         for path in working.glob("*.array_record-*"):  # of another plan
             path.unlink()
         (working / PLAN_FILE).write_text(plan)
     planned = shards.plan_shards(listing, format, working, name)
-    begun, missing = time.perf_counter(), [shard for shard in planned if _to_do(shard, skip)]
+    start, missing = time.perf_counter(), [shard for shard in planned if _is_missing(shard, skip)]
     if len(missing) < len(planned):
-        print(f"Going on: {len(planned) - len(missing)} of {len(planned)} shards are there.", flush=True)
+        print(f"Resuming: {len(planned) - len(missing)} of {len(planned)} shards are complete.", flush=True)
     if missing:
         shards.write_shards(missing, arguments.jobs, f"Preparing {name}")
-        seconds, count = time.perf_counter() - begun, sum(len(shard.items) for shard in missing)
-        print(f"{count} images in {seconds:.0f} s, {count / seconds:.0f} a second.", flush=True)
+        seconds, count = time.perf_counter() - start, sum(len(shard.items) for shard in missing)
+        print(f"{count} images in {seconds:.0f} s, {count / seconds:.0f} per second.", flush=True)
     duplicates = finish.find_duplicates(planned)
     problems = finish.collect_problems(listing, planned)
     if duplicates and listing.published_counts:
-        print(f"Note: {len(duplicates)} {shards.DUPLICATES}; they stay, as published.")
+        print(f"Note: {len(duplicates)} {shards.DUPLICATES}; they are kept, as published.")
     elif duplicates and skip:
         for shard in planned:
             if shard.split == "train" and any(item.name in duplicates for item in shard.items):
@@ -250,7 +250,7 @@ def _write(
     else:
         for name_in_train, name_in_reference in duplicates.items():
             problems.add(shards.DUPLICATES, f"{name_in_train}: as {name_in_reference}")
-    _stop_for(problems, working, skip)
+    _check_problems(problems, working, skip)
     splits = finish.collect_splits(listing, planned, format)
     info = finish.write_data_set(working, listing, planned, splits, problems, format, name, options, thresholds)
     if problems.wrong or problems.converted:
@@ -258,24 +258,24 @@ def _write(
     return info
 
 
-def _to_do(shard: shards.Shard, skip: bool) -> bool:
-    """Whether a shard is to be written: it is not there, or has lost images to mistakes that may be mended by now."""
-    notes = shards.read_metadata(shard)
-    return notes is None or (bool(notes.wrong) and not skip)
+def _is_missing(shard: shards.Shard, skip: bool) -> bool:
+    """Return whether a shard must be written: it is incomplete, or lacks images whose errors may be fixed by now."""
+    metadata = shards.read_metadata(shard)
+    return metadata is None or (bool(metadata.wrong) and not skip)
 
 
-def _stop_for(problems: Problems, working: Path, skip: bool) -> None:
-    """Ends with a listing of what is wrong, unless that is to be left out."""
+def _check_problems(problems: Problems, working: Path, skip: bool) -> None:
+    """Write the errors to `PROBLEMS_FILE`; raise a ``UserError`` if there are any, unless they are to be skipped."""
     if not problems.wrong:
         (working / PROBLEMS_FILE).unlink(missing_ok=True)  # of an earlier run
         return
     (working / PROBLEMS_FILE).write_text(problems.describe(None) + "\n")
     if not skip:
         print(problems.describe(), file=sys.stderr)
-        things = "1 thing is" if len(problems) == 1 else f"{len(problems)} things are"
+        errors = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
         raise UserError(
-            f"{things} wrong with the source, listed above and in {working / PROBLEMS_FILE}; mend them and run the same "
-            "command, or give --on_error=skip to leave them out."
+            f"The source has {errors}, listed above and in {working / PROBLEMS_FILE}; fix them and run the same command, "
+            "or give --on_error=skip to leave them out."
         )
 
 

@@ -1,4 +1,4 @@
-"""Listings that need no download: drawn flowers with known factors, and the embedded digits."""
+"""Listings that need no download: rendered flowers with known factors, and the embedded digits."""
 
 import functools
 
@@ -11,7 +11,7 @@ from noisytwins_jax.data.prepare.listing import Item, Listing, RenderedImage
 from noisytwins_jax.data.source import ArraySource, DataSplits, check_resolution
 from noisytwins_jax.utils.errors import UserError
 
-# Pictures of a class below the first index are for training, those from the second on for the networks that measure.
+# Index of a class's first reference image and first classifier image; the training images start at 0.
 REFERENCE_START, CLASSIFIER_START = 2**31, 2**32
 
 _DIGITS_HOMEPAGE = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
@@ -33,7 +33,7 @@ def petals(
     classifier_per_class: int = 200,
     seed: int = 0,
 ) -> Listing:
-    """Long-tailed classes of drawn flowers with known factors; see `noisytwins_jax.data.petals`.
+    """List long-tailed classes of rendered flowers with known factors; see `noisytwins_jax.data.petals`.
 
     For one seed, the classes and images of a smaller set (fewer classes, a smaller ``largest``, ``imbalance_factor`` or
     ``reference_per_class``) are among those of a larger one, and no two splits share an image.
@@ -41,15 +41,15 @@ def petals(
     Args:
       resolution: pixels, a power of two of at least 8.
       num_classes: number of species, at least 1.
-      largest: training images of class 0, the most frequent one.
+      largest: training images of class 0, the most frequent class.
       imbalance_factor: rarest over most frequent class, in (0, 1]; see ``long_tail_counts``.
-      reference_per_class: reference images of each class, at least 1.
-      classifier_per_class: images of each class for the networks that measure, at least 1.
-      seed: of species and images.
+      reference_per_class: reference images per class, at least 1.
+      classifier_per_class: images per class for training the metrics' networks, at least 1.
+      seed: seed of species and images.
 
     Returns:
-      The splits "train" (long-tailed), "reference" and "classifier" (balanced), class by class, drawn when read: uint8
-      ``[resolution, resolution, 3]`` with the factors `FACTORS`. Items are named ``<split>/<class>/<index>``.
+      The splits "train" (long-tailed), "reference" and "classifier" (balanced), class by class, rendered when read:
+      uint8 ``[resolution, resolution, 3]`` with the factors `FACTORS`. Items are named ``<split>/<class>/<index>``.
 
     Raises:
       UserError: an argument is out of range.
@@ -59,7 +59,7 @@ def petals(
     for name, count in (("reference_per_class", reference_per_class), ("classifier_per_class", classifier_per_class)):
         if count < 1:
             raise UserError(f"{name} must be at least 1, but it is {count}.")
-    species(0, seed)  # refuses a wrong seed now and not when images are drawn
+    species(0, seed)  # raises for a negative seed now, not when images are rendered
     digits = len(str(num_classes - 1))
     names = [f"{label:0{digits}}" for label in range(num_classes)]
 
@@ -84,25 +84,25 @@ def petals(
 
 
 def petals_splits(resolution: int = 64, **options: int | float) -> DataSplits:
-    """The splits of `petals`, drawn into memory: for small sets, without preparing them."""
+    """Render the splits of `petals` into memory: for small sets, without preparation."""
     listing = petals(resolution, **options)
 
-    def draw_split(split: str) -> ArraySource:
-        drawn = [listing.read(item) for item in listing.splits[split]]
-        factors = np.stack([factors for _, factors in drawn])
+    def render_split(split: str) -> ArraySource:
+        rendered = [listing.read(item) for item in listing.splits[split]]
+        factors = np.stack([factors for _, factors in rendered])
         return ArraySource(
-            np.stack([image for image, _ in drawn]),
+            np.stack([image for image, _ in rendered]),
             np.array([item.label for item in listing.splits[split]]),
             listing.class_names,
             f"petals ({split})",
             dict(zip(FACTORS, factors.T, strict=True)),
         )
 
-    return DataSplits(*(draw_split(split) for split in ("train", "reference", "classifier")))
+    return DataSplits(*(render_split(split) for split in ("train", "reference", "classifier")))
 
 
 def digits_lt(resolution: int = 8, imbalance_factor: float = 0.05, largest: int = 174, seed: int = 0) -> Listing:
-    """The embedded long-tailed digits of ``digits_splits``, whose arguments and errors it has.
+    """List the embedded long-tailed digits; arguments and errors are those of ``digits_splits``.
 
     Returns:
       The splits "train" (long-tailed) and "reference" (all 1797 images, so it contains the training images), read as
@@ -136,5 +136,5 @@ def _read_digit(item: Item, options: tuple[int, float, int, int]) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _digits(resolution: int, imbalance_factor: float, largest: int, seed: int) -> DataSplits:
-    """``digits_splits``, built once per process."""
+    """Build ``digits_splits`` once per process."""
     return digits_splits(resolution, imbalance_factor, largest, seed)

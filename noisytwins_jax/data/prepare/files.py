@@ -1,6 +1,6 @@
 """Random access to the files of a source: a folder, a tar, a zip or a compressed tar.
 
-Uncompressed tars and zips are read where they are; a compressed tar has no random access and is unpacked once.
+Uncompressed tars and zips are read in place; a compressed tar has no random access and is unpacked once.
 """
 
 import errno
@@ -21,13 +21,13 @@ from noisytwins_jax.data.prepare.listing import Item
 from noisytwins_jax.utils.errors import UserError, first_line
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_BLOCK = 512  # bytes, of a tar
-_MARKER = ".unpacked"  # holds the size of the archive once everything is unpacked; hidden, so it is never listed
+_BLOCK = 512  # bytes per block of a tar
+_MARKER = ".unpacked"  # holds the archive's size once it is unpacked; hidden, so it is never listed
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError)
 
 
 class ByteRange(NamedTuple):
-    """A file that is a stretch of bytes of another one, such as a member of an uncompressed tar."""
+    """A file that is a range of bytes of another one, such as a member of an uncompressed tar."""
 
     path: str
     offset: int
@@ -35,27 +35,27 @@ class ByteRange(NamedTuple):
 
 
 class ZipMember(NamedTuple):
-    """A file in a zip, by its name there."""
+    """A file in a zip."""
 
     path: str
     name: str
 
 
-# Where a file is: its path, or its place in an archive.
+# Where a file is: its path, or its position in an archive.
 Location = str | ByteRange | ZipMember
 
 
 def list_files(source: Path, unpack_in: Path) -> dict[str, Location]:
-    """All files of a folder or archive, without hidden ones and ``__MACOSX``; links to folders are followed.
+    """List the files of a folder or archive, except hidden ones and ``__MACOSX``; links to folders are followed.
 
     Args:
       source: a folder, a .tar, a .zip, or a compressed tar (.tar.gz, .tgz, .tar.bz2, .tar.xz).
-      unpack_in: folder in which a compressed tar is unpacked, as a folder of the archive's name; what was completely
-        unpacked there before is used again.
+      unpack_in: folder in which a compressed tar is unpacked, into a folder of the archive's name; a complete earlier
+        copy there is used again.
 
     Returns:
-      ``{relative POSIX path: place}``, sorted by path. Only regular files of an archive count. If an archive holds
-      a path twice, the later file is the one.
+      ``{relative POSIX path: location}``, sorted by path. Only regular files of an archive count. If an archive holds
+      a path twice, the later file counts.
 
     Raises:
       UserError: the source is missing, damaged or of another kind, or unpacking failed.
@@ -86,14 +86,14 @@ def list_files(source: Path, unpack_in: Path) -> dict[str, Location]:
 
 
 def list_nested_tar(tar: Path) -> dict[str, Location]:
-    """The files of all tars in a tar, such as ILSVRC2012_img_train.tar; only headers are read.
+    """List the files of all tars in a tar, such as ILSVRC2012_img_train.tar; only headers are read.
 
     Args:
       tar: an uncompressed tar of uncompressed tars.
 
     Returns:
-      ``{"n01440764/n01440764_10026.JPEG": place}``, sorted by path: the name of the inner tar without its ``.tar``,
-      then the path within it. Members of the outer tar that are no tars are left out.
+      ``{"n01440764/n01440764_10026.JPEG": location}``, sorted by path: the name of the inner tar without ``.tar``,
+      then the path within it. Other members of the outer tar are left out.
 
     Raises:
       UserError: the tar is missing or damaged.
@@ -116,7 +116,7 @@ def list_nested_tar(tar: Path) -> dict[str, Location]:
 
 
 def read_file(item: Item) -> bytes:
-    """Reads the whole file at ``item.place``; the `Reader` of everything that `list_files` lists.
+    """Read the whole file at ``item.location``: the `Reader` of all files from `list_files`.
 
     Raises:
       OSError: the file cannot be read.
@@ -125,9 +125,9 @@ def read_file(item: Item) -> bytes:
 
 
 def read_location(location: Location) -> bytes:
-    """Reads the whole file at a place; raises an ``OSError`` if that fails."""
+    """Read the whole file at a location; raise an ``OSError`` if that fails."""
     if isinstance(location, ByteRange):
-        opened = _open(location.path)  # held while it is read
+        opened = _open(location.path)  # a reference, so that the file stays open while it is read
         data = os.pread(opened.descriptor, location.size, location.offset)
         if len(data) != location.size:
             raise OSError(f"{location.path} ends within a file that starts at byte {location.offset}")
@@ -135,17 +135,17 @@ def read_location(location: Location) -> bytes:
     if isinstance(location, ZipMember):
         try:
             return _open_zip(location.path, os.getpid()).read(location.name)
-        except (*_DAMAGED, KeyError, RuntimeError) as error:  # RuntimeError: it is encrypted
+        except (*_DAMAGED, KeyError, RuntimeError) as error:  # RuntimeError: encrypted
             raise OSError(f"{location.name} in {location.path} cannot be read: {first_line(error)}") from error
     return Path(location).read_bytes()
 
 
 def is_visible(name: str) -> bool:
-    """Whether a file or folder is neither hidden nor what macOS adds to archives; so ``..`` is not wanted either."""
+    """Return whether a file or folder is neither hidden (which excludes ``..``) nor added to archives by macOS."""
     return not name.startswith(".") and name != "__MACOSX"
 
 
-class _Opened:
+class _OpenFile:
     """An open file, closed when it leaves the cache."""
 
     def __init__(self, descriptor: int) -> None:
@@ -156,25 +156,25 @@ class _Opened:
 
 
 @functools.lru_cache(maxsize=4)
-def _open(path: str) -> _Opened:
-    """A file to read stretches of."""
-    return _Opened(os.open(path, os.O_RDONLY))
+def _open(path: str) -> _OpenFile:
+    """Open a file to read ranges of bytes."""
+    return _OpenFile(os.open(path, os.O_RDONLY))
 
 
 @functools.lru_cache(maxsize=4)
 def _open_zip(path: str, pid: int) -> zipfile.ZipFile:
-    """A zip to read members of; of each process alone, as forked ones would share the position in the file."""
+    """Open a zip; each process opens its own, as forked processes would share the position in the file."""
     return zipfile.ZipFile(path)
 
 
 def _clean(name: str) -> str | None:
-    """The path of a file in an archive without ``./``; None if it, or a folder above it, is not wanted."""
+    """Return the path of a file in an archive without ``./``; None if any part of it is not visible."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     return "/".join(parts) if parts and all(map(is_visible, parts)) else None
 
 
 def _list_folder(source: Path) -> dict[str, Location]:
-    """All wanted files below a folder, unsorted."""
+    """List all visible files below a folder, unsorted."""
     try:
         return dict(_walk(str(source), "", ()))
     except OSError as error:
@@ -184,7 +184,7 @@ def _list_folder(source: Path) -> dict[str, Location]:
 
 
 def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Relative and full paths of all wanted files below a folder; links back to a folder above end there."""
+    """Yield relative and full paths of all visible files below a folder; skip links back to a folder above."""
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -199,22 +199,22 @@ def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[st
 
 
 def _list_tar(source: Path) -> dict[str, ByteRange]:
-    """All wanted files of an uncompressed tar, unsorted."""
+    """List all visible files of an uncompressed tar, unsorted."""
     with open(source, "rb") as file:
         return dict(_tar_parts(source, file, 0, source.stat().st_size))
 
 
 def _tar_parts(path: Path, file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, ByteRange]]:
-    """Names and places of the wanted files of the uncompressed tar in the bytes from `start` to `end` of a file."""
+    """Yield names and locations of the visible files of an uncompressed tar in bytes `start` to `end` of a file."""
     try:
         file.seek(start)
         with tarfile.TarFile(fileobj=file) as tar:
             while tar.offset <= end and (member := tar.next()) is not None:
-                tar.members.clear()  # a million of them would not be small
+                tar.members.clear()  # bounds the memory for a million files
                 name = _clean(member.name)
-                if name and _plain(member):
+                if name and _is_contiguous(member):
                     yield name, ByteRange(str(path), member.offset_data, member.size)
-            # A tar ends with blocks of zeros; `next` also stops, silently, at a header that it cannot understand.
+            # A tar ends with blocks of zeros; `next` also stops, silently, at an invalid header.
             file.seek(tar.offset)
             last = file.read(_BLOCK)
         if tar.offset >= end or len(last) < _BLOCK or any(last):
@@ -227,13 +227,13 @@ def _tar_parts(path: Path, file: BinaryIO, start: int, end: int) -> Iterator[tup
         ) from error
 
 
-def _plain(member: tarfile.TarInfo) -> bool:
-    """A regular file whose bytes lie in one piece."""
+def _is_contiguous(member: tarfile.TarInfo) -> bool:
+    """Return whether a member is a regular file in one range of bytes."""
     return member.isreg() and not member.issparse()
 
 
 def _list_zip(source: Path) -> dict[str, Location]:
-    """All wanted files of a zip, unsorted."""
+    """List all visible files of a zip, unsorted."""
     try:
         with zipfile.ZipFile(source) as archive:
             members = [info.filename for info in archive.infolist() if not info.is_dir()]
@@ -246,7 +246,7 @@ def _list_zip(source: Path) -> dict[str, Location]:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a compressed tar, unless it is unpacked there already; begins anew after an interruption."""
+    """Unpack a compressed tar unless this is done already; start over after an interruption."""
     marker = folder / _MARKER
     try:
         size = str(archive.stat().st_size)
@@ -271,7 +271,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             ) from error
         if error.errno is not None:
             raise UserError(
-                f"{archive} could not be unpacked into {folder} ({first_line(error)}); mend that, or choose another "
+                f"{archive} could not be unpacked into {folder} ({first_line(error)}); fix that, or choose another "
                 "folder to unpack in."
             ) from error
         raise _damaged(archive, error) from error  # the message of a decompressor
@@ -280,7 +280,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    """Unpacks the wanted files, and checks that the compressed data are complete."""
+    """Unpack the visible files, and check that the compressed data are complete."""
     with (
         open(archive, "rb") as file,
         tqdm(
@@ -290,7 +290,7 @@ def _extract(archive: Path, folder: Path) -> None:
     ):
         while (member := tar.next()) is not None:
             tar.members.clear()
-            if _clean(member.name) and _plain(member):
+            if _clean(member.name) and _is_contiguous(member):
                 tar.extract(member, folder, filter="data")
             bar.update(file.tell() - bar.n)
         while tar.fileobj.read(2**20):  # the checksum is at the very end
@@ -299,7 +299,7 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def _damaged(archive: Path, error: Exception) -> UserError:
-    """The error of a compressed tar that cannot be unpacked."""
+    """Build the error of a compressed tar that cannot be unpacked."""
     return UserError(
         f"{archive} cannot be read as a compressed tar ({first_line(error)}): it is damaged or cut off, so get it again."
     )

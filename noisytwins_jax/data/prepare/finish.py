@@ -1,6 +1,7 @@
-"""From shards to a data set: duplicates, names, TFDS's metadata, statistics; and the directory that makes it whole."""
+"""From complete shards to a data set: problems, duplicates, labels and metadata."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,54 +19,50 @@ FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 def collect_problems(listing: Listing, shards: Sequence[Shard]) -> Problems:
-    """Everything that was wrong or converted, in the listing and in the shards."""
+    """Collect all errors and conversions of the listing and of its shards."""
     problems = Problems()
     problems.merge(listing.problems)
     for shard in shards:
-        notes = _notes(shard)
-        for kind, things in notes.wrong.items():
-            for thing in things:
-                problems.add(kind, thing)
-        for kind, count in notes.converted.items():
-            problems.convert(kind, count)
+        metadata = _metadata(shard)
+        problems.merge(Problems(metadata.wrong, Counter(metadata.converted)))
     return problems
 
 
 def find_duplicates(shards: Sequence[Shard]) -> dict[str, str]:
-    """Training images with the very pixels of a reference image: the name of the one by the name of the other."""
+    """Find training images with the pixels of a reference image: ``{training name: reference name}``."""
     reference, train = {}, {}
     for shard in shards:
-        notes = _notes(shard)
+        metadata = _metadata(shard)
         if shard.split == "reference":
-            reference |= dict(zip(notes.hashes, notes.names, strict=True))
+            reference |= dict(zip(metadata.hashes, metadata.names, strict=True))
         elif shard.split == "train":
-            train |= dict(zip(notes.names, notes.hashes, strict=True))
+            train |= dict(zip(metadata.names, metadata.hashes, strict=True))
     return {name: reference[pixels] for name, pixels in train.items() if pixels in reference}
 
 
 def collect_splits(listing: Listing, shards: Sequence[Shard], format: Format) -> dict[str, Any]:
-    """What the shards of every split hold together: that part of `INFO_FILE`.
+    """Collect the entry ``splits`` of `INFO_FILE` from the shards.
 
     Raises:
-      UserError: there are classes without training images, or no images in a split.
+      UserError: a class has no training images, or a split no images.
     """
     splits: dict[str, Any] = {}
     for split in listing.splits:
-        notes = [(shard, _notes(shard)) for shard in shards if shard.split == split]
-        labels = np.array([label for _, entry in notes for label in entry.labels], np.int32)
+        entries = [(shard, _metadata(shard)) for shard in shards if shard.split == split]
+        labels = np.array([label for _, entry in entries for label in entry.labels], np.int32)
         if not len(labels):
-            raise UserError(f"There is no usable {split} image at all; mend the images, or give a source without them.")
+            raise UserError(f"There is no usable {split} image at all; fix the images, or give a source without them.")
         counts = np.bincount(labels, minlength=len(listing.class_names))
         if split == "train":
             counts = count_classes(labels, len(listing.class_names))
-        hashes = [pixels for _, entry in notes for pixels in entry.hashes]
+        hashes = [pixels for _, entry in entries for pixels in entry.hashes]
         splits[split] = {
             "images": len(labels),
             "fingerprint": split_fingerprint(format.shape, labels, hashes),
             "class_counts": [int(count) for count in counts],
             "shards": [
                 {"file": shard.path.name, "images": len(entry.labels), "bytes": entry.size, "sha256": entry.sha256}
-                for shard, entry in notes
+                for shard, entry in entries
             ],
         }
     return splits
@@ -82,14 +79,14 @@ def write_data_set(
     options: Mapping[str, Any],
     thresholds: tuple[int, int],
 ) -> dict[str, Any]:
-    """Writes everything but the shards into `directory`, `INFO_FILE` last; returns what that says."""
+    """Write all files but the shards into `directory`, `INFO_FILE` last; return the content of `INFO_FILE`."""
     files = []
     for split in splits:
-        notes = [_notes(shard) for shard in shards if shard.split == split]
-        np.save(directory / f"labels-{split}.npy", np.array([n for e in notes for n in e.labels], np.int32))
+        entries = [_metadata(shard) for shard in shards if shard.split == split]
+        np.save(directory / f"labels-{split}.npy", np.array([n for e in entries for n in e.labels], np.int32))
         files.append(f"labels-{split}.npy")
         if listing.factor_names:
-            factors = np.array([row for entry in notes for row in entry.factors], np.float32)
+            factors = np.array([row for entry in entries for row in entry.factors], np.float32)
             np.save(directory / f"factors-{split}.npy", factors)
             files.append(f"factors-{split}.npy")
     _write_tfds_metadata(directory, listing, splits, format, name)
@@ -118,18 +115,18 @@ def write_data_set(
     return info
 
 
-def _notes(shard: Shard) -> ShardMetadata:
-    notes = read_metadata(shard)
-    if notes is None:
-        raise UserError(f"{shard.path} is gone or has changed; run the same command to go on.")
-    return notes
+def _metadata(shard: Shard) -> ShardMetadata:
+    metadata = read_metadata(shard)
+    if metadata is None:
+        raise UserError(f"{shard.path} is gone or has changed; run the same command to resume.")
+    return metadata
 
 
 def _write_tfds_metadata(
     directory: Path, listing: Listing, splits: Mapping[str, Any], format: Format, name: str
 ) -> None:
-    """``dataset_info.json``, ``features.json`` and the class names, as TFDS writes them."""
-    import tensorflow_datasets as tfds  # only here: it takes a second, and needs no TensorFlow
+    """Write ``dataset_info.json``, ``features.json`` and the class names with TFDS."""
+    import tensorflow_datasets as tfds  # takes a second to import, and needs no TensorFlow
 
     features: dict[str, Any] = {
         "image": tfds.features.Tensor(shape=format.shape, dtype=np.uint8, encoding="bytes"),
@@ -163,12 +160,12 @@ def _write_tfds_metadata(
         citation=listing.citation,
         supervised_keys=("image", "label"),
         filename_template=FILE_TEMPLATE,
-        check_data=False,  # that reads a record with TensorFlow
+        check_data=False,  # the check reads a record with TensorFlow
     )
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """Class names as TFDS takes them: no two the same."""
+    """Make class names unique, as TFDS requires."""
     seen: set[str] = set()
     unique = []
     for label, name in enumerate(names):

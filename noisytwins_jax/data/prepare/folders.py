@@ -1,4 +1,4 @@
-"""Data sets with a folder for each class: anybody's own, AnimalFace and ImageNet Carnivores."""
+"""Data sets with a folder for each class: the user's own, AnimalFace and ImageNet Carnivores."""
 
 import dataclasses
 from collections import Counter
@@ -13,22 +13,22 @@ from noisytwins_jax.data.source import seeded_generator
 from noisytwins_jax.utils.errors import UserError
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-_IGNORED = ("thumbs.db", "desktop.ini", ".txt", ".json", ".csv", ".md")  # ends of file names, in lower case
+_IGNORED = ("thumbs.db", "desktop.ini", ".txt", ".json", ".csv", ".md")  # suffixes of file names, in lower case
 _REFERENCES = ("val", "valid", "validation", "test")
 _LAYOUT = "give a folder or archive with a folder of images for each class, or with such folders in train and val"
 
-_Classes = dict[str, list[tuple[str, Location]]]  # names and places of the images of each class, sorted
+_Classes = dict[str, list[tuple[str, Location]]]  # names and locations of each class's images, sorted
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tree:
-    """Files in folders.
+    """The files of a source, or of a folder in it.
 
     Attributes:
-      name: for messages.
-      files: places by path.
-      folder: where the files are, unless in an archive.
-      prefix: what item names have before the path.
+      name: name for messages.
+      files: locations by path.
+      folder: the folder of the files; None in an archive.
+      prefix: prefix of item names before the path.
     """
 
     name: str
@@ -37,11 +37,11 @@ class _Tree:
     prefix: str = ""
 
     def tops(self) -> set[str]:
-        """Names of the folders at the top that have files."""
+        """Return the names of the top-level folders that contain files."""
         return {path.split("/")[0] for path in self.files if "/" in path}
 
     def below(self, top: str, prefix: str) -> "_Tree":
-        """What is in a folder at the top."""
+        """Return the content of a top-level folder."""
         files = {p.removeprefix(f"{top}/"): location for p, location in self.files.items() if p.startswith(f"{top}/")}
         return _Tree(f"{self.name}/{top}", files, self.folder / top if self.folder else None, prefix)
 
@@ -55,30 +55,30 @@ def image_folder(
     train_list: Path | None = None,
     reference_list: Path | None = None,
 ) -> Listing:
-    """Images in a folder for each class, or in any folders with a list that names images and class ids.
+    """List images in a folder per class, or in any folders with a list of images and class ids.
 
-    Without lists, the folders at the top are the classes, sorted by name, and all images below one are its own, sorted
-    by path. If there is a folder ``train`` at the top and one of ``val``, ``valid``, ``validation`` and ``test`` (the
-    first of these), they hold the classes of the training and the reference images, and any other folder is left
-    alone. One folder around everything in an archive is passed over. Text files (.txt, .json, .csv, .md) are ignored.
+    Without lists, the top-level folders are the classes, sorted by name, and all images below a folder belong to its
+    class, sorted by path. If there are top-level folders ``train`` and ``val``, ``valid``, ``validation`` or ``test``
+    (the first of these), they hold the classes of the training and the reference images, and other folders are ignored. A
+    single folder around everything in an archive is skipped. Text files (.txt, .json, .csv, .md) are ignored.
 
     Args:
       source: a folder or an archive.
       unpack_in: folder in which a compressed tar is unpacked.
-      imbalance_factor: rarest over most frequent class of the training images, in (0, 1]. Below 1, the classes in the
-        order of their sizes (the first one of equal ones first) keep ``long_tail_counts`` images, or as many as they
-        have. Those kept at a smaller `imbalance_factor` or `largest` are among those kept at a larger one.
-      largest: images to keep of the largest class; by default all.
-      seed: which images are kept, at least 0.
+      imbalance_factor: rarest over most frequent class of the training images, in (0, 1]. Below 1, the classes, sorted
+        by size (ties in class order), are reduced to ``long_tail_counts`` images where they have more. The images of
+        a smaller `imbalance_factor` or `largest` are among those of a larger one.
+      largest: training images of the largest class; by default all.
+      seed: seed of the choice of images, at least 0.
       train_list: text with a line ``<path> <class id>`` for each training image, the path relative to the source.
       reference_list: the same for the reference images; only with `train_list`.
 
     Returns:
-      The listing. With lists, items are in their order, and a class is called after the folder of its images if they
-      are all in one, else ``class <id>``.
+      The listing. With lists, items are in the lists' order, and a class is named after the folder of its images if
+      they are all in one, else ``class <id>``.
 
     Raises:
-      UserError: the source has another layout, holds no image, or an argument is out of range.
+      UserError: the source has another layout or no image, or an argument is out of range.
     """
     source, problems = Path(source), Problems()
     if train_list is not None:
@@ -87,7 +87,7 @@ def image_folder(
     elif reference_list is not None:
         raise UserError(f"A list of reference images ({reference_list}) needs a list of training images; give both.")
     else:
-        class_names, splits = _from_folders(_inside(_tree(source, unpack_in)), problems)
+        class_names, splits = _from_folders(_strip_root(_tree(source, unpack_in)), problems)
     if imbalance_factor != 1 or largest is not None:
         splits["train"] = _long_tailed(splits["train"], imbalance_factor, largest, seed)
     return Listing(
@@ -100,14 +100,14 @@ def image_folder(
 
 
 def animal_face(source: Path, unpack_in: Path) -> Listing:
-    """AnimalFace: faces of 20 kinds of animals; there is no reference split.
+    """List AnimalFace: faces of 20 kinds of animals; there is no reference split.
 
     Args:
       source: folder or archive with a folder for each class; the folder ``Natural``, which holds no faces, is left out.
       unpack_in: folder in which a compressed tar is unpacked.
 
     Raises:
-      UserError: the source has another layout or holds no image.
+      UserError: the source has another layout or no image.
     """
     return dataclasses.replace(
         _twenty_classes(source, unpack_in, without=("natural",)),
@@ -125,14 +125,14 @@ def animal_face(source: Path, unpack_in: Path) -> Listing:
 
 
 def imagenet_carnivore(source: Path, unpack_in: Path) -> Listing:
-    """ImageNet Carnivores: 100 images of each of 20 classes of ImageNet; there is no reference split.
+    """List ImageNet Carnivores: 100 images of each of 20 classes of ImageNet; there is no reference split.
 
     Args:
-      source: ImageNet_Carnivores_20_100.zip or what is in it: a folder for each class, perhaps in one more folder.
+      source: ImageNet_Carnivores_20_100.zip or its content: a folder for each class, perhaps in one more folder.
       unpack_in: folder in which a compressed tar is unpacked.
 
     Raises:
-      UserError: the source has another layout or holds no image.
+      UserError: the source has another layout or no image.
     """
     return dataclasses.replace(
         _twenty_classes(source, unpack_in),
@@ -151,9 +151,9 @@ def imagenet_carnivore(source: Path, unpack_in: Path) -> Listing:
 
 
 def _twenty_classes(source: Path, unpack_in: Path, without: Collection[str] = ()) -> Listing:
-    """A training split of what should be 20 class folders, perhaps in one more folder."""
+    """List a training split of 20 class folders, perhaps in one more folder."""
     problems = Problems()
-    classes = _classes(_inside(_tree(Path(source), unpack_in), folders_too=True), problems, without)
+    classes = _classes(_strip_root(_tree(Path(source), unpack_in), folders_too=True), problems, without)
     if len(classes) != 20:
         problems.add("unexpected numbers of classes", f"{source}: {len(classes)} instead of 20")
     names = list(classes)
@@ -161,7 +161,7 @@ def _twenty_classes(source: Path, unpack_in: Path, without: Collection[str] = ()
 
 
 def _from_folders(tree: _Tree, problems: Problems) -> tuple[list[str], dict[str, list[Item]]]:
-    """Class names and splits of a source whose folders are the classes."""
+    """Return class names and splits of a source whose folders are the classes."""
     tops = tree.tops()
     other = next((name for name in _REFERENCES if name in tops), None)
     if "train" not in tops or other is None:
@@ -177,44 +177,46 @@ def _from_folders(tree: _Tree, problems: Problems) -> tuple[list[str], dict[str,
 
 
 def _from_lists(tree: _Tree, lists: dict[str, Path], problems: Problems) -> tuple[list[str], dict[str, list[Item]]]:
-    """Class names and splits of the images that a list for each split names."""
+    """Return class names and splits of the images in the lists, one list per split."""
     entries = {split: read_list(path, problems) for split, path in lists.items()}
-    files = tree.files | _inside(tree, levels=1).files  # with and without one folder around everything in an archive
+    files = (
+        tree.files | _strip_root(tree, levels=1).files
+    )  # with and without one folder around everything in an archive
     splits = {
         split: find_items(entries[split], files.get, problems, listed_in=path, source=Path(tree.name))
         for split, path in lists.items()
     }
-    everything = [entry for of_split in entries.values() for entry in of_split]
-    folders = {label: names[0] for label, names in class_folders(everything).items() if len(names) == 1}
+    all_entries = [entry for split_entries in entries.values() for entry in split_entries]
+    folders = {label: names[0] for label, names in class_folders(all_entries).items() if len(names) == 1}
     shared = {name for name, count in Counter(folders.values()).items() if count > 1}
-    labels = range(max(label for _, label in everything) + 1)
+    labels = range(max(label for _, label in all_entries) + 1)
     names = [folders[c] if c in folders and folders[c] not in shared else f"class {c}" for c in labels]
     return names, splits
 
 
 def _long_tailed(items: list[Item], imbalance_factor: float, largest: int | None, seed: int) -> list[Item]:
-    """Thins the classes out; the remaining items stay in their order."""
-    of_class: dict[int, list[int]] = {}
+    """Reduce the classes to a long tail; the remaining items stay in order."""
+    indices: dict[int, list[int]] = {}  # by class
     for index, item in enumerate(items):
-        of_class.setdefault(item.label, []).append(index)
-    by_size = sorted(of_class, key=lambda label: (-len(of_class[label]), label))
+        indices.setdefault(item.label, []).append(index)
+    by_size = sorted(indices, key=lambda label: (-len(indices[label]), label))
     if largest is None:
-        largest = len(of_class[by_size[0]])
+        largest = len(indices[by_size[0]])
     counts = dict(zip(by_size, long_tail_counts(largest, len(by_size), imbalance_factor).tolist(), strict=True))
     generator = seeded_generator(seed)
-    kept = [i for c in sorted(of_class) for i in generator.permutation(of_class[c])[: counts[c]].tolist()]
-    return [items[index] for index in sorted(kept)]
+    selected = [i for c in sorted(indices) for i in generator.permutation(indices[c])[: counts[c]].tolist()]
+    return [items[index] for index in sorted(selected)]
 
 
 def _tree(source: Path, unpack_in: Path) -> _Tree:
-    """All files of a source."""
+    """List all files of a source."""
     return _Tree(str(source), list_files(source, unpack_in), source if source.is_dir() else None)
 
 
-def _inside(tree: _Tree, levels: int = 2, folders_too: bool = False) -> _Tree:
-    """What is in the one folder around all images of an archive (or, on demand, folder), if there is one.
+def _strip_root(tree: _Tree, levels: int = 2, folders_too: bool = False) -> _Tree:
+    """Skip a single folder around all images of an archive or, with `folders_too`, of a folder.
 
-    All images must lie at least so many levels of folders deep. Item names do without the folder.
+    All images must be at least `levels` folders deep. Item names omit the skipped folder.
     """
     images = [path for path in tree.files if _is_image(path)]
     tops = {path.split("/")[0] for path in images}
@@ -225,9 +227,9 @@ def _inside(tree: _Tree, levels: int = 2, folders_too: bool = False) -> _Tree:
 
 
 def _classes(tree: _Tree, problems: Problems, without: Collection[str] = ()) -> _Classes:
-    """The images of each class: of each folder at the top, but those in `without` (in lower case), sorted by name."""
+    """Return the images of each class, a top-level folder not in `without` (lower case), sorted by name."""
     folders = tree.tops()
-    if tree.folder is not None:  # only there can empty folders be seen
+    if tree.folder is not None:  # archives do not list empty folders
         folders |= {path.name for path in tree.folder.iterdir() if path.is_dir() and is_visible(path.name)}
     classes: _Classes = {name: [] for name in sorted(folders) if name.lower() not in without}
     for path, location in tree.files.items():
@@ -244,8 +246,8 @@ def _classes(tree: _Tree, problems: Problems, without: Collection[str] = ()) -> 
 
     filled = {name: images for name, images in classes.items() if images}
     if not filled:
-        found = "images, but none in a folder of its class" if any(map(_is_image, tree.files)) else "no image"
-        raise UserError(f"{tree.name} has {found}; {_LAYOUT}.")
+        content = "images, but none in a folder of its class" if any(map(_is_image, tree.files)) else "no image"
+        raise UserError(f"{tree.name} has {content}; {_LAYOUT}.")
     if len(filled) == 1:
         (name,) = filled
         inner = {path.split("/")[1] for path in tree.files if path.startswith(f"{name}/") and path.count("/") >= 2}
@@ -260,10 +262,10 @@ def _classes(tree: _Tree, problems: Problems, without: Collection[str] = ()) -> 
 
 
 def _items(classes: _Classes, names: list[str]) -> list[Item]:
-    """The images of the named classes, class by class; a class's label is its position among the names."""
+    """Build the items of the named classes, class by class; a class's label is its index among the names."""
     return [Item(name, label, location) for label, c in enumerate(names) for name, location in classes.get(c, [])]
 
 
 def _is_image(path: str) -> bool:
-    """Whether it is an image by its name."""
+    """Return whether a file's name is that of an image."""
     return path.lower().endswith(_IMAGES)

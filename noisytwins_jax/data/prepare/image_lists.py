@@ -1,4 +1,4 @@
-"""Published lists of images, a line ``<path> <class id>`` an image, and what is made of them."""
+"""Published lists of images, with a line ``<path> <class id>`` per image."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -8,21 +8,21 @@ from noisytwins_jax.data.prepare.files import Location
 from noisytwins_jax.data.prepare.listing import Item, Problems
 from noisytwins_jax.utils.errors import UserError, first_line
 
-_MAX_CLASSES = 1_000_000  # a larger class id is a slip
+_MAX_CLASSES = 1_000_000  # a larger class id must be an error
 
 
 def read_list(path: Path, problems: Problems) -> list[tuple[str, int]]:
-    """Reads a list of images; spaces or tabs separate path and class id, and a path may contain spaces.
+    """Read a list of images; spaces or tabs separate path and class id, and a path may contain spaces.
 
     Args:
-      path: UTF-8 text, a line ``<path> <class id>`` an image; empty lines do not count.
-      problems: takes lines of another form, and paths that come again; both are left out.
+      path: UTF-8 text with a line ``<path> <class id>`` per image; empty lines are ignored.
+      problems: collects malformed lines and repeated paths; both are left out.
 
     Returns:
-      Paths, without ``./`` in front, and class ids of at least 0, in the order of the list.
+      Paths, without a leading ``./``, and class ids of at least 0, in the order of the list.
 
     Raises:
-      UserError: there is no such list, or nothing in it.
+      UserError: the list is missing or empty.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
@@ -57,17 +57,17 @@ def find_items(
     listed_in: Path,
     source: Path,
 ) -> list[Item]:
-    """Items of the images of a list.
+    """Build the items of a list of images.
 
     Args:
       entries: paths and class ids.
-      find: gives the place of a path, or None.
-      problems: takes the images that are missing; they are left out.
-      listed_in: the list, for messages.
-      source: where images are looked for, for messages.
+      find: returns the location of a path, or None.
+      problems: collects the missing images, which are left out.
+      listed_in: path of the list, for messages.
+      source: the images' folder or archive, for messages.
 
     Raises:
-      UserError: none of the images is there.
+      UserError: none of the images exists.
     """
     locations = [find(name) for name, _ in entries]
     if not any(location is not None for location in locations):
@@ -85,7 +85,7 @@ def find_items(
 
 
 def class_folders(entries: Iterable[tuple[str, int]]) -> dict[int, list[str]]:
-    """Names of the folders in which the images of each class lie directly, the most frequent one first."""
+    """Return the names of the immediate parent folders of each class's images, the most frequent first."""
     folders: dict[int, Counter[str]] = {}
     for name, label in entries:
         parts = name.split("/")

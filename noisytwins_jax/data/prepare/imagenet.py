@@ -14,18 +14,18 @@ _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 LISTS = ("ImageNet_LT_train.txt", "ImageNet_LT_val.txt")
 _TRAIN, _VAL = "ILSVRC2012_img_train", "ILSVRC2012_img_val"
 _VAL_LIST = "val.txt"
-_NOT_TRAINING = {"val", _VAL, "test"}  # folders that may lie beside those of the classes
+_NOT_TRAINING = {"val", _VAL, "test"}  # possible folders beside those of the classes
 _CLASSES = 1000
 _WORDNET_ID = re.compile(r"n\d{8}")
-_IMAGES = (".jpeg", ".jpg", ".png")  # what there is beside these in a class's folder, such as boxes, is passed over
+_IMAGES = (".jpeg", ".jpg", ".png")  # other files in a class's folder, such as boxes, are ignored
 _HOMEPAGE = "https://liuziwei7.github.io/projects/LongTail.html"
 
 
 def imagenet(source: Path, unpack_in: Path) -> Listing:
-    """ImageNet: 1,281,167 training images of 1000 classes; the reference is ILSVRC's validation set, 50 a class.
+    """List ImageNet: 1,281,167 training images of 1000 classes; the reference is ILSVRC's validation set, 50 per class.
 
-    ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar are read where they are. Without validation images, or without
-    their classes, there is no reference split, and that is said.
+    ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar are read in place. Without validation images, or without their
+    classes, there is no reference split, and a note is printed.
 
     Args:
       source: ILSVRC2012_img_train.tar, or a folder that holds it, or one with the folders n01440764, ... of the classes
@@ -35,11 +35,11 @@ def imagenet(source: Path, unpack_in: Path) -> Listing:
       unpack_in: folder in which a compressed archive is unpacked.
 
     Returns:
-      The listing, the same for every layout: class ids in the order of the WordNet ids, which are the classes' names;
+      The listing, identical for every layout: class ids in the order of the WordNet ids, which are the classes' names;
       items sorted by name, ``train/n01440764/n01440764_10026.JPEG`` and ``val/ILSVRC2012_val_00000001.JPEG``.
 
     Raises:
-      UserError: the source is missing, damaged or has another number of classes, or val.txt does not belong to it.
+      UserError: the source is missing, damaged or has a different number of classes, or val.txt does not match it.
     """
     source = Path(source)
     if not source.exists():
@@ -62,7 +62,7 @@ def imagenet(source: Path, unpack_in: Path) -> Listing:
 def imagenet_listing(
     class_names: Sequence[str], splits: dict[str, list[Item]], read: Reader, problems: Problems
 ) -> Listing:
-    """ImageNet of its items, which are sorted here; see `imagenet`."""
+    """Build the listing of ImageNet from its items, which are sorted here; see `imagenet`."""
     return Listing(
         class_names=class_names,
         splits={split: sorted(items, key=lambda item: item.name) for split, items in splits.items()},
@@ -91,7 +91,7 @@ def imagenet_listing(
 
 
 def check_classes(class_names: Sequence[str], source: object) -> None:
-    """Refuses, with a ``UserError``, a source whose classes are not those of ILSVRC: class ids would mean others."""
+    """Raise a ``UserError`` unless a source has as many classes as ILSVRC, since class ids depend on it."""
     if len(class_names) != _CLASSES:
         raise UserError(
             f"{source} has training images of {len(class_names)} classes instead of ImageNet's {_CLASSES}; complete it, "
@@ -99,16 +99,16 @@ def check_classes(class_names: Sequence[str], source: object) -> None:
         )
 
 
-def note_missing_reference(why: str) -> None:
-    """Says that and why metrics will compare with the training images."""
-    print(f"Note: {why}; metrics will compare with the training images.", flush=True)
+def note_missing_reference(reason: str) -> None:
+    """Print why metrics will compare with the training images."""
+    print(f"Note: {reason}; metrics will compare with the training images.", flush=True)
 
 
 def imagenet_lt(source: Path, unpack_in: Path, lists: Path | None = None) -> Listing:
-    """ImageNet-LT: 115,846 training images of 1000 classes, 1280 to 5 a class, and 20 reference images a class.
+    """List ImageNet-LT: 115,846 training images of 1000 classes, 1280 to 5 per class; 20 reference images per class.
 
-    The lists name the images and their classes; the reference is the published validation list, whose images are from
-    ILSVRC's training images as well. ILSVRC2012_img_train.tar is read where it is.
+    The lists name the images and their classes; the reference is the published validation list, whose images are also
+    ILSVRC training images. ILSVRC2012_img_train.tar is read in place.
 
     Args:
       source: ILSVRC2012_img_train.tar, or a folder that holds it, or one with the folders n01440764, ... in ``train``,
@@ -123,7 +123,7 @@ def imagenet_lt(source: Path, unpack_in: Path, lists: Path | None = None) -> Lis
       folder of its images.
 
     Raises:
-      UserError: source or lists are missing, damaged, or do not belong together.
+      UserError: the source or a list is missing or damaged, or they do not match.
     """
     source = Path(source)
     if not source.exists():
@@ -149,7 +149,7 @@ def imagenet_lt(source: Path, unpack_in: Path, lists: Path | None = None) -> Lis
 def imagenet_lt_listing(
     class_names: Sequence[str], splits: dict[str, list[Item]], read: Reader, problems: Problems
 ) -> Listing:
-    """ImageNet-LT of its items; see `imagenet_lt`."""
+    """Build the listing of ImageNet-LT from its items; see `imagenet_lt`."""
     return Listing(
         class_names=class_names,
         splits=splits,
@@ -174,18 +174,18 @@ def imagenet_lt_listing(
 
 
 def _in_classes(files: dict[str, Location]) -> dict[str, Location]:
-    """The images whose folder is a WordNet id, by that and file name: ``n01440764/n01440764_10026.JPEG``."""
-    found = {}
+    """Select the images whose folder is a WordNet id, by id and file name: ``n01440764/n01440764_10026.JPEG``."""
+    images = {}
     for path, location in files.items():
         wnid, _, file = path.rpartition("/")
         wnid = wnid.rpartition("/")[2]
         if _WORDNET_ID.fullmatch(wnid) and file.lower().endswith(_IMAGES):
-            found[f"{wnid}/{file}"] = location
-    return found
+            images[f"{wnid}/{file}"] = location
+    return images
 
 
 def _validation_items(folder: Path, labels: dict[str, int], unpack_in: Path, problems: Problems) -> list[Item]:
-    """The validation images that a folder holds, labelled by WordNet id or list; none, and a note, without either."""
+    """List the validation images in a folder, labelled by WordNet id or list; without either, print a note."""
     where = _first(folder, "val", _VAL, _VAL_TAR)
     if where is None:
         note_missing_reference(f"{folder} holds no validation images (a folder val, or {_VAL_TAR} and {_VAL_LIST})")
@@ -196,7 +196,7 @@ def _validation_items(folder: Path, labels: dict[str, int], unpack_in: Path, pro
         for path, location in in_classes.items():
             wnid, file = path.split("/")
             if wnid in labels:
-                name = file if file.startswith("ILSVRC2012_val_") else path  # others may come in every class
+                name = file if file.startswith("ILSVRC2012_val_") else path  # other names may occur in every class
                 items.append(Item(f"val/{name}", labels[wnid], location))
             else:
                 problems.add("validation images of classes without training images", f"{where}: {path}")
@@ -219,18 +219,18 @@ def _validation_items(folder: Path, labels: dict[str, int], unpack_in: Path, pro
 
 
 def _finder(source: Path, folder: Path, unpack_in: Path) -> Callable[[str], Location | None]:
-    """Gives the place of an image of a list; looks at the training or validation images when one is asked for."""
+    """Return a function that finds a listed image; training and validation files are listed on first use."""
 
     @functools.cache
     def train() -> dict[str, Location]:
-        """By class folder and file name."""
+        """Return locations by class folder and file name."""
         files = _train_files(source, unpack_in)
         return {"/".join(path.split("/")[-2:]): location for path, location in files.items()}
 
     @functools.cache
     def val() -> dict[str, Location]:
-        """By file name."""
-        where = _first(folder, _VAL_TAR, "val", "ILSVRC2012_img_val")
+        """Return locations by file name."""
+        where = _first(folder, _VAL_TAR, "val", _VAL)
         if where is None:
             raise UserError(
                 f"The lists name images of val, but {folder} holds neither {_VAL_TAR} nor a folder val; add one of them."
@@ -245,15 +245,15 @@ def _finder(source: Path, folder: Path, unpack_in: Path) -> Callable[[str], Loca
 
 
 def _train_files(source: Path, unpack_in: Path) -> dict[str, Location]:
-    """The training images; their paths end with class folder and file name."""
-    where = _first(source, _TRAIN_TAR, "train", "ILSVRC2012_img_train") or source
+    """List the training images; their paths end with class folder and file name."""
+    where = _first(source, _TRAIN_TAR, "train", _TRAIN) or source
     if where.is_dir() and where == source and not any(source.glob("n[0-9]*/")):
         raise UserError(
             f"{source} holds no training images of ILSVRC 2012; it must hold {_TRAIN_TAR}, a folder train, or the "
             "folders n01440764, ... of the classes."
         )
     if where.is_file() and where.suffix == ".tar":
-        files = list_files(where, unpack_in)  # of the outer tar alone: a thousand headers
+        files = list_files(where, unpack_in)  # of the outer tar only: a thousand headers
         if any(path.endswith(".tar") for path in files):
             return list_nested_tar(where)
         return files
@@ -261,12 +261,12 @@ def _train_files(source: Path, unpack_in: Path) -> dict[str, Location]:
 
 
 def _first(folder: Path, *names: str) -> Path | None:
-    """The first of these that the folder has."""
+    """Return the first of these paths that exists in the folder, or None."""
     return next((folder / name for name in names if (folder / name).exists()), None)
 
 
 def _class_names(entries: list[tuple[str, int]], problems: Problems) -> list[str]:
-    """The WordNet id of each class, from 0 to the largest class id."""
+    """Return the WordNet id of each class, from 0 to the largest class id."""
     in_class = [(name, label) for name, label in entries if not name.startswith("val/")]
     folders = class_folders(in_class)
     for label, names in sorted(folders.items()):

@@ -14,17 +14,17 @@ _HOMEPAGE = "https://github.com/visipedia/inat_comp/tree/master/2019"
 
 
 def inat19(source: Path, unpack_in: Path, annotations: Path | None = None) -> Listing:
-    """iNaturalist 2019: 265,213 training images of 1010 species; the reference is its validation set, 3 a species.
+    """List iNaturalist 2019: 265,213 training images of 1010 species; the reference is its validation set, 3 each.
 
     Args:
       source: train_val2019 as .tar.gz, .tar, .zip or folder, or a folder that holds one of these. The top folder of
-        an archive may be missing or doubled.
+        an archive may be missing or repeated.
       unpack_in: folder in which a compressed archive is unpacked.
-      annotations: folder of train2019.json and val2019.json; by default the source itself or the folder that it is in.
+      annotations: folder of train2019.json and val2019.json; by default the source itself or its parent folder.
 
     Returns:
       The listing: items in the order of ``images`` in the files, named by their ``file_name``. Labels are the category
-      ids, numbered from 0 in their order where they are not 0, 1, 2, ... anyway.
+      ids, renumbered in order from 0 if necessary.
 
     Raises:
       UserError: images or annotations are missing, damaged, or do not belong together.
@@ -75,13 +75,13 @@ def inat19(source: Path, unpack_in: Path, annotations: Path | None = None) -> Li
 
 
 def _image_source(source: Path) -> Path:
-    """The images in a folder that holds more than them, else the source itself."""
+    """Return the folder or archive of the images within a folder, or the source itself."""
     names = (_IMAGES, f"{_IMAGES}.tar.gz", f"{_IMAGES}.tar", f"{_IMAGES}.zip")
     return next((source / name for name in names if (source / name).exists()), source)
 
 
 def _annotation_file(source: Path, annotations: Path | None, name: str) -> Path:
-    """Where a file of annotations is."""
+    """Find a file of annotations."""
     folders = [Path(annotations)] if annotations else [source, source.parent]
     for folder in folders:
         if (folder / name).is_file():
@@ -93,7 +93,7 @@ def _annotation_file(source: Path, annotations: Path | None, name: str) -> Path:
 
 
 def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The annotations, checked for what is needed of them."""
+    """Read annotations, and check the entries that are used."""
     needed = {
         "images": {"id": int, "file_name": str},
         "annotations": {"image_id": int, "category_id": int},
@@ -108,16 +108,16 @@ def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
                         raise TypeError(f"{key} of one of the {part} is {entry[key]!r}")
         return content
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
         raise UserError(
-            f"{path} does not hold annotations in the format of COCO ({what}): get the public file again ({_HOMEPAGE})."
+            f"{path} does not hold annotations in the format of COCO ({reason}): get the public file again ({_HOMEPAGE})."
         ) from error
 
 
 def _entries(
     path: Path, content: dict[str, list[dict[str, Any]]], labels: dict[int, int], problems: Problems
 ) -> list[tuple[str, int]]:
-    """File names and labels of the images, in their order; what does not fit together is left out."""
+    """Return file names and labels of the images, in order; inconsistent entries are left out."""
     names = {image["id"]: image["file_name"] for image in content["images"]}
     categories: dict[int, int] = {}
     for annotation in content["annotations"]:
@@ -144,7 +144,7 @@ def _entries(
 
 
 def _below_top(path: str) -> str:
-    """A path without the folder of all images, however often it comes."""
+    """Return a path without the leading folders of all images."""
     parts = path.split("/")
     while parts[0] == _IMAGES:
         parts = parts[1:]

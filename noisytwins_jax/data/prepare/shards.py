@@ -1,7 +1,7 @@
-"""Writing the images of a listing into shards: on all cores, a whole shard at a time, so that a killed run goes on.
+"""Writing the images of a listing into shards, with several processes; a killed run resumes after its complete shards.
 
-Shards lie in a directory of their own until all are done. Each is written under another name first, and counts once its
-notes (a JSON file beside it) are there. Images are put into an order that mixes the classes, always the same one.
+Shards are written into a working directory, each under a temporary name first. A shard is complete once its metadata, a
+JSON file beside it, exist. The images are shuffled, always in the same way, to mix the classes.
 """
 
 import errno
@@ -28,19 +28,19 @@ from noisytwins_jax.data.preprocessing import Preprocessing
 from noisytwins_jax.utils.errors import UserError, first_line
 from noisytwins_jax.utils.retry import is_full
 
-SHARD_BYTES = 2**25  # of pixels: what a killed run loses for each process, unless there would be too many shards
+SHARD_BYTES = 2**25  # of pixels, unless that gives too many shards; a killed run loses one shard per process
 MIN_SHARD_IMAGES, MIN_SHARDS = 256, 16  # small sets have smaller shards, so that every core has some
-MAX_SHARDS = 256  # of a split: every reading thread keeps all of them open, and a process has often 1024 files
-MAX_UNREADABLE = 1000  # wrong images, after which nothing more is tried
+MAX_SHARDS = 256  # per split: every reading thread keeps all open, and the limit of a process is often 1024 files
+MAX_UNREADABLE = 1000  # images, above which the preparation stops
 UNREADABLE = "unreadable images"
 DUPLICATES = "training images that are reference images too"
-_REPORT_EVERY = 32  # images, between two reports of a process
-# Records can be read one by one, and pixels hardly shrink under compression.
+_REPORT_EVERY = 32  # images between two progress reports of a process
+# Groups of one record give random access; compression hardly shrinks pixels.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 class Format(NamedTuple):
-    """What every image becomes."""
+    """The format of all prepared images."""
 
     resolution: int
     channels: int
@@ -54,7 +54,7 @@ class Format(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard that is to be written, and how."""
+    """A shard to write."""
 
     path: Path
     split: str
@@ -64,13 +64,13 @@ class Shard:
 
     @property
     def metadata_path(self) -> Path:
-        """Where it says what is in the shard."""
+        """The path of the shard's `ShardMetadata`."""
         return self.path.with_name(f"{self.path.name}.json")
 
 
 @dataclass
 class ShardMetadata:
-    """What is in a shard, image by image, and what went wrong with the others."""
+    """The images in a shard, and the problems with those left out."""
 
     names: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -83,7 +83,7 @@ class ShardMetadata:
 
 
 def plan_shards(listing: Listing, format: Format, directory: Path, name: str) -> list[Shard]:
-    """The shards of a listing, of one size in each split but for the last; a file name says which of how many it is."""
+    """Split a listing into shards, all but the last of a split of equal size."""
     largest = max(1, SHARD_BYTES // int(np.prod(format.shape)))
     shards = []
     for split, items in listing.splits.items():
@@ -99,10 +99,10 @@ def plan_shards(listing: Listing, format: Format, directory: Path, name: str) ->
 
 
 def plan_fingerprint(listing: Listing, format: Format) -> str:
-    """SHA-256 of everything that decides what is written, except where the source lies."""
+    """Return the SHA-256 of everything that determines the shards' content, except the location of the source."""
     digest = hashlib.sha256(repr((format.shape, format.preprocessing.name, SHARD_BYTES)).encode())
     digest.update(repr((tuple(listing.class_names), listing.factor_names)).encode())
-    # What a reader was bound to, such as the seed of drawn images, decides what they show.
+    # Bound arguments of the reader, such as the seed of rendered images, determine the pixels.
     digest.update(repr(sorted(getattr(listing.read, "keywords", {}).items())).encode())
     for split, items in sorted(listing.splits.items()):
         digest.update(split.encode())
@@ -112,26 +112,26 @@ def plan_fingerprint(listing: Listing, format: Format) -> str:
 
 
 def read_metadata(shard: Shard) -> ShardMetadata | None:
-    """What is in a shard, or ``None`` if it is not there as a whole."""
+    """Read the metadata of a shard, or return ``None`` if the shard is incomplete."""
     try:
-        notes = ShardMetadata(**json.loads(shard.metadata_path.read_text()))
-        return notes if shard.path.stat().st_size == notes.size else None
+        metadata = ShardMetadata(**json.loads(shard.metadata_path.read_text()))
+        return metadata if shard.path.stat().st_size == metadata.size else None
     except (OSError, ValueError, TypeError):
         return None
 
 
 def write_shards(shards: Sequence[Shard], jobs: int, description: str) -> None:
-    """Writes shards with `jobs` processes and shows the progress; those that are written stay, whatever happens.
+    """Write shards with `jobs` processes and a progress bar; complete shards remain if an error occurs.
 
     Raises:
-      UserError: no space is left, far too much is wrong, or a process was killed.
+      UserError: the disk is full, too many images are unreadable, or a process was killed.
     """
     total = sum(len(shard.items) for shard in shards)
     context = multiprocessing.get_context("spawn")  # the caller may have threads
     done = context.Value("q", 0)
     with (
         tqdm(total=total, desc=description, unit="img", unit_scale=False, dynamic_ncols=True) as bar,
-        ProcessPoolExecutor(min(jobs, max(1, len(shards))), context, _start, (done,)) as pool,
+        ProcessPoolExecutor(min(jobs, max(1, len(shards))), context, _initialize_worker, (done,)) as pool,
     ):
         running: set[Future] = {pool.submit(write_shard, shard) for shard in shards}
         wrong = 0
@@ -142,82 +142,82 @@ def write_shards(shards: Sequence[Shard], jobs: int, description: str) -> None:
                 wrong += sum(future.result() for future in ended)
                 if wrong > MAX_UNREADABLE:
                     raise UserError(
-                        f"More than {MAX_UNREADABLE} images cannot be read; see whether --source is the right one and whole."
+                        f"More than {MAX_UNREADABLE} images cannot be read; check that --source is right and complete."
                     )
             bar.update(total - bar.n)
         except BrokenProcessPool:
             raise UserError(
-                "A process that prepares images was killed, perhaps for want of memory; run the same command to go on, "
-                "with fewer --jobs."
+                "A process that prepares images was killed, perhaps for lack of memory; run the same command with fewer "
+                "--jobs to resume."
             ) from None
         except OSError as error:
             if not is_full(error):
                 raise
             raise UserError(
-                f"There is no space left in {shards[0].path.parent}; free some and run the same command to go on."
+                f"There is no space left in {shards[0].path.parent}; free some and run the same command to resume."
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def write_shard(shard: Shard, leave_out: Mapping[str, str] | None = None) -> int:
-    """Writes one shard and its notes; returns how many of its images are wrong.
+def write_shard(shard: Shard, duplicates: Mapping[str, str] | None = None) -> int:
+    """Write one shard and its metadata; return the number of images with errors.
 
     Args:
-      shard: what to write.
-      leave_out: images of it that are left out as `DUPLICATES`: the reference image by the name of the other.
+      shard: the shard.
+      duplicates: names of training images to leave out as `DUPLICATES`, with the names of the equal reference images.
 
     Raises:
-      OSError: the shard cannot be written; what there is of it does not count.
+      OSError: the shard cannot be written; it stays incomplete.
     """
-    notes, problems = ShardMetadata(), Problems()
-    unfinished = shard.path.with_name(f"{shard.path.name}.part")
+    metadata, problems = ShardMetadata(), Problems()
+    partial = shard.path.with_name(f"{shard.path.name}.part")
     written = 0
     try:
-        writer = ArrayRecordWriter(str(unfinished), _WRITER_OPTIONS)
+        writer = ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
         try:
             for count, item in enumerate(shard.items, start=1):
-                if item.name in (leave_out or {}):
-                    problems.add(DUPLICATES, f"{item.name}: as {leave_out[item.name]}")
+                if duplicates and item.name in duplicates:
+                    problems.add(DUPLICATES, f"{item.name}: as {duplicates[item.name]}")
                     continue
                 record = _read(item, shard, problems)
                 if record is not None:
                     data = records.encode(record)
                     writer.write(data)
                     written += len(data)
-                    notes.names.append(item.name)
-                    notes.labels.append(item.label)
-                    notes.hashes.append(hashlib.sha256(record.image.tobytes()).hexdigest()[:32])
+                    metadata.names.append(item.name)
+                    metadata.labels.append(item.label)
+                    metadata.hashes.append(hashlib.sha256(record.image.tobytes()).hexdigest()[:32])
                     if record.factors is not None:
-                        notes.factors.append([float(x) for x in record.factors])
+                        metadata.factors.append([float(x) for x in record.factors])
                 if count % _REPORT_EVERY == 0 or count == len(shard.items):
                     _report((count - 1) % _REPORT_EVERY + 1)
         finally:
             writer.close()
-    except RuntimeError as error:  # the writer has no other kind
-        unfinished.unlink(missing_ok=True)
-        raise _writing_error(error, unfinished) from None
-    notes.size, notes.sha256 = _size_and_sha256(unfinished)
-    if notes.size < written:  # some versions of the writer are silent about a full disk
-        unfinished.unlink()
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(unfinished))
-    notes.wrong, notes.converted = problems.wrong, dict(problems.converted)
-    shard.metadata_path.unlink(missing_ok=True)  # those of an earlier shard, which may have the same size
-    os.replace(unfinished, shard.path)
-    text = shard.metadata_path.with_name(f"{shard.metadata_path.name}.part")
-    text.write_text(json.dumps(vars(notes)))
-    os.replace(text, shard.metadata_path)
+    except RuntimeError as error:  # the writer raises no other type
+        partial.unlink(missing_ok=True)
+        raise _writing_error(error, partial) from None
+    metadata.size, metadata.sha256 = _size_and_sha256(partial)
+    if metadata.size < written:  # some versions of the writer ignore a full disk
+        partial.unlink()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial))
+    metadata.wrong, metadata.converted = problems.wrong, dict(problems.converted)
+    shard.metadata_path.unlink(missing_ok=True)  # of an earlier shard, which may have the same size
+    os.replace(partial, shard.path)
+    partial_metadata = shard.metadata_path.with_name(f"{shard.metadata_path.name}.part")
+    partial_metadata.write_text(json.dumps(vars(metadata)))
+    os.replace(partial_metadata, shard.metadata_path)
     return len(problems)
 
 
 def _read(item: Item, shard: Shard, problems: Problems) -> records.Record | None:
     resolution, channels, preprocess = shard.format
     try:
-        found: Any = shard.read(item)
-        if isinstance(found, RenderedImage):
-            return records.Record(found.image, item.label, item.name, np.asarray(found.factors, np.float32))
-        return records.Record(preprocess(found, resolution, channels, problems.convert), item.label, item.name)
-    except Exception as error:  # image libraries raise many types for what they cannot read
+        source = shard.read(item)
+        if isinstance(source, RenderedImage):
+            return records.Record(source.image, item.label, item.name, np.asarray(source.factors, np.float32))
+        return records.Record(preprocess(source, resolution, channels, problems.convert), item.label, item.name)
+    except Exception as error:  # image libraries raise many types for unreadable images
         if is_full(error):
             raise
         problems.add(UNREADABLE, f"{item.name}: {first_line(error)}")
@@ -225,7 +225,7 @@ def _read(item: Item, shard: Shard, problems: Problems) -> records.Record | None
 
 
 def _writing_error(error: RuntimeError, path: Path) -> OSError:
-    """What the writer says in words, as the operating system's error."""
+    """Convert the writer's error, which has only a text, to the operating system's error."""
     number = next((number for number in errno.errorcode if os.strerror(number) in str(error)), errno.EIO)
     return OSError(number, first_line(error) if number == errno.EIO else os.strerror(number), str(path))
 
@@ -237,19 +237,19 @@ def _size_and_sha256(path: Path) -> tuple[int, str]:
     return path.stat().st_size, digest
 
 
-_done: Any = None  # in a process of `write_shards`: the counter that all of them share
+_done: Any = None  # in a worker of `write_shards`: the shared counter of images
 
 
-def _start(done: Any) -> None:
+def _initialize_worker(done: Any) -> None:
     global _done
     _done = done
-    # Ctrl-C reaches every process of the terminal; the first one ends the others.
+    # Ctrl-C reaches every process of the terminal; the parent ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Ends this process once the first one is gone: else both it and the next run would write the same files."""
+    """End this process once its parent has ended: it must not write the same files as the next run."""
     multiprocessing.parent_process().join()
     os._exit(1)
 

@@ -1,7 +1,7 @@
 """Public TFDS data sets as sources: ``--source=tfds:cifar10``, ``tfds:imagenet_lt``, ``tfds:imagenet2012``.
 
-A data set that TFDS has prepared as array_record files is read without TensorFlow. To download and prepare one TFDS needs
-TensorFlow: the extra ``prepare``.
+A data set that TFDS has prepared as array_record files is read without TensorFlow. To download and prepare one, TFDS
+needs TensorFlow: the extra ``prepare``.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _OPEN_FILES = 4096
 
 
 class TfdsLocation(NamedTuple):
-    """Where an image is: a TFDS data set (a name or a directory), a split of it, and the position there."""
+    """Where an image is: a TFDS data set (a name or a directory), a split of it, and the index there."""
 
     name: str
     split: str
@@ -38,18 +38,18 @@ class TfdsLocation(NamedTuple):
 
 
 def cifar10_lt(source: str, imbalance_factor: float = 0.01, seed: int = 0) -> Listing:
-    """CIFAR10-LT from TFDS's ``cifar10``: the same images as from the public archives, see `cifar.cifar10_lt`.
+    """List CIFAR10-LT from TFDS's ``cifar10``: the same images as from the public archives, see `cifar.cifar10_lt`.
 
     Args:
       source: ``"tfds:cifar10"``, or ``tfds:`` and the directory of a prepared version.
-      imbalance_factor, seed: as there.
+      imbalance_factor, seed: see `cifar.cifar10_lt`.
 
     Raises:
-      UserError: the data set is not there or is another one, or an argument is out of range.
+      UserError: the data set is missing or another one, or an argument is out of range.
     """
     name = source.removeprefix(PREFIX)
     train, test = (_entries(name, split, "id") for split in ("train", "test"))
-    # TFDS has shuffled the images; an id as train_00042 is the position in the public batches.
+    # TFDS has shuffled the images; an id such as train_00042 is the position in the public batches.
     train.sort(key=lambda entry: entry[0])
     test.sort(key=lambda entry: entry[0])
     return cifar10_listing(
@@ -63,16 +63,16 @@ def cifar10_lt(source: str, imbalance_factor: float = 0.01, seed: int = 0) -> Li
 
 
 def imagenet(source: str) -> Listing:
-    """ImageNet from TFDS's ``imagenet2012``: the same items as from the public archives, see `imagenet.imagenet`.
+    """List ImageNet from TFDS's ``imagenet2012``: the same items as from the public archives, see `imagenet.imagenet`.
 
-    TFDS has mended a few damaged or wrongly coloured files; all others are the same to the byte.
+    TFDS has repaired a few damaged or wrongly coloured files; all others are identical.
 
     Args:
       source: ``"tfds:imagenet2012"``, or ``tfds:`` and the directory of a prepared version; without its split
-        ``validation``, there is no reference split, and that is said.
+        ``validation``, there is no reference split, and a note is printed.
 
     Raises:
-      UserError: the data set is not there or has other than 1000 classes.
+      UserError: the data set is missing or does not have 1000 classes.
     """
     name = source.removeprefix(PREFIX)
     class_names = _class_names(name)
@@ -89,14 +89,14 @@ def imagenet(source: str) -> Listing:
 
 
 def imagenet_lt(source: str, lists: Path | None = None) -> Listing:
-    """ImageNet-LT from TFDS's ``imagenet_lt``, or from ``imagenet2012`` and the public lists.
+    """List ImageNet-LT from TFDS's ``imagenet_lt``, or from ``imagenet2012`` and the public lists.
 
     Args:
       source: ``"tfds:imagenet_lt"`` or ``"tfds:imagenet2012"``, or ``tfds:`` and the directory of a prepared version.
-      lists: folder of the lists; needed for imagenet2012 alone.
+      lists: folder of the lists; required for imagenet2012 only.
 
     Raises:
-      UserError: the data set is not there or is another one, or the lists are missing.
+      UserError: the data set is missing or another one, or the lists are missing.
     """
     name, problems = source.removeprefix(PREFIX), Problems()
     if lists is None and "imagenet2012" in name:
@@ -123,12 +123,12 @@ def imagenet_lt(source: str, lists: Path | None = None) -> Listing:
 
 
 def read_tfds(item: Item) -> bytes:
-    """The bytes of the image file at ``item.place``, a `TfdsLocation`."""
+    """Read the bytes of the image file at ``item.location``, a `TfdsLocation`."""
     return _data_source(item.location.name, item.location.split)[item.location.index]["image"]
 
 
 def _entries(name: str, split: str, key: str) -> list[tuple[str, TfdsLocation, int]]:
-    """Key, place and class id of every image of a split."""
+    """Return key, location and class id of every image of a split."""
     source = _data_source(name, split)
     entries = []
     # Whole images are read: 140 GB for ImageNet.
@@ -158,17 +158,17 @@ def _data_source(name: str, split: str) -> Any:
 
 
 def _allow_open_files() -> None:
-    """Lets this process open more files: imagenet2012 has 1024 shards, all of which stay open, and 1024 is often all."""
+    """Raise this process's limit of open files, often 1024: the 1024 shards of imagenet2012 all stay open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):  # then opening may fail, and says so
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        with contextlib.suppress(OSError, ValueError):  # opening files may then fail with an error of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 @functools.lru_cache(maxsize=2)
 def _builder(name: str) -> Any:
-    """A data set of TFDS as array_record files, prepared if need be."""
+    """Return the builder of a TFDS data set in array_record files; TFDS prepares it if necessary."""
     import tensorflow_datasets as tfds
 
     try:
@@ -182,10 +182,10 @@ def _builder(name: str) -> Any:
             f"TFDS has not prepared {name} yet, and needs TensorFlow to do it ({first_line(error)}): pip install "
             "'noisytwins_jax[prepare]'."
         ) from None
-    except Exception as error:  # of many types, some with a page of text
+    except Exception as error:  # many types, some with long messages
         raise UserError(f"TFDS cannot give {name} ({first_line(error)}).") from None
 
 
 def is_tfds(source: Any) -> bool:
-    """Whether a ``--source`` names a data set of TFDS."""
+    """Return whether a ``--source`` names a TFDS data set."""
     return str(source).startswith(PREFIX)

@@ -99,7 +99,7 @@ def test_prints_results_and_progress_apart(farm):
     assert status == 0
     assert out.startswith("Listing the images of image_folder.\n56 images in ")
     assert "3 classes, 47 train, 9 reference images of 8 px (center-lanczos-white-upright)" in out
-    assert out.endswith(f"Prepared in {prepared(data_dir)}; the picture of its classes is class_counts.png there.\n")
+    assert out.endswith(f"Prepared in {prepared(data_dir)}; its class counts are plotted in class_counts.png there.\n")
     assert "Preparing farm: 100%" in err and "56/56" in err
     assert "Preparing" not in out and "classes" not in err
 
@@ -181,7 +181,7 @@ def test_second_run_says_it_is_there(farm):
     before = {path: path.stat().st_mtime_ns for path in prepared(data_dir).iterdir()}
     out, err, status = run(*folder_arguments(source, data_dir))
     assert (status, err) == (0, "")
-    assert out.endswith(f"{prepared(data_dir)} is there already, prepared in the same way.\n")
+    assert out.endswith(f"{prepared(data_dir)} exists already, prepared in the same way.\n")
     assert {path: path.stat().st_mtime_ns for path in prepared(data_dir).iterdir()} == before
     assert [path.name for path in prepared(data_dir).parent.iterdir()] == ["1.0.0"]
 
@@ -191,7 +191,7 @@ def test_other_options_are_refused_or_replace(farm, tmp_path, in_process):
     data_dir = shutil.copytree(original, tmp_path / "data")
     before = contents(prepared(data_dir))
     other = folder_arguments(source, data_dir, "--preprocessing=stretch-box")
-    last = assert_refused(run(*other), says="was prepared otherwise")
+    last = assert_refused(run(*other), says="was prepared differently")
     assert "--name" in last and "--overwrite" in last
     assert contents(prepared(data_dir)) == before
     out, _, status = run(*other, "--overwrite")
@@ -208,7 +208,7 @@ def test_other_thresholds_are_refused_or_replace(farm, tmp_path, in_process):
     source, original, _ = farm
     data_dir = shutil.copytree(original, tmp_path / "data")
     other = folder_arguments(source, data_dir, "--thresholds=5,12")
-    assert_refused(run(*other), says="was prepared otherwise")
+    assert_refused(run(*other), says="was prepared differently")
     assert run(*other, "--overwrite")[2] == 0
     info = json.loads((prepared(data_dir) / INFO_FILE).read_text())
     assert info["group_sizes"] == {"head": 1, "medium": 2, "tail": 0}
@@ -219,7 +219,7 @@ def test_damaged_data_set_is_not_taken_for_the_same(farm, tmp_path, in_process, 
     source, original, _ = farm
     data_dir = shutil.copytree(original, tmp_path / "data")
     (prepared(data_dir) / file).write_text("{")
-    assert_refused(run(*folder_arguments(source, data_dir)), says="was prepared otherwise")
+    assert_refused(run(*folder_arguments(source, data_dir)), says="was prepared differently")
     assert run(*folder_arguments(source, data_dir, "--overwrite"))[2] == 0
     assert contents(prepared(data_dir)) == contents(prepared(original))
 
@@ -229,7 +229,7 @@ def test_failed_overwrite_keeps_what_is_there(farm, tmp_path, in_process):
     data_dir = shutil.copytree(original, tmp_path / "data")
     source = photos(tmp_path / "photos", COUNTS | {"val": {"ant": 2, "bee": 2, "cow": 2}})
     (source / "val" / "ant" / "0000.jpg").write_bytes(b"")
-    assert_refused(run(*folder_arguments(source, data_dir, "--overwrite")), says="1 thing is wrong")
+    assert_refused(run(*folder_arguments(source, data_dir, "--overwrite")), says="The source has 1 error,")
     assert contents(prepared(data_dir)) == contents(prepared(original))
 
 
@@ -249,7 +249,7 @@ def test_drawn_images_of_another_seed(tmp_path, in_process):
     arguments += ["--imbalance_factor=0.5", "--reference_per_class=2", "--classifier_per_class=2"]
     assert run(*arguments, "--seed=0")[2] == 0
     first = contents(prepared(tmp_path, "petals"))
-    assert_refused(run(*arguments, "--seed=1"), says="was prepared otherwise")
+    assert_refused(run(*arguments, "--seed=1"), says="was prepared differently")
     assert run(*arguments, "--seed=1", "--overwrite")[2] == 0
     assert contents(prepared(tmp_path, "petals"))["petals-train.array_record-00000-of-00001"] not in first.values()
 
@@ -288,7 +288,7 @@ def test_killed_and_going_on(tmp_path, many, in_process):
 
     out, _, status = run(*arguments)
     assert status == 0
-    assert re.search(r"^Going on: (\d) of 4 shards are there\.$", out, re.M)[1] == str(whole)
+    assert re.search(r"^Resuming: (\d) of 4 shards are complete\.$", out, re.M)[1] == str(whole)
     assert run(*folder_arguments(many, tmp_path / "whole"))[2] == 0
     expected = contents(prepared(tmp_path / "whole"))
     assert len([name for name in expected if "array_record" in name]) == 4
@@ -329,13 +329,13 @@ def test_unreadable_image_stops_until_mended(tmp_path, in_process):
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[: len(whole) // 2])
     printed = run(*folder_arguments(source, data_dir))
-    last = assert_refused(printed, data_dir=data_dir, says="1 thing is wrong with the source")
+    last = assert_refused(printed, data_dir=data_dir, says="The source has 1 error, listed above")
     assert "1 unreadable images:\n  train/bee/0003.jpg: " in printed[1]
     problems = prepared(data_dir).with_name("1.0.0.incomplete") / "problems.txt"
     assert str(problems) in last and "train/bee/0003.jpg" in problems.read_text()
     damaged.write_bytes(whole)
     out, _, status = run(*folder_arguments(source, data_dir))
-    assert status == 0 and "Going on: 1 of 2 shards are there." in out
+    assert status == 0 and "Resuming: 1 of 2 shards are complete." in out
     assert not (prepared(data_dir) / "problems.txt").exists()  # there are none any more
     assert json.loads((prepared(data_dir) / INFO_FILE).read_text())["left_out"] == {}
     assert run(*folder_arguments(source, tmp_path / "afresh"))[2] == 0
@@ -367,7 +367,7 @@ def with_duplicate(folder):
 def test_duplicates_stop(tmp_path, in_process):
     source, data_dir = with_duplicate(tmp_path), tmp_path / "data"
     printed = run(*folder_arguments(source, data_dir))
-    assert_refused(printed, data_dir=data_dir, says="1 thing is wrong")
+    assert_refused(printed, data_dir=data_dir, says="The source has 1 error,")
     assert "training images that are reference images too:\n  train/ant/twin.jpg: as val/cow/0001.jpg" in printed[1]
     (source / "train" / "ant" / "twin.jpg").unlink()
     assert run(*folder_arguments(source, data_dir))[2] == 0
@@ -394,7 +394,9 @@ def test_published_duplicates_stay(tmp_path, in_process):
     # Each reference image of this set is a training image, or may be.
     out, _, status = run("digits_lt", f"--data_dir={tmp_path}")
     assert status == 0
-    assert re.search(r"^Note: \d+ training images that are reference images too; they stay, as published\.$", out, re.M)
+    assert re.search(
+        r"^Note: \d+ training images that are reference images too; they are kept, as published\.$", out, re.M
+    )
     info = json.loads((prepared(tmp_path, "digits_lt") / INFO_FILE).read_text())
     assert info["splits"]["reference"]["images"] == 1797 and info["left_out"] == {}
     assert not (prepared(tmp_path, "digits_lt") / "problems.txt").exists()
@@ -413,7 +415,7 @@ def test_fewer_images_than_published(tmp_path, in_process):
     out, _, status = run("cifar10_lt", f"--source={folder}", f"--data_dir={tmp_path}", "--imbalance_factor=1")
     assert status == 0
     assert "Note: 20 reference images were found; 10000 were published." in out
-    assert "Note: 20 training images that are reference images too; they stay, as published." in out
+    assert "Note: 20 training images that are reference images too; they are kept, as published." in out
     info = json.loads((prepared(tmp_path, "cifar10_lt", 32) / INFO_FILE).read_text())
     assert info["options"] == {"imbalance_factor": 1.0}
     assert info["splits"]["train"]["class_counts"] == [10] * 10
@@ -443,7 +445,7 @@ def test_wrong_list_line(tmp_path, in_process):
     (tmp_path / "list.txt").write_text("\n".join([*sorted(names), "train/ant/0000.jpg seven"]))
     arguments = folder_arguments(source, tmp_path / "data", f"--train_list={tmp_path / 'list.txt'}")
     printed = run(*arguments)
-    assert_refused(printed, data_dir=tmp_path / "data", says="1 thing is wrong")
+    assert_refused(printed, data_dir=tmp_path / "data", says="The source has 1 error,")
     assert f"{tmp_path / 'list.txt'}:48: train/ant/0000.jpg seven" in printed[1]
     out, _, status = run(*arguments, "--on_error=skip")
     assert status == 0 and "47 train images" in out
@@ -456,7 +458,7 @@ def test_class_without_images(tmp_path, in_process):
     source = photos(tmp_path / "photos")
     (source / "train" / "dog").mkdir()
     printed = run(*folder_arguments(source, tmp_path / "data"))
-    assert_refused(printed, data_dir=tmp_path / "data", says="thing is wrong")
+    assert_refused(printed, data_dir=tmp_path / "data", says="The source has 1 error,")
     assert "classes without images" in printed[1] and "train/dog" in printed[1]
     out, _, status = run(*folder_arguments(source, tmp_path / "data", "--on_error=skip"))
     assert status == 0 and "3 classes, 47 train" in out
@@ -472,7 +474,9 @@ def test_class_whose_images_are_all_unreadable(tmp_path, in_process):
 
 def test_reference_of_other_classes(tmp_path, in_process):
     source = photos(tmp_path / "photos", {"train": {"ant": 3, "bee": 3}, "val": {"cow": 2}})
-    assert_refused(run(*folder_arguments(source, tmp_path / "data")), data_dir=tmp_path / "data", says="3 things")
+    assert_refused(
+        run(*folder_arguments(source, tmp_path / "data")), data_dir=tmp_path / "data", says="The source has 3 errors"
+    )
     printed = run(*folder_arguments(source, tmp_path / "data", "--on_error=skip"))
     assert_refused(printed, data_dir=tmp_path / "data", says="There is no usable reference image at all")
 
@@ -492,7 +496,7 @@ def test_no_space(farm, tmp_path, monkeypatch):
         assert_refused(printed, data_dir=tmp_path / "data", says="There is no space left in ")
         patched.undo()
     out, _, status = run(*folder_arguments(source, tmp_path / "data"))
-    assert status == 0 and "Going on: 2 of 2 shards are there." in out
+    assert status == 0 and "Resuming: 2 of 2 shards are complete." in out
 
 
 def test_without_tfds(farm, tmp_path, monkeypatch):
@@ -510,7 +514,7 @@ def test_without_tfds(farm, tmp_path, monkeypatch):
         (["image_folder"], "image_folder needs --source="),
         (["image_folder", "--source=/none/such"], "There is no /none/such; give the folder or archive"),
         (["image_folder", "--source={source}", "--lists=x"], "image_folder takes no --lists; its own options: "),
-        (["petals", "--source={source}"], "petals is made here and takes no --source; leave it out."),
+        (["petals", "--source={source}"], "petals needs no source files and takes no --source; leave it out."),
         (["petals", "--train_list=x"], "petals takes no --train_list"),
         (["image_folder", "--source={source}", "--name=my-farm"], "--name=my-farm is no name of a data set"),
         (["image_folder", "--source={source}", "--name=../x"], "--name=../x is no name of a data set"),
@@ -546,7 +550,7 @@ def test_data_dir_that_cannot_be_written(farm, tmp_path):
     (tmp_path / "file").write_text("")
     for data_dir in (tmp_path / "file", tmp_path / "file" / "below"):
         last = assert_refused(run(*folder_arguments(source, data_dir)), says=str(tmp_path / "file"))
-        assert last.endswith("see to it and run the same command.")
+        assert last.endswith("fix this and run the same command.")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
@@ -564,7 +568,7 @@ def test_interrupted(farm, tmp_path, monkeypatch):
 
     monkeypatch.setattr(shards, "write_shards", interrupted)
     _, err, status = run(*folder_arguments(source, tmp_path))
-    assert status == 130 and err.endswith("Stopped; the same command goes on.\n")
+    assert status == 130 and err.endswith("Stopped; run the same command to resume.\n")
 
 
 def test_errors_of_arguments_are_for_people():

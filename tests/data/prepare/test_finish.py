@@ -53,7 +53,7 @@ def data_set(directory, **changes):
 def test_collects_problems(tmp_path):
     found = Problems()
     found.add("classes without images", "d")
-    found.convert("grey images", 2)
+    found.converted["grey images"] = 2
     listing, planned = written(tmp_path, {"train/1": -1, "reference/2": -1}, problems=found)
     problems = finish.collect_problems(listing, planned)
     assert problems.wrong == {
@@ -123,7 +123,7 @@ def test_shard_that_is_gone(tmp_path):
         lambda: finish.collect_problems(listing, planned),
         lambda: finish.find_duplicates(planned),
     ):
-        with pytest.raises(UserError, match=r"reference.* is gone or has changed; run the same command to go on"):
+        with pytest.raises(UserError, match=r"reference.* is gone or has changed; run the same command to resume"):
             collect()
 
 

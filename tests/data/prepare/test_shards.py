@@ -243,14 +243,16 @@ def test_far_too_much_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "MAX_UNREADABLE", 3)
     planned = shards.plan_shards(listing(damaged=range(4)), SMALL, tmp_path, "set")
     with pytest.raises(
-        UserError, match=r"^More than 3 images cannot be read; see whether --source is the right one and whole\.$"
+        UserError, match=r"^More than 3 images cannot be read; check that --source is right and complete\.$"
     ):
         shards.write_shards(planned, 1, "Test")
 
 
 def test_process_that_is_killed(tmp_path):
     planned = shards.plan_shards(listing(read=killed), SMALL, tmp_path, "set")
-    with pytest.raises(UserError, match=r"^A process that prepares images was killed, .* with fewer --jobs\.$"):
+    with pytest.raises(
+        UserError, match=r"^A process that prepares images was killed, .* with fewer --jobs to resume\.$"
+    ):
         shards.write_shards(planned, 1, "Test")
     assert [shards.read_metadata(shard) for shard in planned] == [None, None]
 
