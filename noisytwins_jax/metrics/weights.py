@@ -1,12 +1,12 @@
-"""The public networks that measure images: their publishers' files, converted once and found again by name.
+"""Weights of the public networks whose features the metrics use: publishers' files, converted once and found by name.
 
     python -m noisytwins_jax.metrics.weights convert --from=FILE [--to=DIR] [--force]
     python -m noisytwins_jax.metrics.weights list [--to=DIR]
 
-PyTorch's files (also TorchScript) and .safetensors are read, without PyTorch. Which network a file holds is told from its
-tensors, and all that belong to it are checked. What is written is ``<network>.safetensors``: float32, PyTorch's names and
-layouts, one naming for each network (OpenAI's for CLIP, facebookresearch's for DINOv2), so that equal weights of different
-publishers have the same SHA-256 and give the same features.
+Reads PyTorch's files (also TorchScript) and .safetensors, without PyTorch. The network is recognised by its tensors, all of
+which are checked. Writes ``<network>.safetensors``: float32, PyTorch's names and layouts, with one naming for each network
+(OpenAI's for CLIP, facebookresearch's for DINOv2), so that equal weights of different publishers have the same SHA-256 and
+give the same features.
 """
 
 import argparse
@@ -49,23 +49,23 @@ __all__ = [
 
 DEFAULT_DIRECTORY = "~/.cache/noisytwins_jax/weights"
 DIRECTORY_VARIABLE = "NOISYTWINS_WEIGHTS"
-VERSION = "1"  # of the files written here
+VERSION = "1"  # of the converted files
 _RECORD = ("network", "origin", "sha256", "source_file", "source_sha256", "version")
 _COMMAND = "python -m noisytwins_jax.metrics.weights convert --from="
 
 
 def check(networks: Iterable[str], directory: str | None = None) -> None:
-    """Looks whether the converted weights of networks are all there; their content is not looked at.
+    """Check that the converted weights of networks all exist, without reading their content.
 
     Args:
       networks: each one of `NETWORKS`.
       directory: as for `find_network`.
 
     Raises:
-      UserError: there is no such network, a file may not be read, or some are missing: all of them, with the addresses
-        of the public files they are made from, and the command that converts one.
+      UserError: there is no such network, a file may not be read, or some are missing: the message lists all of them,
+        the addresses of their public files, and the command that converts one.
     """
-    missing = [network for network in dict.fromkeys(networks) if not _is_there(_path(network, directory))]
+    missing = [network for network in dict.fromkeys(networks) if not _exists(_path(network, directory))]
     if missing:
         files = ", ".join(f"{NETWORKS[network].what} ({NETWORKS[network].address})" for network in missing)
         raise UserError(
@@ -75,18 +75,18 @@ def check(networks: Iterable[str], directory: str | None = None) -> None:
 
 
 def find_network(network: str, directory: str | None = None) -> Path:
-    """Where the converted weights of a network are; their content is not looked at.
+    """Return the path of the converted weights of a network, without reading their content.
 
     Args:
       network: one of `NETWORKS`.
       directory: of converted weights; by default that of ``$NOISYTWINS_WEIGHTS``, or `DEFAULT_DIRECTORY`.
 
     Raises:
-      UserError: there is no such network, its file may not be read, or is not there; the address of the public file it
-        is made from is said.
+      UserError: there is no such network, or its file may not be read or does not exist; the message has the address of
+        the public file.
     """
     path = _path(network, directory)
-    if not _is_there(path):
+    if not _exists(path):
         what, address, _ = NETWORKS[network]
         raise UserError(
             f"The weights of {what} are not in {path.parent}; get its publisher's file {address} and run: "
@@ -96,14 +96,14 @@ def find_network(network: str, directory: str | None = None) -> Path:
 
 
 def load_network(network: str, directory: str | None = None) -> tuple[State, dict[str, str]]:
-    """The converted weights of a network.
+    """Load the converted weights of a network.
 
     Args:
       network: one of `NETWORKS`.
       directory: as for `find_network`.
 
     Returns:
-      ``{key: float32 array}``, names and layouts as PyTorch's, read-only or not; and where it comes from:
+      ``{key: float32 array}`` in PyTorch's names and layouts, possibly read-only; and its origin:
       ``{"network", "origin": in words, "sha256": of the weights, "source_file", "source_sha256": of the whole file,
       "version": of the format}``.
 
@@ -124,19 +124,19 @@ def load_network(network: str, directory: str | None = None) -> tuple[State, dic
 
 
 def convert(source: str | Path, directory: str | None = None, force: bool = False) -> str:
-    """Converts a publisher's file.
+    """Convert a publisher's file.
 
     Args:
       source: the file.
       directory: to write to, as for `find_network`.
-      force: whether other weights of the same network that are there already are replaced.
+      force: whether to replace other weights of the same network.
 
     Returns:
-      What the file is and what was written, for people.
+      A message that says what the file is and what was written.
 
     Raises:
-      UserError: the file cannot be read, is of no known network or not the whole of one; or what it gives cannot be
-        written, or is kept from being overwritten.
+      UserError: the file cannot be read, is of no known network or not the whole of one; or the target cannot be
+        written, or has other weights and `force` is not set.
     """
     source = Path(source).expanduser()
     tensors = read_tensors(source)
@@ -151,7 +151,7 @@ def convert(source: str | Path, directory: str | None = None, force: bool = Fals
         verdict = f"the known public file {public_file}"
     else:
         verdict = f"not the known public file {public_file}, whose SHA-256 begins with {public_sha256[:8]}"
-    found = f"{source.name}: {what}, SHA-256 {source_sha256}, {verdict}."
+    summary = f"{source.name}: {what}, SHA-256 {source_sha256}, {verdict}."
     info = {
         "network": network,
         "origin": f"{source.name}, SHA-256 {source_sha256}, {verdict}",
@@ -161,23 +161,23 @@ def convert(source: str | Path, directory: str | None = None, force: bool = Fals
         "version": VERSION,
     }
     target = _path(network, directory)
-    there = _weights_there(network, directory)
-    if there == info["sha256"]:
-        return f"{found}\nThe same weights are in {target} already."
-    if there and not force:
+    existing = _existing_sha256(network, directory)
+    if existing == info["sha256"]:
+        return f"{summary}\nThe same weights are in {target} already."
+    if existing and not force:
         raise UserError(
-            f"{target} holds other weights of {what} (SHA-256 {there[:8]}, those of {source} {info['sha256'][:8]}); give "
+            f"{target} holds other weights of {what} (SHA-256 {existing[:8]}, those of {source} {info['sha256'][:8]}); give "
             "another --to, or --force to replace them."
         )
     _write(target, state, info)
-    return f"{found}\nWritten to {target}; SHA-256 of the weights {info['sha256']}."
+    return f"{summary}\nWritten to {target}; SHA-256 of the weights {info['sha256']}."
 
 
 def read_tensors(path: Path) -> State:
-    """The tensors of a file of PyTorch or of safetensors; those of the state dict, where it is an entry among others.
+    """Read the tensors of a PyTorch or safetensors file; those of the state dict if that is an entry among others.
 
     Raises:
-      UserError: it is no such file, or holds no tensors by name.
+      UserError: it is no such file, or contains no tensors by name.
     """
     tree: Any
     if _is_safetensors(path):
@@ -194,10 +194,10 @@ def read_tensors(path: Path) -> State:
     for name in ("state_dict", "model"):
         if isinstance(tree, dict) and isinstance(tree.get(name), dict):
             tree = tree[name]
-    found = {k: v for k, v in tree.items() if isinstance(v, np.ndarray)} if isinstance(tree, dict) else {}
-    if not found:
+    tensors = {k: v for k, v in tree.items() if isinstance(v, np.ndarray)} if isinstance(tree, dict) else {}
+    if not tensors:
         raise UserError(f"{path} holds no tensors by name; give the file of a network's state dict.")
-    return found
+    return tensors
 
 
 def _path(network: str, directory: str | None) -> Path:
@@ -214,11 +214,11 @@ def _command(file: str, directory: str | None) -> str:
     return f"{_COMMAND}{file}{f' --to={shlex.quote(str(directory))}' if directory else ''}"
 
 
-def _is_there(path: Path) -> bool:
-    """Whether there is a file.
+def _exists(path: Path) -> bool:
+    """Return whether a file exists.
 
     Raises:
-      UserError: there is, or may be, and it cannot be read.
+      UserError: it exists, or may exist, and cannot be read.
     """
     try:
         with path.open("rb"):
@@ -233,7 +233,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _record(path: Path) -> dict[str, str]:
-    """What a converted file says about itself.
+    """Read the metadata of a converted file.
 
     Raises:
       SafetensorError, OSError, KeyError: it is damaged, or of another kind.
@@ -249,21 +249,21 @@ def _is_converted(path: Path) -> bool:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether the content begins like it: the length of a header, and the brace that opens it."""
+    """Return whether the content begins like safetensors: the length of a header, and the brace that opens it."""
     try:
         with path.open("rb") as file:
             return file.read(9)[8:] == b"{"
     except OSError:
-        return False  # for the other reader to say
+        return False  # the other reader reports it
 
 
-def _weights_there(network: str, directory: str | None) -> str:
-    """SHA-256 of the weights that are there already; empty if they are missing or damaged.
+def _existing_sha256(network: str, directory: str | None) -> str:
+    """Return the SHA-256 of the weights converted before; empty if they are missing or damaged.
 
     Raises:
-      UserError: there is a file that cannot be read.
+      UserError: the file cannot be read.
     """
-    if not _is_there(_path(network, directory)):
+    if not _exists(_path(network, directory)):
         return ""
     try:
         return load_network(network, directory)[1]["sha256"]
@@ -272,7 +272,7 @@ def _weights_there(network: str, directory: str | None) -> str:
 
 
 def _write(target: Path, state: State, info: dict[str, str]) -> None:
-    """Writes the whole file or nothing."""
+    """Write the file atomically."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -291,12 +291,12 @@ def _write(target: Path, state: State, info: dict[str, str]) -> None:
 
 
 def describe_networks(directory: str | None = None) -> str:
-    """A line for each network: whether its weights are there, and where they come from."""
+    """Return a line for each network: whether its weights exist, and where they come from."""
     lines = [f"In {_directory(directory)}:"]
     for network, (what, address, _) in NETWORKS.items():
         path = _path(network, directory)
         try:
-            state = _record(path)["origin"] if _is_there(path) else f"missing; its publisher's file: {address}"
+            state = _record(path)["origin"] if _exists(path) else f"missing; its publisher's file: {address}"
         except UserError:
             state = "cannot be read; have its owner make it readable to you"
         except (safetensors.SafetensorError, OSError, KeyError):
@@ -312,11 +312,11 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__.partition("\n\n")[2].partition("\n\n")[2],
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="convert|list")
-    one = commands.add_parser("convert", help="a publisher's file into one that evaluations find")
-    one.add_argument("--from", dest="source", required=True, metavar="FILE", help="the publisher's file")
-    one.add_argument("--force", action="store_true", help="replace other weights of the same network")
-    every = commands.add_parser("list", help="the networks, and which are there")
-    for command in (one, every):
+    conversion = commands.add_parser("convert", help="convert a publisher's file for evaluations")
+    conversion.add_argument("--from", dest="source", required=True, metavar="FILE", help="the publisher's file")
+    conversion.add_argument("--force", action="store_true", help="replace other weights of the same network")
+    listing = commands.add_parser("list", help="list the networks and which are converted")
+    for command in (conversion, listing):
         command.add_argument(
             "--to",
             metavar="DIR",
@@ -326,7 +326,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; mistakes end with one sentence and status 2."""
+    """Run the command; errors print one message and exit with status 2."""
     if not has_tpu():
         expect_no_tpu()
     try:

@@ -26,10 +26,10 @@ Layout = Literal["openai", "huggingface"]
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-# OpenAI's weights have the quick GELU; those that others trained with the exact one have the same shapes.
+# OpenAI's weights use the quick GELU; networks that others trained with the exact one have the same shapes.
 _FIXED: dict[str, Any] = {"epsilon": 1e-5, "activation": "quick_gelu", "input_norm": True, "patch_bias": False}
 
-CONFIGS = {  # of OpenAI's those that are offered, by the names of this project
+CONFIGS = {  # supported networks of OpenAI, by the names of this project
     "clip-vit-b32": VitConfig(224, 32, 768, 12, 12, 3072, projection_dim=512, **_FIXED),
     "clip-vit-l14": VitConfig(224, 14, 1024, 24, 16, 4096, projection_dim=768, **_FIXED),
     "clip-vit-l14-336": VitConfig(336, 14, 1024, 24, 16, 4096, projection_dim=768, **_FIXED),
@@ -93,27 +93,28 @@ PREPROCESSINGS = {
 
 
 def state_dict_shapes(config: VitConfig, layout: Layout) -> Shapes:
-    """The tensors that `from_state_dict` needs, with their shapes in PyTorch.
+    """Return the tensors that `from_state_dict` needs, with their shapes in PyTorch.
 
-    ``LAYOUTS[layout].unused`` are the beginnings of the names of others that may be there.
+    Tensors whose names begin with one of ``LAYOUTS[layout].unused`` may exist as well.
 
     Args:
       config: the network, such as one of `CONFIGS`.
-      layout: whose names: ``openai`` or ``huggingface``.
+      layout: the naming scheme: ``openai`` or ``huggingface``.
     """
     return state_shapes(config, LAYOUTS[layout])
 
 
 def from_state_dict(state: State, heads: int | None = None) -> tuple[Variables, VitConfig]:
-    """The network and its variables from the tensors of a public file.
+    """Build the variables of a network from the tensors of a public file, and infer its configuration.
 
     Args:
-      state: by their names in OpenAI's files or Hugging Face's, of any floating type; the text tower may be there.
-      heads: of the attention; None for heads of 64, as all public weights have them.
+      state: tensors by their names in OpenAI's or Hugging Face's files, of any floating type, with or without the text
+        tower.
+      heads: of the attention; None for a head dimension of 64, as in all public weights.
 
     Returns:
-      Variables of :class:`noisytwins_jax.metrics.extractors.vit.VisionTransformer` on the host, float32, and the network that the
-      shapes tell.
+      Variables of :class:`noisytwins_jax.metrics.extractors.vit.VisionTransformer` on the host, float32, and the
+      configuration that the shapes imply.
 
     Raises:
       UserError: the file holds no such network; names the first tensor that is missing, of another shape or unknown.
@@ -126,19 +127,19 @@ def from_state_dict(state: State, heads: int | None = None) -> tuple[Variables, 
 def clip_extractor(
     variables: Variables, config: VitConfig, sha256: str, preprocessing: str = "noisytwins", origin: str = ""
 ) -> FeatureExtractor:
-    """CLIP's image tower as a feature extractor: projected embeddings, not normalised, and no logits.
+    """Build a feature extractor from CLIP's image tower: projected embeddings, not normalised, and no logits.
 
     Args:
-      variables: as `from_state_dict` gives them.
+      variables: from `from_state_dict`.
       config: likewise.
       sha256: of the weights, hexadecimal.
-      preprocessing: what is done to images before the colours are standardised. Fréchet distances of different ones
-        cannot be compared.
+      preprocessing: applied to images before the colours are standardised. Fréchet distances with different ones cannot
+        be compared.
 
-        * ``noisytwins``: PyTorch's bicubic filter, not antialiased, straight to the square; clipped to 0..255.
-        * ``openai``: Pillow's antialiased bicubic filter on 8 bits, shorter side, central square. clean-fid's too.
-        * ``fidelity``: TensorFlow 1's bilinear filter, straight to the square. torch-fidelity's.
-      origin: where the weights come from, for the description.
+        * ``noisytwins``: PyTorch's bicubic filter, not antialiased, directly to the square; clipped to 0..255.
+        * ``openai``: Pillow's antialiased bicubic filter on 8 bits, shorter side, central square; also clean-fid's.
+        * ``fidelity``: TensorFlow 1's bilinear filter, directly to the square, as in torch-fidelity.
+      origin: of the weights, for the description.
 
     Raises:
       UserError: an unknown preprocessing; on `apply`, images of another type or shape.

@@ -3,8 +3,8 @@
 The features are the class token after the last layer normalisation.
 
 The public weights (without register tokens) hold positions for 518 pixels. For other sizes they are interpolated when
-the variables are made, as the authors of the file do it: PyTorch's bicubic filter, to which facebookresearch's code
-gives a scale that is off by a tenth of a patch (the model's ``interpolate_offset``) and Hugging Face's the size alone.
+the variables are built, as the publisher of the file does: with PyTorch's bicubic filter, at a scale that is off by a
+tenth of a patch in facebookresearch's code (the model's ``interpolate_offset``) and exact in Hugging Face's.
 
 Sources: Oquab et al., TMLR 2024 (DINOv2); Stein et al., NeurIPS 2023 (FD_DINOv2, dgm-eval); Karras et al., CVPR 2024
 (EDM2).
@@ -38,7 +38,7 @@ _FIXED: dict[str, Any] = {"epsilon": 1e-6, "activation": "gelu", "input_norm": F
 _PUBLIC_GRID = 37  # 518 pixels in patches of 14
 _OFFSETS = {"facebookresearch": 0.1, "huggingface": 0.0}  # added to the new number of patches, in the scale
 
-CONFIGS = {  # the public ones, by the names of this project
+CONFIGS = {  # the public networks, by the names of this project
     "dinov2-vits14": VitConfig(224, 14, 384, 12, 6, 1536, **_FIXED),
     "dinov2-vitb14": VitConfig(224, 14, 768, 12, 12, 3072, **_FIXED),
     "dinov2-vitl14": VitConfig(224, 14, 1024, 24, 16, 4096, **_FIXED),
@@ -94,29 +94,29 @@ PREPROCESSINGS = {
 
 
 def state_dict_shapes(config: VitConfig, layout: Layout, grid: int = _PUBLIC_GRID) -> Shapes:
-    """The tensors that `from_state_dict` needs, with their shapes in PyTorch.
+    """Return the tensors that `from_state_dict` needs, with their shapes in PyTorch.
 
-    ``LAYOUTS[layout].unused`` are the beginnings of the names of others that may be there.
+    Tensors whose names begin with one of ``LAYOUTS[layout].unused`` may exist as well.
 
     Args:
       config: the network, such as one of `CONFIGS`.
-      layout: whose names: ``facebookresearch`` or ``huggingface``.
-      grid: patches on a side of the file's positions.
+      layout: the naming scheme: ``facebookresearch`` or ``huggingface``.
+      grid: patches per side of the file's positions.
     """
     return state_shapes(config, LAYOUTS[layout], grid)
 
 
 def from_state_dict(state: State, heads: int | None = None, image_size: int = 224) -> tuple[Variables, VitConfig]:
-    """The network and its variables from the tensors of a public file.
+    """Build the variables of a network from the tensors of a public file, and infer its configuration.
 
     Args:
-      state: by their names in facebookresearch's files or Hugging Face's, of any floating type.
-      heads: of the attention; None for heads of 64, as all public weights have them.
-      image_size: of the images that the network is to see, in pixels: a multiple of the patches' size.
+      state: tensors by their names in facebookresearch's or Hugging Face's files, of any floating type.
+      heads: of the attention; None for a head dimension of 64, as in all public weights.
+      image_size: of the network's input, in pixels: a multiple of the patch size.
 
     Returns:
-      Variables of :class:`noisytwins_jax.metrics.extractors.vit.VisionTransformer` on the host, float32, with positions for
-      `image_size`, and the network that the shapes tell.
+      Variables of :class:`noisytwins_jax.metrics.extractors.vit.VisionTransformer` on the host, float32, with positions
+      for `image_size`, and the configuration that the shapes imply.
 
     Raises:
       UserError: the file holds no such network; names the first tensor that is missing, of another shape or unknown.
@@ -130,24 +130,24 @@ def from_state_dict(state: State, heads: int | None = None, image_size: int = 22
         )
     params = params_from_state(state, config, names)
     config = dataclasses.replace(config, image_size=image_size)
-    params["positions"] = _interpolated(params["positions"], stored_grid(state, names), config.grid, _OFFSETS[layout])
+    params["positions"] = _interpolate(params["positions"], stored_grid(state, names), config.grid, _OFFSETS[layout])
     return {"params": params}, config
 
 
 def dinov2_extractor(
     variables: Variables, config: VitConfig, sha256: str, preprocessing: str = "dgm-eval", origin: str = ""
 ) -> FeatureExtractor:
-    """DINOv2 as a feature extractor: the class token after the last layer normalisation, and no logits.
+    """Build a feature extractor from DINOv2: the class token after the last layer normalisation, and no logits.
 
     Args:
-      variables: as `from_state_dict` gives them.
+      variables: from `from_state_dict`.
       config: likewise.
       sha256: of the weights, hexadecimal.
-      preprocessing: what is done to images before the colours are standardised with ImageNet's mean and deviation.
+      preprocessing: applied to images before the colours are standardised with ImageNet's mean and deviation.
 
-        * ``dgm-eval``: Pillow's antialiased bicubic filter on 8 bits, straight to the square.
+        * ``dgm-eval``: Pillow's antialiased bicubic filter on 8 bits, directly to the square.
         * ``edm2``: the same filter in floating point, neither rounded nor clipped.
-      origin: where the weights come from, for the description.
+      origin: of the weights, for the description.
 
     Raises:
       UserError: an unknown preprocessing; on `apply`, images of another type or shape.
@@ -167,8 +167,8 @@ def dinov2_extractor(
     )
 
 
-def _interpolated(positions: np.ndarray, size_in: int, size_out: int, offset: float) -> np.ndarray:
-    """Positions float32 ``[1 + size_in², d]``, the class token's first, for a grid of `size_out` patches a side."""
+def _interpolate(positions: np.ndarray, size_in: int, size_out: int, offset: float) -> np.ndarray:
+    """Resize positions float32 ``[1 + size_in², d]``, the class token's first, to a grid of `size_out` patches per side."""
     if size_in == size_out:
         return positions
     matrix = resize_matrix(size_in, size_out, "torch_bicubic", size_in / (size_out + offset))

@@ -1,4 +1,4 @@
-"""Which of the public networks that measure images a file's tensors are; all that belong to the network are checked."""
+"""The public networks whose features the metrics use, and recognition of a publisher's file by its tensors."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,12 +16,12 @@ State = dict[str, np.ndarray]
 
 
 class Network(NamedTuple):
-    """A network and its publisher's file.
+    """Public network and its publisher's file.
 
     Attributes:
-      what: it is, in words.
+      what: name for messages.
       address: of the publisher's file; its last part is the file's name.
-      public_sha256: how that file's SHA-256 begins; empty if it is not known here.
+      public_sha256: beginning of that file's SHA-256; empty if unknown here.
     """
 
     what: str
@@ -30,7 +30,7 @@ class Network(NamedTuple):
 
     @property
     def public_file(self) -> str:
-        """The publisher's name of the file."""
+        """Return the publisher's name of the file."""
         return self.address.rpartition("/")[2]
 
 
@@ -40,11 +40,11 @@ _DINOV2 = "https://dl.fbaipublicfiles.com/dinov2/"
 
 
 def _openai(what: str, sha256: str, file: str) -> Network:
-    """OpenAI's files have their SHA-256 in their addresses."""
+    """Build a network of OpenAI, whose addresses contain the SHA-256."""
     return Network(what, f"{_OPENAI}{sha256}/{file}", sha256)
 
 
-# FID's file has the beginning of its SHA-256 in its name; those of DINOv2's are not known here.
+# The name of FID's file contains the beginning of its SHA-256; those of DINOv2's are unknown here.
 NETWORKS = {
     "inception": Network("FID's InceptionV3", f"{_FID}pt_inception-2015-12-05-6726825d.pth", "6726825d"),
     "clip-vit-b32": _openai(
@@ -65,17 +65,17 @@ NETWORKS = {
 
 
 def recognise(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[str, State]:
-    """Which network tensors are, and its state dict as it is written here.
+    """Recognise the network of a file's tensors, check all of them, and return its state dict in this project's layout.
 
     Args:
-      path: of the file, for messages; a ``config.json`` beside it is looked at.
+      path: of the file, for messages; a ``config.json`` beside it is read too.
       tensors: of the file.
 
     Returns:
       One of `NETWORKS`, and ``{key: float32 array}``.
 
     Raises:
-      UserError: they are none of the networks, or not the whole of one; the first difference is named.
+      UserError: they are none of the networks, or not the whole of one; the message names the first difference.
     """
     if other := _other_network(tensors):
         raise UserError(
@@ -96,7 +96,7 @@ def recognise(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[str, State
             _check(path, network, tensors, family.state_dict_shapes(config, layout), names.unused)
             if (family, layout) == (clip, "huggingface"):
                 _check_activation(path)
-            state = _renamed(tensors, config.layers, names, family.LAYOUTS[canonical])
+            state = _rename(tensors, config.layers, names, family.LAYOUTS[canonical])
             return network, {key: float32(state[key]) for key in family.state_dict_shapes(config, canonical)}
     raise UserError(
         f"{path} is of none of the networks that measure here (its first tensor is {next(iter(tensors))!r}); give the "
@@ -105,7 +105,7 @@ def recognise(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[str, State
 
 
 def _other_network(tensors: Mapping[str, np.ndarray]) -> str:
-    """What the tensors are if they resemble a network of `NETWORKS` and are not; empty otherwise."""
+    """Describe tensors that resemble a network of `NETWORKS` but are another one's; empty otherwise."""
     prefixes = {key.split(".")[0] for key in tensors}
     has_clip_tower = "visual.class_embedding" in tensors
     if "Conv2d_1a_3x3.conv.weight" in tensors and tensors.get("fc.weight", np.empty(0)).shape[:1] == (1000,):
@@ -117,7 +117,7 @@ def _other_network(tensors: Mapping[str, np.ndarray]) -> str:
     if "visual.conv1.weight" in tensors and not has_clip_tower:
         return "CLIP with a ResNet as image tower, not a vision transformer"
     if has_clip_tower and "input_resolution" not in tensors:
-        # The tensors have OpenAI's names and shapes, but networks of open_clip differ in the activation function.
+        # OpenAI's names and shapes, but networks of open_clip differ in the activation function.
         return "a file of open_clip, or one that was saved again and no longer tells that it is OpenAI's"
     if prefixes & {"text_model", "token_embedding"} and not prefixes & {"vision_model", "visual"}:
         return "the text tower of CLIP without the image tower"
@@ -131,10 +131,10 @@ def _other_network(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def _transformer(path: Path, tensors: Mapping[str, np.ndarray], family: Any, layout: Any) -> str:
-    """Which network of CLIP or DINOv2, told by patches and positions.
+    """Find the network of CLIP or DINOv2 by the shapes of patch embedding and positions.
 
     Raises:
-      UserError: none of them.
+      UserError: it is none of them.
     """
     names: Names = family.LAYOUTS[layout]
     keys = (f"{names.patch}weight", names.positions)
@@ -144,7 +144,7 @@ def _transformer(path: Path, tensors: Mapping[str, np.ndarray], family: Any, lay
         if found == tuple(shapes[key] for key in keys):
             return network
     described = ", ".join(
-        f"{key} is missing" if shape is None else f"{key} is {_words(shape)}"
+        f"{key} is missing" if shape is None else f"{key} is {_format_shape(shape)}"
         for key, shape in zip(keys, found, strict=True)
     )
     offered = ", ".join(NETWORKS[network].public_file for network in family.CONFIGS)
@@ -160,17 +160,17 @@ def _check(
     shapes: Mapping[str, tuple[int, ...]],
     unused: tuple[str, ...],
 ) -> None:
-    """Compares with the tensors that a network has.
+    """Check the tensors of a file against those of a network.
 
     Args:
       path: of the file, for messages.
       network: one of `NETWORKS`.
       tensors: of the file.
       shapes: of all tensors that it must have.
-      unused: how the names of others begin that it may have.
+      unused: prefixes of others that it may have.
 
     Raises:
-      UserError: names the first difference.
+      UserError: they differ; the message names the first difference.
     """
     what = NETWORKS[network].what
     way_out = f"give its publisher's file {NETWORKS[network].public_file}"
@@ -179,7 +179,7 @@ def _check(
             raise UserError(f"{path} is not {what}: {key} is missing; {way_out}.")
         if tensors[key].shape != shape:
             raise UserError(
-                f"{path} is not {what}: {key} is {_words(tensors[key].shape)}, not {_words(shape)}; {way_out}."
+                f"{path} is not {what}: {key} is {_format_shape(tensors[key].shape)}, not {_format_shape(shape)}; {way_out}."
             )
         dtype = tensors[key].dtype
         if dtype.kind != "f" and dtype.name != "bfloat16":
@@ -189,14 +189,14 @@ def _check(
             raise UserError(f"{path} is not {what}: {key} is no part of it; {way_out}.")
 
 
-def _words(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "a single number"
 
 
 def _check_activation(path: Path) -> None:
-    """Refuses networks that others trained with CLIP's shapes, where the publisher's configuration tells.
+    """Refuse networks that others trained with CLIP's shapes, if the publisher's configuration is there to tell.
 
-    In Hugging Face's naming nothing else does: OpenAI's networks have the quick GELU, most others the exact one.
+    In Hugging Face's layout only the activation tells: OpenAI's networks use the quick GELU, most others the exact one.
     """
     try:
         settings = json.loads((path.parent / "config.json").read_text())
@@ -210,8 +210,8 @@ def _check_activation(path: Path) -> None:
         )
 
 
-def _renamed(tensors: Mapping[str, np.ndarray], layers: int, old: Names, new: Names) -> State:
-    """A transformer's tensors by the names of another layout, in which queries, keys and values are packed."""
+def _rename(tensors: Mapping[str, np.ndarray], layers: int, old: Names, new: Names) -> State:
+    """Rename a transformer's tensors to another layout, in which queries, keys and values are packed."""
     if old is new:
         return dict(tensors)
     state = {

@@ -1,7 +1,7 @@
 """The vision transformer behind CLIP's and DINOv2's features.
 
-Pre-norm blocks of attention and MLP, with a class token whose last state is the feature. What tells the two networks
-apart is in :class:`VitConfig`. Everything is float32 at precision "highest". `vit_weights` reads the public weights.
+Pre-norm blocks of attention and MLP, with a class token whose last state is the feature. :class:`VitConfig` holds the
+differences between the two networks. Everything is float32 at precision "highest". `vit_weights` reads the public weights.
 
 Sources: Dosovitskiy et al., ICLR 2021 (ViT); Radford et al., ICML 2021 (CLIP); Oquab et al., TMLR 2024 (DINOv2).
 """
@@ -24,20 +24,20 @@ Variables = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class VitConfig:
-    """A vision transformer.
+    """Configuration of a vision transformer.
 
     Attributes:
-      image_size: height and width of its images, in pixels: a multiple of `patch_size`.
+      image_size: height and width of its input, in pixels: a multiple of `patch_size`.
       patch_size: height and width of a patch, in pixels.
       width: of the tokens.
-      layers: blocks.
-      heads: of the attention; they divide `width`.
+      layers: number of blocks.
+      heads: attention heads, a divisor of `width`.
       mlp_width: of the MLPs' hidden layer.
       epsilon: of the layer normalisations.
       activation: ``quick_gelu`` is x·sigmoid(1.702 x), ``gelu`` the exact one.
       input_norm: whether the tokens are normalised before the first block.
       patch_bias: whether the patches' linear map has a bias.
-      projection_dim: width of the linear map (without bias) at the end; None if there is none.
+      projection_dim: output width of the final linear map, which has no bias; None if there is none.
     """
 
     image_size: int
@@ -54,17 +54,17 @@ class VitConfig:
 
     @property
     def grid(self) -> int:
-        """Patches on a side."""
+        """Return the patches per side."""
         return self.image_size // self.patch_size
 
     @property
     def tokens(self) -> int:
-        """Patches and the class token."""
+        """Return the number of tokens: patches and the class token."""
         return self.grid**2 + 1
 
     @property
     def feature_dim(self) -> int:
-        """Width of the features."""
+        """Return the width of the features."""
         return self.width if self.projection_dim is None else self.projection_dim
 
 
@@ -74,15 +74,13 @@ _norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 
 
 class VisionTransformer(nn.Module):
-    """``__call__``: images float32 ``[n, image_size, image_size, 3]``, as the network wants them scaled → features
-    float32 ``[n, feature_dim]``.
-    """
+    """Vision transformer whose output is the class token, projected if the configuration says so."""
 
     config: VitConfig
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """See the class."""
+        """Map images float32 ``[n, image_size, image_size, 3]``, scaled for the network, to features ``[n, feature_dim]``."""
         c = self.config
         class_token = self.param("class_token", nn.initializers.normal(0.02), (c.width,))
         positions = self.param("positions", nn.initializers.normal(0.02), (c.tokens, c.width))
@@ -97,23 +95,20 @@ class VisionTransformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each added to its input: tokens float32 ``[n, t, width]`` → the same shape.
-
-    With `only_class_token` the result is ``[n, 1, width]``, the class token's: all that is read after the last block.
-    """
+    """Attention, then an MLP, each with a residual connection; with `only_class_token`, computed for that token alone."""
 
     config: VitConfig
     only_class_token: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """See the class."""
+        """Map tokens float32 ``[n, t, width]`` to the same shape, or ``[n, 1, width]`` with `only_class_token`."""
         c = self.config
-        every = _norm(c.epsilon, name="norm1")(x)
-        kept = slice(1) if self.only_class_token else slice(None)
-        query = _dense(c.width, name="query")(every[:, kept])
-        key, value = jnp.split(_dense(2 * c.width, name="key_value")(every), 2, axis=-1)
-        x = x[:, kept] + _dense(c.width, name="attention_out")(_attention(query, key, value, c.heads))
+        normed = _norm(c.epsilon, name="norm1")(x)
+        queries = slice(1) if self.only_class_token else slice(None)
+        query = _dense(c.width, name="query")(normed[:, queries])
+        key, value = jnp.split(_dense(2 * c.width, name="key_value")(normed), 2, axis=-1)
+        x = x[:, queries] + _dense(c.width, name="attention_out")(_attention(query, key, value, c.heads))
         hidden = _dense(c.mlp_width, name="mlp_in")(_norm(c.epsilon, name="norm2")(x))
         return x + _dense(c.width, name="mlp_out")(_ACTIVATIONS[c.activation](hidden))
 
@@ -125,15 +120,15 @@ _ACTIVATIONS = {
 
 
 def _patches(images: Array, size: int) -> Array:
-    """``[n, H, W, 3]`` → ``[n, patches, 3 size²]``, each patch flattened as (row, column, colour)."""
+    """Cut ``[n, H, W, 3]`` into ``[n, patches, 3 size²]``, each patch flattened as (row, column, colour)."""
     n, height, width, colours = images.shape
     patches = images.reshape(n, height // size, size, width // size, size, colours).swapaxes(2, 3)
     return patches.reshape(n, -1, size * size * colours)
 
 
 def _attention(query: Array, key: Array, value: Array, heads: int) -> Array:
-    """Softmax attention: queries ``[n, q, width]``, keys and values ``[n, t, width]`` → ``[n, q, width]``."""
-    # [n, heads, tokens, width / heads]: on CPUs a batch of plain products takes 3/4 of the time of the einsum.
+    """Apply softmax attention: queries ``[n, q, width]``, keys and values ``[n, t, width]`` → ``[n, q, width]``."""
+    # [n, heads, tokens, width / heads]: on CPUs batched matrix products take 3/4 of the time of the einsum.
     query, key, value = (x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2) for x in (query, key, value))
     logits = jnp.matmul(query * query.shape[-1] ** -0.5, key.swapaxes(2, 3), precision="highest")
     mixed = jnp.matmul(nn.softmax(logits), value, precision="highest").swapaxes(1, 2)
@@ -142,15 +137,15 @@ def _attention(query: Array, key: Array, value: Array, heads: int) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What happens to images before the network.
+    """Resizing of images before the network.
 
     Attributes:
       resize: (images uint8 ``[n, H, W, C]``, size) → ``[n, size, size, C]`` in the units of 0..255.
-      words: the same in words, for ``evaluation.json``, with ``{size}``.
+      description: in words, for ``evaluation.json``, with ``{size}``.
     """
 
     resize: Callable[[Array, int], Array]
-    words: str
+    description: str
 
 
 def vit_extractor(
@@ -167,19 +162,19 @@ def vit_extractor(
     mean: tuple[float, float, float],
     deviation: tuple[float, float, float],
 ) -> FeatureExtractor:
-    """A vision transformer as a feature extractor.
+    """Build a feature extractor from a vision transformer.
 
     Args:
       variables: of :class:`VisionTransformer`.
       config: the network.
       sha256: of the weights, hexadecimal.
       preprocessing: one of `preprocessings`.
-      origin: where the weights come from.
+      origin: of the weights.
       configs: the public networks, by their short names.
-      other: short name of a network that is none of them.
-      features: what its features are, for ``evaluation.json``.
+      other: short name if the network is none of them.
+      features: description of the features, for ``evaluation.json``.
       preprocessings: by name.
-      mean: of red, green and blue in 0..1, which the images are standardised with.
+      mean: of red, green and blue in 0..1, with which images are standardised.
       deviation: their standard deviation.
 
     Raises:
@@ -207,7 +202,7 @@ def vit_extractor(
     description = {
         "architecture": f"{network}: vision transformer, {config.layers} layers of width {config.width}, "
         f"{config.heads} heads, patches of {config.patch_size} of {config.image_size} pixels; {features}",
-        "preprocessing": f"{preprocessing}: {chosen.words.format(size=config.image_size)}",
+        "preprocessing": f"{preprocessing}: {chosen.description.format(size=config.image_size)}",
         "origin": origin,
     }
     return FeatureExtractor(

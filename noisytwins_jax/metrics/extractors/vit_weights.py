@@ -1,6 +1,6 @@
-"""A vision transformer's weights by their names in PyTorch: the tensors, what their shapes tell, and the parameters.
+"""Weights of vision transformers in PyTorch's naming schemes: expected shapes, configuration, and parameters.
 
-Public files name the same tensors differently: there is one `Names` for each layout.
+Public files name the same tensors differently: each layout has its own `Names`.
 """
 
 import dataclasses
@@ -16,27 +16,27 @@ from noisytwins_jax.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """Where a public file keeps a vision transformer's tensors: names up to ``weight`` and ``bias``.
+    """Names of a vision transformer's tensors in a public file, up to ``weight`` and ``bias``.
 
     Attributes:
-      what: the network, as "CLIP image tower", for messages.
+      what: the network for messages, such as "CLIP image tower".
       class_token: whole name.
       positions: whole name.
-      patch: the patches' linear map, a convolution.
-      block: what precedes the names within a block, with ``{}`` for the block's number.
+      patch: the patch embedding, a convolution.
+      block: prefix of the names within a block, with ``{}`` for the block's number.
       norm1: the attention's layer normalisation.
       qkv: queries, keys and values: one packed linear map, or three.
-      attention_out: the linear map that mixes the heads.
+      attention_out: the linear map after the attention heads.
       norm2: the MLP's layer normalisation.
       mlp_in: the MLP's first linear map.
       mlp_out: the MLP's second linear map.
       output_norm: the last layer normalisation.
       input_norm: the layer normalisation before the blocks; empty if there is none.
-      scales: factors on what attention and MLP add, whole names; none if empty.
-      projection: the linear map at the end, whole name; empty if there is none.
+      scales: layer scales of attention and MLP, whole names; empty if there are none.
+      projection: the final linear map, whole name; empty if there is none.
       projection_in_first: whether that map is stored as ``[in, out]``, unlike PyTorch's linear maps.
       batch_axes: whether class token and positions are stored as ``[1, tokens, width]``.
-      unused: beginnings of the names of tensors that may be there as well and are of no use here.
+      unused: prefixes of tensors that a file may contain and that are not needed.
     """
 
     what: str
@@ -60,12 +60,12 @@ class Names:
 
 
 def state_shapes(config: VitConfig, names: Names, stored_grid: int | None = None) -> Shapes:
-    """The tensors needed, with their shapes in PyTorch.
+    """Return the tensors needed, with their shapes in PyTorch.
 
     Args:
       config: the network.
-      names: the file's.
-      stored_grid: patches on a side of the file's positions, if not those of `config`.
+      names: the file's names.
+      stored_grid: patches per side of the file's positions, if not those of `config`.
     """
     width, size, hidden = config.width, config.patch_size, config.mlp_width
     tokens = (stored_grid or config.grid) ** 2 + 1
@@ -93,7 +93,7 @@ def state_shapes(config: VitConfig, names: Names, stored_grid: int | None = None
 
 
 def find_layout(state: State, layouts: Mapping[str, Names]) -> str:
-    """The layout of a file, told by the names of positions and patches.
+    """Find the layout of a file by the names of positions and patch embedding.
 
     Raises:
       UserError: it is none of `layouts`.
@@ -106,13 +106,13 @@ def find_layout(state: State, layouts: Mapping[str, Names]) -> str:
 
 
 def infer_config(state: State, names: Names, heads: int | None, **fixed: Any) -> VitConfig:
-    """The network that the shapes of a file's tensors tell, with images of the size that its positions are for.
+    """Infer the network from the shapes of a file's tensors, with the image size of its positions.
 
     Args:
       state: the file's tensors, in the layout of `names`.
-      names: the file's.
-      heads: of the attention; None for heads of 64, as all public weights have them.
-      fixed: fields of :class:`VitConfig` that shapes do not tell.
+      names: the file's names.
+      heads: of the attention; None for a head dimension of 64, as in all public weights.
+      fixed: fields of :class:`VitConfig` that shapes do not imply.
 
     Raises:
       UserError: the shapes belong to no network, or the heads do not divide the width.
@@ -147,12 +147,12 @@ def infer_config(state: State, names: Names, heads: int | None, **fixed: Any) ->
 
 
 def stored_grid(state: State, names: Names) -> int:
-    """Patches on a side of a file's positions."""
+    """Return the patches per side of a file's positions."""
     return max(1, round((np.size(state[names.positions]) / len(state[f"{names.patch}weight"]) - 1) ** 0.5))
 
 
 def _check(state: State, shapes: Shapes, names: Names) -> None:
-    """Names the first tensor that is missing, of another shape, or unknown."""
+    """Raise UserError that names the first tensor that is missing, of another shape, or unknown."""
     wrong = f"The weights do not fit a {names.what}"
     for key, shape in shapes.items():
         if key not in state:
@@ -166,7 +166,7 @@ def _check(state: State, shapes: Shapes, names: Names) -> None:
 
 
 def params_from_state(state: State, config: VitConfig, names: Names) -> Variables:
-    """The parameters of :class:`VisionTransformer`, float32, from the tensors that `infer_config` has seen.
+    """Build the parameters of :class:`VisionTransformer`, float32, from tensors that `infer_config` has checked.
 
     The positions are those of the file.
     """
@@ -194,7 +194,7 @@ def _block_params(state: State, names: Names, prefix: str) -> Variables:
         np.concatenate([float32(state[prefix + name + kind]) for name in names.qkv]) for kind in ("weight", "bias")
     )
     width = weights.shape[1]
-    # A factor on what a layer adds is a part of the linear map that makes it.
+    # Layer scales are folded into the linear maps before them.
     scales = [np.asarray(state[prefix + name], np.float64) for name in names.scales] or [np.float64(1.0)] * 2
     return {
         "norm1": _norm_params(state, prefix + names.norm1),
