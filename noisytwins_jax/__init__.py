@@ -2,12 +2,13 @@
 
 from typing import Any
 
-__version__ = "0.1.0"
-__all__ = ["load"]
+from noisytwins_jax.utils.version import __version__
+
+__all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """``noisytwins_jax.load``, see `trained_generator.load`; JAX is imported when it is asked for."""
+    """Import ``noisytwins_jax.load`` (see `trained_generator.load`), and JAX with it, on first use."""
     if name == "load":
         from noisytwins_jax.generation.trained_generator import load
 

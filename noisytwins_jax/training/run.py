@@ -11,7 +11,7 @@ from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.pipeline import TrainingBatches, training_batches
 from noisytwins_jax.data.source import DataSplits, LabelledImages
 from noisytwins_jax.training.checkpoint import Checkpoints
-from noisytwins_jax.training.fault_tolerance.collapse_log import discard_alarms_after, returns_made
+from noisytwins_jax.training.fault_tolerance.collapse_log import discard_alarms_after, count_returns
 from noisytwins_jax.training.fault_tolerance.consistency import check_consistency, check_same_data
 from noisytwins_jax.training.fault_tolerance.signals import StopSignal
 from noisytwins_jax.training.fault_tolerance.watchdog import TRAINING, Watchdog
@@ -93,8 +93,8 @@ def restore_or_init(run: Run, rewind: Rewind | None = None) -> tuple[TrainState,
         check_same_data(restored.data, run.splits.train.fingerprint)
         state, start, known = restored.state, restored.step, restored.data.get("returns", 0)
         run.batches.restore(restored.data)
-    run.writer.truncate_after(start or -1)  # a run that starts anew logs its step 0 again
-    returns = returns_made(broadcast_from_primary(lambda: discard_alarms_after(run.workdir, start)))
+    run.writer.truncate_after(start or -1)  # a run that starts over logs its step 0 again
+    returns = count_returns(broadcast_from_primary(lambda: discard_alarms_after(run.workdir, start)))
     if returns > known:  # the checkpoint is of before these
         state = change_after_collapses(state, run.config.collapse, returns - known)
         rates = " and ".join(f"{float(rate):g} ({name})" for name, rate in state.rates._asdict().items())
@@ -129,7 +129,7 @@ def describe(run: Run, start: int) -> str:
         + (f" of {processes} processes" if processes > 1 else ""),
     ]
     if start:
-        lines.append(f"Going on from the checkpoint of step {start}.")
+        lines.append(f"Resuming from the checkpoint of step {start}.")
     return "\n".join(lines)
 
 

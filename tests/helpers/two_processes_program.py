@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from noisytwins_jax.training import checkpoint
 from noisytwins_jax.training.fault_tolerance.consistency import check_consistency, code_fingerprint
-from noisytwins_jax.training.fault_tolerance.nan_guard import bad_tensors
+from noisytwins_jax.training.fault_tolerance.nan_guard import find_nonfinite_tensors
 from noisytwins_jax.training.fault_tolerance.signals import StopSignal
 from noisytwins_jax.training.fault_tolerance.watchdog import Watchdog
 from noisytwins_jax.training.fault_tolerance.workdir_lock import WorkdirLock
@@ -64,7 +64,7 @@ def finite(process):
     values = np.zeros(8, np.float32)
     values[[1, 7]] = np.nan, np.inf
     split = jax.make_array_from_process_local_data(sharding, values[4 * process : 4 * process + 4])
-    SEEN["tensors"] = bad_tensors({"params": {"weight": split, "fine": jnp.ones_like(split)}})
+    SEEN["tensors"] = find_nonfinite_tensors({"params": {"weight": split, "fine": jnp.ones_like(split)}})
 
 
 def watchdog(process):
@@ -72,19 +72,19 @@ def watchdog(process):
     now = [0.0]
 
     def stand_still(dog, seconds):
-        dog.look()
+        dog.check_peers()
         gather_strings("")  # waits for the other
         now[0] += seconds if process == 0 else 0
         time.sleep(0.5)
-        for sentence in dog.look():
-            print(sentence, file=sys.stderr)
+        for message in dog.check_peers():
+            print(message, file=sys.stderr)
         gather_strings("")
 
     with Watchdog(minutes=10 / 60, period=0.1, clock=lambda: now[0]) as dog:
-        dog.beat(7, "waiting for input" if process == 1 else "training")
+        dog.heartbeat(7, "waiting for input" if process == 1 else "training")
         stand_still(dog, 15.0)
     with Watchdog(minutes=10 / 60, period=0.1, clock=lambda: now[0]) as dog:
-        dog.beat(8, "evaluating", patience=10 if process == 1 else 1)  # the other need not know how long it takes
+        dog.heartbeat(8, "evaluating", patience=10 if process == 1 else 1)  # the other need not know how long it takes
         stand_still(dog, 15.0)
 
 

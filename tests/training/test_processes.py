@@ -120,9 +120,9 @@ def joined(directory):
     first = run(2, "train", workdir, json.dumps(FIELDS | {"total_kimg": 0.032, "mesh.fsdp": 2}))
     assert "on 2 cpu device(s) of 2 processes" in first[0]
     then = run(2, "train", workdir, json.dumps(FIELDS | {"total_kimg": 0.064, "mesh.fsdp": 4}), devices=2)
-    assert "Going on from the checkpoint of step 4." in then[0]
+    assert "Resuming from the checkpoint of step 4." in then[0]
     last = run(1, "train", workdir, json.dumps(FIELDS | {"total_kimg": 0.096}))
-    assert "Going on from the checkpoint of step 8." in last[0]
+    assert "Resuming from the checkpoint of step 8." in last[0]
     assert "kimg" not in first[1] + then[1]  # the first process speaks for all
     return workdir
 

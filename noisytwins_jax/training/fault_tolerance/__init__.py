@@ -1,1 +1,1 @@
-"""What a run does about faults: killed processes, full disks, numbers that are not finite, collapse."""
+"""Handling of faults: killed processes, full disks, numbers that are not finite, collapse."""

@@ -1,4 +1,4 @@
-"""What is written down about collapses: in the workdir's ``collapses.json``, with the log of what was given up."""
+"""Records of collapses in the workdir's ``collapses.json``, with copies of the logs of discarded steps."""
 
 import json
 import shutil
@@ -13,11 +13,11 @@ FILE, LOGS = "collapses.json", "collapsed"
 
 
 def read_collapses(workdir: Path) -> list[dict[str, Any]]:
-    """Records in the order they were written.
+    """Read the records in the order they were written.
 
-    Each has ``step`` of the alarm, its ``sign``, ``good_step``, ``kept`` (the checkpoint of before that is kept, or None),
-    ``returned`` (whether training went on from there), and ``log``: the file, relative to the workdir, that holds the
-    numbers up to the alarm, where it did; else None.
+    Each has ``step`` of the alarm, its ``sign`` (a description), ``good_step``, ``kept`` (the earlier checkpoint that was
+    pinned, or None), ``returned`` (whether training resumed from there), and ``log``: if so, the file, relative to the
+    workdir, that holds the metrics up to the alarm; else None.
 
     Raises:
       UserError: the file is damaged.
@@ -30,17 +30,17 @@ def read_collapses(workdir: Path) -> list[dict[str, Any]]:
 
 
 def write_collapse(workdir: Path, collapse: Collapse, kept: int | None, log: Path | None) -> None:
-    """Adds a record. On the first process only.
+    """Add a record. Call it on the primary process only.
 
     Args:
-      workdir: the run's.
-      collapse: what the detector found.
-      kept: step of the checkpoint that is kept, if there is one.
-      log: where training goes back to it, the file of numbers, which is copied before it is cut; else None.
+      workdir: the run's directory.
+      collapse: the alarm.
+      kept: step of the checkpoint that was pinned, if there is one.
+      log: the file of metrics, to be copied before it is truncated, if training goes back to that checkpoint; else None.
     """
     records, name = read_collapses(workdir), None
     if log is not None:
-        name = f"{LOGS}/{returns_made(records)}-step{collapse.step}.jsonl"
+        name = f"{LOGS}/{count_returns(records)}-step{collapse.step}.jsonl"
         (workdir / LOGS).mkdir(exist_ok=True)
         shutil.copyfile(log, workdir / name)
     record = {
@@ -55,22 +55,22 @@ def write_collapse(workdir: Path, collapse: Collapse, kept: int | None, log: Pat
 
 
 def discard_alarms_after(workdir: Path, step: int) -> list[dict[str, Any]]:
-    """Drops alarms later than the checkpoint that a run goes on from: they are found again when they come to pass again.
+    """Discard alarms later than the checkpoint that a run resumes from: the same collapse gives the same alarm again.
 
-    Alarms after which training went back stay, unless it starts anew (step 0). On the first process only.
+    Alarms after which training went back stay, unless it starts over (step 0). Call it on the primary process only.
 
     Returns:
-      The records left.
+      The remaining records.
     """
     records = read_collapses(workdir)
-    left = [record for record in records if record["step"] <= step or (record["returned"] and step > 0)]
-    if len(left) < len(records):
-        _write(workdir, left)
-    return left
+    remaining = [record for record in records if record["step"] <= step or (record["returned"] and step > 0)]
+    if len(remaining) < len(records):
+        _write(workdir, remaining)
+    return remaining
 
 
-def returns_made(records: list[dict[str, Any]]) -> int:
-    """How often training went back after a collapse."""
+def count_returns(records: list[dict[str, Any]]) -> int:
+    """Return how often training went back after a collapse."""
     return sum(record["returned"] for record in records)
 
 

@@ -1,4 +1,4 @@
-"""What all processes of a run must have alike: configuration, code and data, or the news that one of them failed."""
+"""Checks that all processes of a run have the same configuration, code and data."""
 
 import hashlib
 import json
@@ -6,36 +6,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import noisytwins_jax
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.multihost import gather_strings, name_processes
+from noisytwins_jax.utils.version import __version__
 
-_SHOWN = 80  # characters of a value in a message
+PACKAGE = Path(__file__).parents[2]  # the folder of noisytwins_jax
+_MAX_LENGTH = 80  # characters of a value in a message
 
 
 def check_consistency(facts: Mapping[str, str]) -> None:
-    """Compares what every process believes about the run; to be called by all of them, before any long work.
+    """Check that all processes have the same facts; call it in all of them, before any long work.
 
     Args:
       facts: value by name, for example every field of the configuration, `code_fingerprint`, the version of JAX, the
         fingerprint of the data. A name that a process lacks counts as different.
 
     Raises:
-      UserError: the same in every process: the first name whose values differ, and who has which.
+      UserError: in every process: the first name whose values differ, and which processes have which value.
     """
-    everyone = [json.loads(text) for text in gather_strings(json.dumps(dict(facts)))]
-    if different := _first_difference(everyone):
-        raise UserError(different)
+    by_process = [json.loads(text) for text in gather_strings(json.dumps(dict(facts)))]
+    if message := _describe_difference(by_process):
+        raise UserError(message)
 
 
-def _first_difference(everyone: list[dict[str, str]]) -> str | None:
-    """A sentence about the first fact that is not the same in all processes."""
-    names = list(dict.fromkeys(name for facts in everyone for name in facts))
-    different = [name for name in names if len({facts.get(name) for facts in everyone}) > 1]
+def _describe_difference(by_process: list[dict[str, str]]) -> str | None:
+    """Return an error message for the first fact that is not the same in all processes; None if all are."""
+    names = list(dict.fromkeys(name for facts in by_process for name in facts))
+    different = [name for name in names if len({facts.get(name) for facts in by_process}) > 1]
     if not different:
         return None
     holders: dict[str | None, list[int]] = {}
-    for process, facts in enumerate(everyone):
+    for process, facts in enumerate(by_process):
         holders.setdefault(facts.get(different[0]), []).append(process)
     values = [f"{_short(value)} in {name_processes(processes)}" for value, processes in holders.items()]
     more = f" ({len(different) - 1} more differ)" if len(different) > 1 else ""
@@ -46,34 +47,33 @@ def _first_difference(everyone: list[dict[str, str]]) -> str | None:
 
 
 def check_same_data(saved: Mapping[str, Any], fingerprint: str) -> None:
-    """Compares the data that a checkpoint was trained on with this run's.
+    """Check that a checkpoint was trained on this run's data.
 
     Args:
-      saved: the position of the data as the checkpoint has it; without ``fingerprint`` (as older ones) all is well.
+      saved: the checkpoint's position in the data; without ``fingerprint`` (in older checkpoints) nothing is checked.
       fingerprint: of this run's training images.
 
     Raises:
-      UserError: they differ.
+      UserError: the fingerprints differ.
     """
     before = saved.get("fingerprint", fingerprint)
     if before != fingerprint:
         raise UserError(
             f"The training images are not those that the checkpoint was trained on (fingerprint {fingerprint}, then "
-            f"{before}); give the same data to go on, or another --workdir."
+            f"{before}); give the same data to continue, or another --workdir."
         )
 
 
-def code_fingerprint() -> str:
-    """Version of this package and SHA-256 (16 hex digits) of its Python files, as ``0.1.0+1f0c…``."""
-    package = Path(noisytwins_jax.__file__).parent
+def code_fingerprint(package: Path = PACKAGE) -> str:
+    """Return the version and the SHA-256 (16 hex digits) of the Python files of a package, as ``0.1.0+1f0c…``."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return f"{noisytwins_jax.__version__}+{digest.hexdigest()[:16]}"
+    return f"{__version__}+{digest.hexdigest()[:16]}"
 
 
 def _short(value: str | None) -> str:
     if value is None:
         return "(absent)"
-    return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
+    return value if len(value) <= _MAX_LENGTH else f"{value[:_MAX_LENGTH]}…"

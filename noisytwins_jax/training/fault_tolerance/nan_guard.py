@@ -1,4 +1,4 @@
-"""A run that diverged: which loss was the first that is not finite, and which tensors are."""
+"""Checks that losses and tensors are finite, and the error message for a run that diverged."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from noisytwins_jax.utils.errors import UserError
 
 PyTree = Any
-CHECKED = ("loss/", "logits/")  # numbers that must be finite; others, such as the W ratio, may be undefined
+CHECKED_PREFIXES = ("loss/", "logits/")  # of metrics that must be finite; others, such as the W ratio, may be undefined
 
 
 class Diverged(Exception):
@@ -23,31 +23,35 @@ class Diverged(Exception):
         self.step, self.loss, self.tensors = step, loss, tensors
 
 
-def first_bad_metric(pending: Sequence[Mapping[str, Any]]) -> tuple[int, str] | None:
-    """The first loss or logit that is NaN or infinite.
+def find_nonfinite_metric(updates: Sequence[Mapping[str, Any]]) -> tuple[int, str] | None:
+    """Find the first loss or logit that is NaN or infinite.
 
     Args:
-      pending: every update's metrics in the order they ran, fetched from the device; values are numbers or arrays.
+      updates: metrics of every update in the order they ran, fetched from the device; values are numbers or arrays.
 
     Returns:
-      Index in ``pending`` and name, or ``None`` if all are finite. Of several in the same update, the most specific
-      one: ``loss/generator/noisytwins`` rather than the sum ``loss/generator``.
+      Index in `updates` and name, or None if all are finite. Of several in the same update, the most specific one:
+      ``loss/generator/noisytwins`` rather than the sum ``loss/generator``.
     """
-    for index, metrics in enumerate(pending):
-        bad = [name for name, value in metrics.items() if name.startswith(CHECKED) and not np.isfinite(value).all()]
+    for index, metrics in enumerate(updates):
+        bad = [
+            name
+            for name, value in metrics.items()
+            if name.startswith(CHECKED_PREFIXES) and not np.isfinite(value).all()
+        ]
         if bad:
             return index, max(bad, key=lambda name: name.count("/"))
     return None
 
 
-def bad_tensors(state: PyTree) -> list[str]:
-    """The tensors of a state that hold NaN or infinity.
+def find_nonfinite_tensors(state: PyTree) -> list[str]:
+    """Find the tensors of a state that hold NaN or infinity, in one program on the devices.
 
-    Parameters come first, then statistics, optimiser state and averages. With several processes all must call it; the
-    counting is one program on the devices, wherever the tensors lie.
+    With several processes all must call it.
 
     Returns:
-      Lines as ``discriminator/params/b8/conv0/weight: 12 of 4096 values are NaN``; none if all is finite.
+      Lines such as ``discriminator/params/b8/conv0/weight: 12 of 4096 values are NaN``; empty if all are finite.
+      Parameters come first, then statistics, optimiser state and averages.
     """
     leaves = {
         leaf_name(path): leaf
@@ -57,46 +61,46 @@ def bad_tensors(state: PyTree) -> list[str]:
     if not leaves:
         return []
     sharding = next(iter(leaves.values())).sharding
-    everywhere = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
-    counts = np.asarray(jax.jit(_count_bad, out_shardings=everywhere)(list(leaves.values())))
-    found = []
+    replicated = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+    counts = np.asarray(jax.jit(_count_nonfinite, out_shardings=replicated)(list(leaves.values())))
+    lines = []
     for (name, leaf), (nan, inf) in zip(leaves.items(), counts, strict=True):
         parts = [f"{n} of {leaf.size} values are {kind}" for n, kind in ((nan, "NaN"), (inf, "infinite")) if n]
         if parts:
-            found.append(f"{name}: {' and '.join(parts)}")
-    return sorted(found, key=_rank)
+            lines.append(f"{name}: {' and '.join(parts)}")
+    return sorted(lines, key=_rank)
 
 
-def check_finite(numbers: list[tuple[int, dict[str, float]]], state: PyTree, thorough: bool) -> None:
-    """Looks at the losses of every update, and before a state is saved (`thorough`) at its tensors.
+def check_finite(updates: list[tuple[int, dict[str, float]]], state: PyTree, thorough: bool) -> None:
+    """Check that the losses of every update are finite, and the tensors of the state if `thorough`.
 
     Args:
-      numbers: step and metrics of every update, in the order they ran.
-      state: after them.
-      thorough: whether to look at the tensors also where all losses are finite.
+      updates: step and metrics of every update, in the order they ran.
+      state: the state after them.
+      thorough: whether to check the tensors where all losses are finite, as before a state is saved.
 
     Raises:
-      Diverged: something is not finite.
+      Diverged: a loss or a tensor is not finite.
     """
-    bad = first_bad_metric([metrics for _, metrics in numbers])
-    tensors = bad_tensors(state) if bad or thorough else []
+    bad = find_nonfinite_metric([metrics for _, metrics in updates])
+    tensors = find_nonfinite_tensors(state) if bad or thorough else []
     if bad:
-        raise Diverged(numbers[bad[0]][0], bad[1], tensors)
+        raise Diverged(updates[bad[0]][0], bad[1], tensors)
     if tensors:
-        raise Diverged(numbers[-1][0], tensors[0].partition(":")[0], tensors)
+        raise Diverged(updates[-1][0], tensors[0].partition(":")[0], tensors)
 
 
-def divergence(
+def divergence_error(
     step: int, loss: str, tensors: Sequence[str], checkpoints: Path, last_good: int | None, rewinds: int = 0
 ) -> UserError:
-    """The error for a run that diverged.
+    """Return the error for a run that diverged.
 
     Args:
-      step: at whose updates the loss was first not finite.
-      loss: its name, from `first_bad_metric`.
-      tensors: from `bad_tensors`.
-      checkpoints: the directory that holds them.
-      last_good: step of the newest checkpoint, ``None`` if there is none.
+      step: the step at which a loss was first not finite.
+      loss: the name of that loss.
+      tensors: lines of `find_nonfinite_tensors`.
+      checkpoints: the directory that holds the checkpoints.
+      last_good: step of the newest checkpoint; None if there is none.
       rewinds: how often the run went back to that checkpoint already.
     """
     more = f" (and {len(tensors) - 1} more tensors)" if len(tensors) > 1 else ""
@@ -112,13 +116,13 @@ def divergence(
     )
 
 
-def _count_bad(leaves: list[jax.Array]) -> jax.Array:
-    """int32 ``[tensors, 2]``: how many values are NaN, and how many infinite."""
+def _count_nonfinite(leaves: list[jax.Array]) -> jax.Array:
+    """Count the values that are NaN and that are infinite, int32 ``[tensors, 2]``."""
     return jnp.stack([jnp.stack([jnp.isnan(x).sum(), jnp.isinf(x).sum()]) for x in leaves])
 
 
 def _rank(line: str) -> int:
-    """Parameters, then other variables, then optimiser state, then averages."""
+    """Return the sort key of a line: parameters, then other variables, then optimiser state, then averages."""
     parts = line.partition(":")[0].split("/")
     if parts[0] == "ema":
         return 3
@@ -128,5 +132,5 @@ def _rank(line: str) -> int:
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
-    """A leaf's place in a tree as text, as ``discriminator/params/b8/conv0/weight``."""
+    """Return a leaf's path in a tree as text, such as ``discriminator/params/b8/conv0/weight``."""
     return "/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path)

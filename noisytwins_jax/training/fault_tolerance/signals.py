@@ -1,4 +1,4 @@
-"""A request to stop: SIGTERM, Ctrl-C or a preemption notice, heeded by all processes at the same step."""
+"""Requests to stop (SIGTERM, Ctrl-C, a preemption notice), which all processes follow at the same step."""
 
 import collections
 import contextlib
@@ -15,7 +15,7 @@ from noisytwins_jax.utils.multihost import gather_rows
 
 
 class Reason(enum.IntEnum):
-    """Why to stop; processes with different reasons all report the largest."""
+    """Reason to stop; processes with different reasons all report the largest."""
 
     NONE = 0
     NOTICE = 1
@@ -27,51 +27,50 @@ _NAMES = {Reason.NONE: "nothing", Reason.NOTICE: "a preemption notice"}
 
 
 class StopSignal:
-    """While active, SIGTERM (a machine taken away) and Ctrl-C set `requested` instead of ending the process.
+    """Context in which SIGTERM (preemption) and Ctrl-C set `requested` instead of ending the process.
 
-    A second Ctrl-C ends it at once. To be entered on the main thread, where Python handles signals.
+    A second Ctrl-C ends it at once. Enter it on the main thread, where Python handles signals.
 
     Args:
-      watch_preemption: ask Google Cloud's metadata server for a notice too, which comes earlier than SIGTERM.
-      lag: with several processes, how many calls of `agreed` later a request is heeded. The processes learn of each
-        other's requests on the devices, after the work dispatched so far; waiting for an answer at once would leave
-        the devices idle.
+      watch_preemption: also watch Google Cloud's metadata server for a notice, which comes earlier than SIGTERM.
+      lag: with several processes, how many calls of `agreed` later a request takes effect. The processes exchange
+        requests on the devices, after the work dispatched so far; waiting for the answer would leave the devices idle.
     """
 
     def __init__(self, watch_preemption: bool = False, lag: int = 2) -> None:
         self._watch_preemption, self._lag = watch_preemption, lag
         self._own = self._agreed = Reason.NONE
-        self._asked: collections.deque[jax.Array] = collections.deque()
+        self._in_flight: collections.deque[jax.Array] = collections.deque()
         self._previous: dict[int, object] = {}
         self._exits = contextlib.ExitStack()
 
     @property
     def requested(self) -> bool:
-        """Whether this process was asked to stop."""
+        """Return whether this process was asked to stop."""
         return self._own != Reason.NONE
 
     def agreed(self) -> bool:
-        """Whether to stop now: the same answer in all processes, which must all call it after the same steps.
+        """Return whether to stop now: the same answer in all processes, which must all call it after the same steps.
 
-        One process alone stops as soon as it is asked to.
+        A single process stops as soon as it is asked to.
         """
         if jax.process_count() == 1:
             self._agreed = self._own
         else:
-            self._asked.append(gather_rows(np.array([self._own], np.int32)))
-            if len(self._asked) > self._lag:
-                self._agreed = Reason(int(np.max(self._asked.popleft())))
+            self._in_flight.append(gather_rows(np.array([self._own], np.int32)))
+            if len(self._in_flight) > self._lag:
+                self._agreed = Reason(int(np.max(self._in_flight.popleft())))
         return self._agreed != Reason.NONE
 
     @property
     def name(self) -> str:
-        """What asked for it: ``SIGTERM``, ``SIGINT`` or ``a preemption notice``."""
+        """Return the reason: ``SIGTERM``, ``SIGINT`` or ``a preemption notice``."""
         reason = self._agreed or self._own
         return _NAMES.get(reason, reason.name)
 
     @property
     def exit_status(self) -> int:
-        """As shells have it, 128 plus the signal's number: 130 for Ctrl-C, else 143 (SIGTERM)."""
+        """Return 128 plus the signal's number, as shells do: 130 for Ctrl-C, else 143 (SIGTERM)."""
         return 128 + (signal.SIGINT if (self._agreed or self._own) == Reason.SIGINT else signal.SIGTERM)
 
     def __enter__(self) -> Self:
@@ -85,7 +84,7 @@ class StopSignal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one that Python did not set
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
         self._exits.close()
 
     def _handle(self, number: int, _: object) -> None:

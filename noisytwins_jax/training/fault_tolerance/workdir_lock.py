@@ -1,4 +1,4 @@
-"""One training in a workdir at a time."""
+"""The lock that allows one training in a workdir at a time."""
 
 import contextlib
 import errno
@@ -18,17 +18,16 @@ LOCK_FILE = ".lock"
 
 
 class WorkdirLock:
-    """While active, no other training can enter the same workdir; all processes of a run enter it together.
+    """Context in which no other training can enter the same workdir; all processes of a run enter it together.
 
-    The first process holds an advisory lock of the operating system on a file, which ends with the process however
-    that ends: nothing is left behind that would have to be removed by hand. Where the file system has no such locks,
-    nothing is checked.
+    The primary process holds an advisory lock of the operating system on a file. It ends with the process, so no stale
+    lock has to be removed by hand. Where the file system has no such locks, nothing is checked.
 
     Args:
       workdir: an existing directory.
 
     Raises:
-      UserError: on entry, in every process, if another training holds it; names that one's process and host.
+      UserError: on entry, in every process, if another training holds the lock; names its process and host.
     """
 
     def __init__(self, workdir: str | Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing_extensions import override
 
 from noisytwins_jax.training.fault_tolerance.collapse_detector import Collapse, CollapseDetector
-from noisytwins_jax.training.fault_tolerance.collapse_log import read_collapses, returns_made, write_collapse
+from noisytwins_jax.training.fault_tolerance.collapse_log import read_collapses, count_returns, write_collapse
 from noisytwins_jax.training.hooks.base import Hook, StepEvent
 from noisytwins_jax.training.run import Rewind, Run
 from noisytwins_jax.training.state import TrainState
@@ -31,7 +31,7 @@ class CollapseHook(Hook):
         """Replay what was logged so far, and act on an alarm of this step that a killed run had no time to record."""
         workdir = self._run.workdir
         records = broadcast_from_primary(lambda: read_collapses(workdir))
-        self.returns = returns_made(records)
+        self.returns = count_returns(records)
         if self._detector is None:
             return
         alarms = self._detector.replay(broadcast_from_primary(lambda: read_metrics(workdir)))

@@ -2,7 +2,7 @@
 
 from typing_extensions import override
 
-from noisytwins_jax.training.fault_tolerance.nan_guard import Diverged, check_finite, divergence
+from noisytwins_jax.training.fault_tolerance.nan_guard import Diverged, check_finite, divergence_error
 from noisytwins_jax.training.hooks.base import Hook, StepEvent
 from noisytwins_jax.training.run import Rewind, Run
 from noisytwins_jax.training.state import TrainState
@@ -32,7 +32,7 @@ class NanGuardHook(Hook):
         self._rewinds = self._rewinds if newest == self._rewound_to else 0
         if faults.nonfinite == "stop" or self._rewinds == faults.max_rewinds:
             directory = run.workdir / "checkpoints"
-            raise divergence(error.step, error.loss, error.tensors, directory, newest, self._rewinds) from None
+            raise divergence_error(error.step, error.loss, error.tensors, directory, newest, self._rewinds) from None
         self._rewinds, self._rewound_to = self._rewinds + 1, newest
         raise Rewind(
             f"Training diverged at step {error.step} ({error.loss} is not finite): going back to step {{step}}, and on "

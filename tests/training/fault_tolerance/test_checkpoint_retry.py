@@ -60,5 +60,5 @@ def test_passing_trouble_is_lived_with(scenes):
 
 def test_the_last_checkpoint_is_not_lost_in_silence(scenes):
     output, workdir = scenes["final"]
-    assert "Error: A checkpoint could not be written ([Errno 5] Input/output error); mend the storage of" in output
+    assert "Error: A checkpoint could not be written ([Errno 5] Input/output error); fix the storage of" in output
     assert whole(workdir) == [1]

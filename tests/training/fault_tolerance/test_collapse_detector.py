@@ -1,4 +1,4 @@
-"""Alarms on made-up curves: none while all is as usual, and one soon after something breaks."""
+"""Alarms on synthetic curves: none in a usual run, and one soon after something breaks."""
 
 import json
 import math
@@ -10,16 +10,16 @@ from noisytwins_jax.config.groups import CollapseConfig
 from noisytwins_jax.evaluation.scores import FRECHET
 from noisytwins_jax.training.fault_tolerance.collapse_detector import DISTANCES, CollapseDetector
 
-LOOKS, BREAK, EVERY = 600, 450, 8  # looks, the one after which it breaks, steps from one to the next
+RECORDS, BREAK, EVERY = 600, 450, 8  # records, the one after which it breaks, steps from one to the next
 CONFIG = CollapseConfig(action="report")
 FIRST, SECOND = "spectra/generator/linear/kernel/0", "spectra/generator/blocks_2/conv1/0"
 
 
-def usual_run(looks=LOOKS, seed=0):
+def usual_run(count=RECORDS, seed=0):
     """Records of a run as BigGAN describes it: σ0 grows all the way, more in one weight; D's loss falls; noise."""
     rng = np.random.default_rng(seed)
-    t = np.arange(looks) / LOOKS
-    noise = lambda scale: np.exp(scale * rng.normal(size=looks))  # noqa: E731
+    t = np.arange(count) / RECORDS
+    noise = lambda scale: np.exp(scale * rng.normal(size=count))  # noqa: E731
     columns = {
         FIRST: (3.0 + 40.0 * t) * noise(0.05),
         SECOND: (2.0 + 3.0 * t) * noise(0.1),
@@ -28,21 +28,21 @@ def usual_run(looks=LOOKS, seed=0):
         "loss/discriminator": 0.1 + np.exp(-3 * t) * noise(0.2),
         "loss/generator": noise(0.5),
     }
-    records = [{name: float(x[i]) for name, x in columns.items()} for i in range(looks)]
-    for i in range(0, looks, 25):
+    records = [{name: float(x[i]) for name, x in columns.items()} for i in range(count)]
+    for i in range(0, count, 25):
         records[i]["evaluation/fid"] = float(300 * np.exp(-4 * t[i]) * np.exp(0.05 * rng.normal()) + 10)
     return records
 
 
 def alarms(records, config=CONFIG):
     detector = CollapseDetector(config)
-    return [alarm for i, record in enumerate(records) if (alarm := detector.look(i * EVERY, record))]
+    return [alarm for i, record in enumerate(records) if (alarm := detector.update(i * EVERY, record))]
 
 
 def broken(names, factor):
-    """The usual run, in which numbers become `factor(looks since then)` times their own."""
+    """The usual run, in which numbers become `factor(records since then)` times their own."""
     records = usual_run()
-    for i in range(BREAK + 1, LOOKS):
+    for i in range(BREAK + 1, RECORDS):
         records[i] |= {name: records[i][name] * factor(i - BREAK) for name in names if name in records[i]}
     return records
 
@@ -57,7 +57,7 @@ def test_nothing_is_said_of_a_usual_run(seed):
 
 
 @pytest.mark.parametrize("start", [0.0, 1e-3, 1.0])
-def test_steady_growth_is_usual_from_the_first_look(start):
+def test_steady_growth_is_usual_from_the_first_record(start):
     grows = start + np.arange(3000) / 10
     others = {f"spectra/generator/b{i}/0": 1.0 for i in range(4)}
     assert alarms([{FIRST: float(x)} for x in grows]) == []
@@ -68,26 +68,26 @@ def test_steady_growth_is_usual_from_the_first_look(start):
     assert len(alarms([{FIRST: float(x), **others} for x in 2 * wakes])) == 1
 
 
-def test_the_first_looks_may_be_anything():
+def test_the_first_records_may_be_anything():
     rng = np.random.default_rng(0)
     wild = {i: {FIRST: 10.0 ** rng.normal(), "loss/discriminator": 100 * rng.random()} for i in range(40)}
     assert alarms([record | wild.get(i, {}) for i, record in enumerate(usual_run())]) == []
 
 
 def test_an_explosion():
-    (alarm, *_) = alarms(broken([FIRST, SECOND], lambda looks: 1.3**looks))
+    (alarm, *_) = alarms(broken([FIRST, SECOND], lambda n: 1.3**n))
     assert BREAK * EVERY < alarm.step <= (BREAK + 12) * EVERY
     assert (BREAK - CONFIG.window) * EVERY <= alarm.good_step <= BREAK * EVERY
 
 
-def test_an_explosion_that_takes_hundreds_of_looks():
-    (alarm, *_) = alarms(broken([SECOND], lambda looks: math.exp(looks / 60)))
+def test_an_explosion_that_takes_hundreds_of_records():
+    (alarm, *_) = alarms(broken([SECOND], lambda n: math.exp(n / 60)))
     assert BREAK * EVERY < alarm.step <= (BREAK + 120) * EVERY
-    # Its first looks, where it has grown by less than two deviations of its noise, are as the ones before.
+    # Its first records, where it has grown by less than two deviations of its noise, are as the ones before.
     assert (BREAK - CONFIG.window) * EVERY <= alarm.good_step <= (BREAK + 12) * EVERY
 
 
-def test_the_sentence_and_the_good_step():
+def test_the_description_and_the_good_step():
     config = CollapseConfig(window=8, patience=2)
     flat = [{FIRST: 1.0, SECOND: 2.0}, {FIRST: 1.5, SECOND: 2.5}] * 6
     grown = [{FIRST: 2.0, SECOND: 2.5}, {FIRST: 6.0, SECOND: 9.7}, {FIRST: 7.0, SECOND: 9.75}]
@@ -107,7 +107,7 @@ def test_the_sentence_and_the_good_step():
 @pytest.mark.parametrize("usual", [0.02, 0.7])
 def test_a_jump_of_the_discriminators_loss(usual):
     rng = np.random.default_rng(1)
-    loss = usual * np.exp(0.3 * rng.normal(size=LOOKS))
+    loss = usual * np.exp(0.3 * rng.normal(size=RECORDS))
     loss[BREAK + 1 :] += 2.0
     (alarm, *_) = alarms([{"loss/discriminator": float(x)} for x in loss])
     assert alarm.step == (BREAK + CONFIG.patience) * EVERY
@@ -118,7 +118,7 @@ def test_a_jump_of_the_discriminators_loss(usual):
 
 def test_a_loss_near_zero_may_grow_many_times():
     rng = np.random.default_rng(3)
-    loss = 0.01 * np.exp(0.3 * rng.normal(size=LOOKS))
+    loss = 0.01 * np.exp(0.3 * rng.normal(size=RECORDS))
     loss[BREAK + 1 :] *= 30
     assert alarms([{"loss/discriminator": float(x)} for x in loss]) == []
 
@@ -126,7 +126,7 @@ def test_a_loss_near_zero_may_grow_many_times():
 def test_losses_that_are_noisy_without_bounds():
     """As Wasserstein's: the deviations tell how far is far."""
     rng = np.random.default_rng(2)
-    loss = -50 + 20 * rng.normal(size=LOOKS)
+    loss = -50 + 20 * rng.normal(size=RECORDS)
     assert alarms([{"loss/discriminator": float(x)} for x in loss]) == []
     loss[BREAK + 1 :] += 400
     (alarm, *_) = alarms([{"loss/discriminator": float(x)} for x in loss])
@@ -150,13 +150,13 @@ def test_a_spike_shorter_than_the_patience_is_none():
     assert alarms(records) == []
     (alarm,) = alarms(records, CollapseConfig(patience=2))[:1]
     assert alarm.step == 301 * EVERY
-    for look in (402, 404):
-        records[look]["loss/discriminator"] += 50
+    for i in (402, 404):
+        records[i]["loss/discriminator"] += 50
     assert alarms(records)[0].step == 402 * EVERY
 
 
 def test_numbers_may_be_missing_or_not_finite():
-    records = broken([FIRST], lambda looks: 10.0)
+    records = broken([FIRST], lambda n: 10.0)
     for i, record in enumerate(records):
         if i % 3:
             record.pop(FIRST)
@@ -171,8 +171,8 @@ def test_numbers_may_be_missing_or_not_finite():
 
 
 def test_the_good_step_is_before_everything_that_is_unusual():
-    """σ0 is looked at seldom, and has grown before the loss, which gives the alarm."""
-    records = [{"loss/discriminator": 0.5} | ({FIRST: 1.0} if i % 10 == 0 else {}) for i in range(LOOKS)]
+    """σ0 is logged seldom, and has grown before the loss, which gives the alarm."""
+    records = [{"loss/discriminator": 0.5} | ({FIRST: 1.0} if i % 10 == 0 else {}) for i in range(RECORDS)]
     records[550][FIRST] = 9.0
     for i in range(555, 558):
         records[i]["loss/discriminator"] = 5.0
@@ -182,22 +182,22 @@ def test_the_good_step_is_before_everything_that_is_unusual():
 
 
 def test_one_alarm_for_one_collapse():
-    assert len(alarms(broken([FIRST], lambda looks: 20.0))) == 1  # it stays there
-    records = broken([FIRST], lambda looks: 20.0)
+    assert len(alarms(broken([FIRST], lambda n: 20.0))) == 1  # it stays there
+    records = broken([FIRST], lambda n: 20.0)
     for record in records[-20:]:
         record[FIRST] *= 20
-    assert [alarm.step > (LOOKS - 20) * EVERY for alarm in alarms(records)] == [False, True]
+    assert [alarm.step > (RECORDS - 20) * EVERY for alarm in alarms(records)] == [False, True]
 
 
 @pytest.mark.parametrize("stopped", [10, 300, BREAK + 1, BREAK + 2, BREAK + 30])
 def test_a_resumed_run_says_what_it_would_have_said(stopped):
-    records = broken([FIRST, SECOND, "evaluation/fid"], lambda looks: 1.3 ** min(looks, 20))
+    records = broken([FIRST, SECOND, "evaluation/fid"], lambda n: 1.3 ** min(n, 20))
     records[100][SECOND] = None
     steps = [{"step": i * EVERY, **record} for i, record in enumerate(records)]
     logged = json.loads(json.dumps(steps[:stopped]))
     detector = CollapseDetector(CONFIG)
     detector.replay([{"step": i, SECOND: 1e-3, FIRST: 1e-3} for i in range(100)])  # of a state that is given up
     before = detector.replay(logged)
-    after = [alarm for record in steps[stopped:] if (alarm := detector.look(record["step"], record))]
+    after = [alarm for record in steps[stopped:] if (alarm := detector.update(record["step"], record))]
     assert before + after == alarms(records)
     assert len(before + after) >= 1

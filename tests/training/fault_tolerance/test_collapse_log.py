@@ -5,9 +5,9 @@ import pytest
 from noisytwins_jax.training.fault_tolerance.collapse_detector import Collapse
 from noisytwins_jax.training.fault_tolerance.collapse_log import (
     FILE,
+    count_returns,
     discard_alarms_after,
     read_collapses,
-    returns_made,
     write_collapse,
 )
 from noisytwins_jax.utils.errors import UserError
@@ -30,7 +30,7 @@ def write(workdir, step, kept, returned):
 def test_there_is_none_at_first(workdir):
     assert read_collapses(workdir) == []
     assert discard_alarms_after(workdir, 0) == []
-    assert returns_made([]) == 0
+    assert count_returns([]) == 0
     assert [path.name for path in workdir.iterdir()] == ["metrics.jsonl"]
 
 
@@ -50,7 +50,7 @@ def test_records_and_the_log_of_what_was_given_up(workdir):
     }
     assert [(record["step"], record["kept"], record["returned"]) for record in records[1:]] == [(300, 200, True)] * 2
     assert [(workdir / record["log"]).read_text() for record in records[1:]] == ['{"step": 1}\n', '{"step": 2}\n']
-    assert returns_made(records) == 2
+    assert count_returns(records) == 2
 
 
 def test_what_comes_to_pass_again_is_forgotten(workdir):

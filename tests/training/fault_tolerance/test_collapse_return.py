@@ -84,7 +84,7 @@ def test_it_goes_back_and_ends_well(returned):
     assert record["kept"] == KEPT <= record["good_step"] <= BREAK < record["step"] <= BREAK + 15
     assert f"Training collapses: {record['sign']}; the checkpoint of step {KEPT}, which is of before, is kept" in output
     rate = f"{1 / FACTOR:g} (generator) and 1 (discriminator)"
-    assert f"Going on after a collapse from step {KEPT}, with learning rates times {rate}." in output
+    assert f"Resuming after a collapse from step {KEPT}, with learning rates times {rate}." in output
     assert pinned(workdir) == [KEPT]
     state = final_checkpoint(workdir)
     assert state["step"] == STEPS
@@ -130,7 +130,7 @@ def test_killed_while_it_goes_back(returned, directory, moment):
     assert process.returncode < 0, output
     last = tiny_run.finish(start(workdir))
     if moment == "collapses.json":
-        assert f"Going on after a collapse from step {KEPT}" in last
+        assert f"Resuming after a collapse from step {KEPT}" in last
         assert "Training collapses" not in last
     assert curves(workdir) == curves(other)
     assert read_collapses(workdir) == read_collapses(other)
@@ -193,5 +193,5 @@ def test_all_processes_go_back_together(directory):
     outputs = run_processes(2, "train", workdir, json.dumps(FIELDS))
     (record,) = read_collapses(workdir)
     assert (record["kept"], record["returned"]) == (KEPT, True)
-    assert f"Going on after a collapse from step {KEPT}" in outputs[0]
+    assert f"Resuming after a collapse from step {KEPT}" in outputs[0]
     assert [x["step"] for x in read_metrics(workdir) if "loss/generator" in x] == list(range(1, STEPS + 1))

@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 
+import noisytwins_jax
 from noisytwins_jax.training.fault_tolerance.consistency import (
-    _first_difference,
+    _describe_difference,
     check_consistency,
     check_same_data,
     code_fingerprint,
@@ -17,11 +20,11 @@ def test_one_process_agrees_with_itself():
         raise UserError("mine")
 
 
-def test_the_first_difference_in_the_order_of_the_facts():
+def test_the_describe_difference_in_the_order_of_the_facts():
     facts = {"config.name": "run", "config.seed": "0", "data": "abc"}
-    everyone = [facts, facts, facts | {"data": "x" * 100, "config.seed": "1"}, facts]
-    assert _first_difference(everyone[:2]) is None
-    assert _first_difference(everyone) == (
+    by_process = [facts, facts, facts | {"data": "x" * 100, "config.seed": "1"}, facts]
+    assert _describe_difference(by_process[:2]) is None
+    assert _describe_difference(by_process) == (
         "The processes of this run differ in config.seed: 0 in processes 0, 1 and 3, 1 in process 2 (1 more differ); "
         "give all of them the same command, code and data."
     )
@@ -40,16 +43,13 @@ def test_names_of_processes(processes, words):
     assert name_processes(processes) == words
 
 
-def test_code_fingerprint_is_of_this_code(monkeypatch, tmp_path):
-    import noisytwins_jax
-
-    assert code_fingerprint() == code_fingerprint()
+def test_code_fingerprint_is_of_the_code(tmp_path):
+    assert code_fingerprint() == code_fingerprint(Path(noisytwins_jax.__file__).parent)
     assert code_fingerprint().startswith(f"{noisytwins_jax.__version__}+")
     (tmp_path / "a.py").write_text("x = 1")
-    monkeypatch.setattr(noisytwins_jax, "__file__", str(tmp_path / "__init__.py"))
-    before = code_fingerprint()
+    before = code_fingerprint(tmp_path)
     (tmp_path / "a.py").write_text("x = 2")
-    assert code_fingerprint() != before
+    assert code_fingerprint(tmp_path) != before
 
 
 def test_other_data_are_refused():

@@ -50,7 +50,7 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def uninterrupted(directory):
     output = tiny_run.finish(tiny_run.start(directory / "uninterrupted"))
-    assert "Going on" not in output
+    assert "Resuming" not in output
     return directory / "uninterrupted"
 
 
@@ -64,7 +64,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(uninterrupted, directory):
     assert f"Stopped by SIGTERM at step {step}; saved. Run the same command again to go on." in output
     assert "Traceback" not in output
     output = tiny_run.finish(tiny_run.start(workdir))
-    assert f"Going on from the checkpoint of step {step}." in output
+    assert f"Resuming from the checkpoint of step {step}." in output
     assert_same_run(workdir, uninterrupted)
 
 
@@ -79,9 +79,9 @@ def test_killed_three_times_the_run_is_the_same(uninterrupted, directory):
         output = send(process, workdir, steps, signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL, output
         assert logged_steps(workdir) < tiny_run.STEPS
-        resumed_from.append(output.partition("Going on from the checkpoint of step ")[2].partition(".")[0])
+        resumed_from.append(output.partition("Resuming from the checkpoint of step ")[2].partition(".")[0])
     output = tiny_run.finish(tiny_run.start(workdir))
-    assert "Going on" in output
+    assert "Resuming" in output
     assert resumed_from[0] == ""
     assert all(resumed_from[1:])
     assert_same_run(workdir, uninterrupted)
@@ -111,7 +111,7 @@ def test_looking_at_w_changes_nothing(uninterrupted, directory):
 def test_finished_run_is_left_as_it_is(uninterrupted):
     before = (uninterrupted / "metrics.jsonl").read_bytes()
     output = tiny_run.finish(tiny_run.start(uninterrupted, total_kimg=0.1))  # shorter than it is already
-    assert f"Going on from the checkpoint of step {tiny_run.STEPS}." in output
+    assert f"Resuming from the checkpoint of step {tiny_run.STEPS}." in output
     assert "Compiling" not in output
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
 
@@ -123,7 +123,7 @@ def test_resumes_on_another_number_of_devices(uninterrupted, directory):
     shutil.rmtree(workdir / "checkpoints" / str(tiny_run.STEPS))
     output = tiny_run.finish(tiny_run.start(workdir, devices=4))
     start = tiny_run.STEPS - 10
-    assert f"Going on from the checkpoint of step {start}." in output
+    assert f"Resuming from the checkpoint of step {start}." in output
     assert "on 4 cpu device(s)" in output
     want, have = curves(uninterrupted), curves(workdir)
     assert [record["step"] for record in have] == [record["step"] for record in want]

@@ -104,7 +104,7 @@ def torture(workdir: Path, rng: random.Random, devices: tuple[int, ...]) -> None
 
 
 def resumed_from(output: str) -> int | None:
-    match = re.search(r"Going on from the checkpoint of step (\d+)\.", output)
+    match = re.search(r"Resuming from the checkpoint of step (\d+)\.", output)
     return int(match[1]) if match else None
 
 

@@ -25,9 +25,9 @@ def test_speaks_after_the_limit_and_then_once_an_interval(clock):
     for minute in range(36):
         clock.now = 100 + 60 * minute
         if minute < 5:
-            dog.beat(minute, "training")
-            dog.beat(minute, "waiting for input")
-        said += [(minute, sentence) for sentence in dog.look()]
+            dog.heartbeat(minute, "training")
+            dog.heartbeat(minute, "waiting for input")
+        said += [(minute, message) for message in dog.check_peers()]
     assert said == [
         (minute, f"No step has ended for {minute - 4} min: the run is at step 4, waiting for input.")
         for minute in (14, 24, 34)
@@ -36,13 +36,13 @@ def test_speaks_after_the_limit_and_then_once_an_interval(clock):
 
 def test_long_work_has_its_patience(clock):
     dog = Watchdog(minutes=10, clock=clock)
-    dog.beat(5, "evaluating", patience=6)
+    dog.heartbeat(5, "evaluating", patience=6)
     clock.now += 59 * 60
-    assert not dog.look()
+    assert not dog.check_peers()
     clock.now += 60
-    assert dog.look() == ["No step has ended for 60 min: the run is at step 5, evaluating."]
-    dog.beat(5, "training")
-    assert not dog.look()
+    assert dog.check_peers() == ["No step has ended for 60 min: the run is at step 5, evaluating."]
+    dog.heartbeat(5, "training")
+    assert not dog.check_peers()
 
 
 def test_a_process_whose_news_stop_is_said_to_be_lost(clock, monkeypatch):
@@ -53,12 +53,12 @@ def test_a_process_whose_news_stop_is_said_to_be_lost(clock, monkeypatch):
 
     monkeypatch.setattr(watchdog_module, "_exchange", exchange)
     dog = Watchdog(minutes=10, clock=clock)
-    dog.beat(12, "training")
+    dog.heartbeat(12, "training")
     said = []
     for minute in range(12):
         if minute < 3:
             others[1] = others[1]._replace(count=minute)
-        said += [(minute, sentence) for sentence in dog.look()]
+        said += [(minute, message) for message in dog.check_peers()]
         clock.now += 60
     assert [minute for minute, _ in said] == [4, 10]
     assert said[0][1] == (
@@ -69,7 +69,7 @@ def test_a_process_whose_news_stop_is_said_to_be_lost(clock, monkeypatch):
 
 def test_never_with_zero_minutes(clock, capsys):
     with Watchdog(minutes=0, period=0.01, clock=clock) as dog:
-        dog.beat(1, "training")
+        dog.heartbeat(1, "training")
         clock.now += 1e9
         time.sleep(0.05)
     assert capsys.readouterr().err == ""
@@ -78,7 +78,7 @@ def test_never_with_zero_minutes(clock, capsys):
 def test_the_thread_prints(clock, capsys):
     printed = []
     with Watchdog(minutes=10, period=0.01, clock=clock) as dog:
-        dog.beat(3, "saving")
+        dog.heartbeat(3, "saving")
         clock.now += 600
         wait_until(lambda: printed.append(capsys.readouterr().err) or any(printed))
         time.sleep(0.05)
