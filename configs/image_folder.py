@@ -4,9 +4,9 @@ Prepare:   python -m noisytwins_jax.data.prepare image_folder --name=birds --sou
 Command:   python -m noisytwins_jax.main --config=configs/image_folder.py[:<method>][,<px>][,smoke] --config.data.name=birds
 Hardware:  an accelerator. Groups of 8 images allow up to 16 devices.
 
-Networks, learning rates and the twins' weights are those of iNat19 (`configs/inat19.py`), without LeCam. Tune first
-on other data: config.total_kimg (1000 to 25000), config.r1.gamma (higher for higher resolutions), config.noisytwins.weight
-and sigma, and config.data.mirror=False where a mirrored picture means something else.
+Networks, learning rates and the twins' weights are those of iNat19 (`configs/inat19.py`), without LeCam. Tune first on other
+data: config.total_kimg (1000 to 25000), config.r1.gamma (higher for higher resolutions), config.noisytwins.weight and sigma,
+and config.data.mirror=False where a mirrored picture means something else.
 """
 
 import ml_collections

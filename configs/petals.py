@@ -6,8 +6,8 @@ Hardware:  an accelerator. Groups of 8 images allow up to 16 devices.
 Result:    not run yet in full. Beside FID and the others, evaluation.json has how much of each factor's range (position,
            size, rotation, tilt, hue, background) every class covers, and the share of its images that belong to the class.
 
-The training images: 500 of the first species down to 10 of the last. Another size, 1010 species or
-more, is prepared under another name: prepare petals --name=petals_1010 --num_classes=1010, then --config.data.name=petals_1010.
+The training images: 500 of the first species down to 10 of the last. Another size, 1010 species or more, is prepared under
+another name: prepare petals --name=petals_1010 --num_classes=1010, then --config.data.name=petals_1010.
 
 Networks, learning rates and the twins' weights are those of iNat19 (`configs/inat19.py`), without LeCam; nothing was tuned
 here. Images are mirrored: a mirrored flower is one of the same species, with mirrored factors.
