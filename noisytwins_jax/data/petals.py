@@ -360,4 +360,4 @@ def _petal_hue(share: float) -> float:
 def _check_not_negative(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 0:
-            raise UserError(f"The {name} of a flower must not be negative, but it is {number}.")
+            raise UserError(f"The {name} of a drawn flower must not be negative, but it is {number}.")

@@ -59,8 +59,8 @@ def image_folder(
 
     Without lists, the top-level folders are the classes, sorted by name, and all images below a folder belong to its
     class, sorted by path. If there are top-level folders ``train`` and ``val``, ``valid``, ``validation`` or ``test``
-    (the first of these), they hold the classes of the training and the reference images, and other folders are ignored. A
-    single folder around everything in an archive is skipped. Text files (.txt, .json, .csv, .md) are ignored.
+    (the first of these), they hold the classes of the training and the reference images, and other folders are ignored.
+    A single folder around everything in an archive is skipped. Text files (.txt, .json, .csv, .md) are ignored.
 
     Args:
       source: a folder or an archive.
