@@ -77,7 +77,7 @@ HOW_TO_READ: tuple[
     (
         "",
         "FID and iFID",
-        "Distance between the features of generated and real images; 0 means alike. FID pools all classes. iFID takes "
+        "Distance between the features of generated and real images; 0 means equal distributions. FID pools all classes. iFID takes "
         "one class at a time and averages, so it also sees a class that repeats itself or turns into another.",
     ),
     (
@@ -89,7 +89,7 @@ HOW_TO_READ: tuple[
     (
         "fd_dinov2",
         "FD_DINOv2",
-        "The same distance with features of DINOv2, which was trained without labels; it follows people's judgement of "
+        "The same distance with features of DINOv2, which was trained without labels; it follows human judgement of "
         "realism more closely.",
     ),
     (
@@ -101,13 +101,13 @@ HOW_TO_READ: tuple[
     (
         "inception_score",
         "Inception Score",
-        "High when each image is clearly of one of ImageNet's classes and all of them occur. It never looks at the real "
+        "High when each image is clearly of one of ImageNet's classes and all of them occur. It does not use the real "
         "images: compare it with that of all real images, in the same row, not with infinity.",
     ),
     (
         "",
         "Precision and recall",
-        "Precision asks whether generated images look real, recall whether the real variety is reached. A collapsed "
+        "Precision asks whether generated images look real, recall whether they have the variety of real ones. A collapsed "
         "generator has high precision and low recall. One is easily traded for the other: read them together.",
     ),
     (
@@ -120,7 +120,7 @@ HOW_TO_READ: tuple[
         "w_ratio",
         "W ratio",
         "How much of the latent space W's variance lies within classes. Near 0, every class is a single point: all "
-        "its images come out alike. Near 1, W hardly depends on the class.",
+        "its images look the same. Near 1, W hardly depends on the class.",
     ),
     (
         "auth_pct",
@@ -138,7 +138,7 @@ HOW_TO_READ: tuple[
         "w_ratio",
         "Pictures of W",
         "Dots are samples, dark for the head and bright for the tail. Judge the spread of a class by the principal "
-        "components: t-SNE draws tight and wide classes alike and only tells which are apart and which are mixed.",
+        "components: t-SNE draws tight and wide classes at the same size and only tells which are separate and which are mixed.",
     ),
     (
         "",
@@ -149,7 +149,7 @@ HOW_TO_READ: tuple[
 )
 _CLASSIFIER_SCORE = (  # replaces the above where the headline's extractor is the classifier
     "High when the data set's own classifier is sure of each image's class and all classes occur. It is not Inception's "
-    "score over ImageNet's classes, so compare it with no published one. It never looks at the real images: compare it with "
+    "score over ImageNet's classes, so compare it with no published one. It does not use the real images: compare it with "
     "that of all real images, in the same row, not with infinity."
 )
 
