@@ -116,8 +116,8 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
     Eigenvalues at rounding level are dropped: they are noise, whose square root would not be small.
     """
     eigenvalues, vectors = scipy.linalg.eigh(covariance, driver="evd")
-    kept = eigenvalues > len(covariance) * np.finfo(np.float64).eps * eigenvalues[-1]
-    return vectors[:, kept] * np.sqrt(eigenvalues[kept])
+    keep = eigenvalues > len(covariance) * np.finfo(np.float64).eps * eigenvalues[-1]
+    return vectors[:, keep] * np.sqrt(eigenvalues[keep])
 
 
 def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:

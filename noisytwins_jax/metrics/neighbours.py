@@ -84,7 +84,7 @@ def neighbour_metrics(*, real: np.ndarray, fake: np.ndarray, k: int = 5, inclusi
 
 
 class _BallBlock(NamedTuple):
-    """Which points of a block of m rows (fakes) and of all n columns (reals) lie inside one another's balls."""
+    """Membership of a block of m rows (fakes) and of all n columns (reals) in one another's balls."""
 
     rows: np.ndarray  # indices of the rows, [m]
     row_inside: np.ndarray  # bool [m]: the row lies inside some column's ball

@@ -1,9 +1,9 @@
-"""What the metrics cost once the features are there: Fréchet distance, precision and recall, KID, CMMD.
+"""Time and memory of the metrics of given features: Fréchet distance, precision and recall, KID, CMMD.
 
     python tests/benchmarks/distances.py --metric=frechet --images=50000
     python tests/benchmarks/distances.py --metric=neighbours --images=10000
 
-Features are drawn, float32. Prints one JSON line; README.md explains the fields.
+Features are random, float32. Prints one JSON line; README.md explains the fields.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _METRICS: dict[str, Callable] = {
 
 
 def main() -> None:
-    """Prints one JSON line."""
+    """Print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--metric", choices=_METRICS, default="frechet")
     parser.add_argument("--images", type=int, default=50_000, help="on each side")
@@ -38,13 +38,13 @@ def main() -> None:
     began, cpu = time.perf_counter(), time.process_time()
     value = _METRICS[args.metric](real, fake)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    figures = {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2)}
+    times = {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2)}
     memory = {"features_mb": round((real.nbytes + fake.nbytes) / 1e6), "peak_before_mb": before, "peak_mb": _peak_mb()}
-    print(json.dumps(vars(args) | figures | memory | {"value": value}))
+    print(json.dumps(vars(args) | times | memory | {"value": value}))
 
 
 def _features(seed: int, n: int, d: int) -> np.ndarray:
-    """Rectified and correlated, as Inception's are; drawn in blocks so that memory stays what it is about."""
+    """Sample rectified and correlated features like Inception's, in blocks so that they do not set the peak memory."""
     rng = np.random.default_rng(seed)
     mixing = np.random.default_rng(7).standard_normal((d, d), np.float32) / np.float32(d**0.5)
     features = np.empty((n, d), np.float32)
@@ -55,7 +55,7 @@ def _features(seed: int, n: int, d: int) -> np.ndarray:
 
 
 def _peak_mb() -> int:
-    """The most memory that this process has held, in millions of bytes."""
+    """Return the peak memory of this process, in millions of bytes."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
 
 

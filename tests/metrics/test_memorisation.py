@@ -14,7 +14,7 @@ def distance(a, b):
 
 
 def expected_auth_pct(train, fake, train_labels=None, fake_labels=None):
-    """The definition spelt out, over the fakes for which it is defined."""
+    """Compute AuthPct by its definition, over the fakes for which it is defined."""
     authentic = []
     for j, point in enumerate(fake):
         near = [i for i in range(len(train)) if train_labels is None or train_labels[i] == fake_labels[j]]
@@ -36,7 +36,7 @@ def data(request, monkeypatch):
     return train, fake, held_out, rng.integers(0, 3, 40), rng.integers(0, 3, 60)
 
 
-def test_matches_the_definitions_spelt_out(data):
+def test_matches_the_definitions(data):
     train, fake, held_out, train_labels, fake_labels = data
     result = memorisation(
         train=train, fake=fake, held_out=held_out, train_labels=train_labels, fake_labels=fake_labels, k=3

@@ -27,14 +27,14 @@ ROUTES = {
 }
 
 
-def take(route, monkeypatch):
+def use_route(route, monkeypatch):
     for name, value in ROUTES[route].items():
         monkeypatch.setattr(nearest_module if name == "_SPARE" else pairwise_distances, name, value)
 
 
 @pytest.fixture(params=ROUTES)
 def route(request, monkeypatch):
-    take(request.param, monkeypatch)
+    use_route(request.param, monkeypatch)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -54,7 +54,7 @@ def test_inclusive_matches_torch_fidelity(case, k):
     np.testing.assert_allclose([values.precision, values.recall], expected, atol=1e-7)
 
 
-def test_matches_the_definitions_spelt_out():
+def test_matches_the_definitions():
     rng = np.random.default_rng(0)
     real, fake, k = rng.normal(size=(23, 3)), rng.normal(size=(17, 3)) + 0.5, 4
 
@@ -87,7 +87,7 @@ def test_strict_and_inclusive_differ_on_the_boundary():
     assert neighbour_metrics(real=real, fake=fake, k=1, inclusive=True).precision == 0.5
 
 
-def test_points_that_coincide_warn_and_count_for_nothing():
+def test_balls_of_coinciding_points_warn_and_are_empty():
     real, fake = np.random.default_rng(2).normal(size=(30, 4)), np.zeros((10, 4))
     fake[:] = real[0]
     with pytest.warns(UserWarning, match="0 real and 10 generated images coincide"):
@@ -107,12 +107,12 @@ def test_a_distant_common_offset_does_not_change_the_result(monkeypatch):
     rng = np.random.default_rng(3)
     real, fake = rng.normal(size=(60, 8)), rng.normal(size=(50, 8))
     expected = neighbour_metrics(real=real, fake=fake)
-    take("devices", monkeypatch)
+    use_route("devices", monkeypatch)
     assert neighbour_metrics(real=real + 1e4, fake=fake + 1e4) == expected
 
 
 def sets(kind):
-    """Pairs that are hard to tell apart in float32 in one way or another."""
+    """Return real and fake sets whose distances are hard to compare in float32."""
     rng = np.random.default_rng(5)
     real, fake = rng.normal(size=(700, 64)), 0.9 * rng.normal(size=(600, 64))
     if kind == "high-dimensional":
@@ -157,7 +157,7 @@ def test_devices_agree_with_float64_exactly(kind, route, monkeypatch):
         nearest(queries=fake, keys=real, k=6),
         nearest(queries=fake, keys=fake, k=4, exclude_self=True),
     ]
-    take(route, monkeypatch)
+    use_route(route, monkeypatch)
     for module in (nearest_module, neighbours):
         monkeypatch.setattr(module, "distance_blocks", lambda *a: pytest.fail("took the host's route"))
     assert [
@@ -172,24 +172,24 @@ def test_devices_agree_with_float64_exactly(kind, route, monkeypatch):
         np.testing.assert_array_equal(actual[1], reference[1])
 
 
-def test_the_host_searches_what_a_device_cannot_tell(monkeypatch):
-    """Of 700 points of 20 tight clusters every one has more possible neighbours than a device may name."""
+def test_the_host_searches_rows_that_a_device_cannot_decide(monkeypatch):
+    """Of 700 points of 20 tight clusters every one has more possible neighbours than a device may select."""
     real, _ = sets("clustered")
     searched = []
     search = pairwise_distances.Frame.distances
     monkeypatch.setattr(
         pairwise_distances.Frame, "distances", lambda self, x, *a: searched.append(len(x)) or search(self, x, *a)
     )
-    take("devices", monkeypatch)
+    use_route("devices", monkeypatch)
     nearest(queries=real, keys=real, k=5, exclude_self=True)
     assert sum(searched) == 0  # a cluster fits the spare candidates
-    take("devices, no spare candidates", monkeypatch)
+    use_route("devices, no spare candidates", monkeypatch)
     nearest(queries=real, keys=real, k=5, exclude_self=True)
     assert sum(searched) == 700
 
 
 def test_the_bound_on_float32_holds():
-    """For every pair, from points that are far from the mean to points that coincide."""
+    """For every pair, from points far from the mean to points that coincide."""
     real, fake = (x.astype(np.float32) for x in sets("high-dimensional"))
     fake[:100] = real[:100] + 1e-4
     fake[100] *= 1e3
@@ -214,7 +214,7 @@ def test_nearest_is_sorted_and_prefers_the_lowest_index(route):
     np.testing.assert_array_equal(distances, [[0, 2], [0, 0], [0, 2], [0, 0], [3, 3], [0, 0]])
 
 
-def test_nearest_refuses_what_it_cannot_answer():
+def test_nearest_refuses_unsuitable_arguments():
     x = np.random.default_rng(4).normal(size=(6, 2))
     for arguments, message in (
         ({"k": 0}, "k = 0 nearest images cannot be taken of 6: choose k from 1 to 6"),
@@ -231,7 +231,7 @@ def test_nearest_refuses_what_it_cannot_answer():
 
 @pytest.mark.slow
 def test_several_devices_agree_as_well():
-    """The tests of this file again, by a process with three devices, which no block divides among evenly."""
+    """Run the tests of this file in a process with three devices, among which no block divides evenly."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
     command = [sys.executable, "-m", "pytest", __file__, "-m", "not slow", "-k", "exactly or bound or lowest"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -245,7 +245,7 @@ def test_matches_the_prdc_package(route, monkeypatch):
     rng = np.random.default_rng(6)
     real, fake = rng.normal(size=(1200, 128)), 0.9 * rng.normal(size=(1000, 128))
     expected = prdc.compute_prdc(real_features=real, fake_features=fake, nearest_k=5)
-    take(route, monkeypatch)
+    use_route(route, monkeypatch)
     values = neighbour_metrics(real=real, fake=fake, k=5)._asdict()
     assert values == pytest.approx(expected, abs=1e-12)
 

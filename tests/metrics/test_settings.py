@@ -1,4 +1,4 @@
-"""Which images an evaluation makes, by which protocol."""
+"""Numbers of images and extractors of an evaluation."""
 
 import numpy as np
 import pytest

@@ -67,7 +67,7 @@ def test_the_ratio_inside_a_program_is_the_same():
 
 
 def linear(variables, z, labels):
-    """A mapping whose classes are variables["centre"] and vary by variables["spread"]."""
+    """Map latents with class means variables["centre"] and spread variables["spread"]."""
     return variables["centre"][labels] + variables["spread"][labels][:, None] * z
 
 
@@ -84,14 +84,14 @@ def test_probe_tells_head_from_tail():
 
 def test_probe_shares_latents_among_at_most_fifty_classes():
     groups = {"head": np.arange(400), "medium": np.arange(400, 800), "tail": np.arange(800, 1010)}
-    seen = []
+    calls = []
 
     def record(variables, z, labels):
-        seen.append((np.asarray(z), np.asarray(labels)))
+        calls.append((np.asarray(z), np.asarray(labels)))
         return z
 
     values = w_ratio_monitor(record, 4, groups)({})
-    (z, labels), classes = seen[0], seen[0][1][::32]
+    (z, labels), classes = calls[0], calls[0][1][::32]
     assert z.shape == (1600, 4) and (labels == np.repeat(classes, 32)).all()
     assert len(set(classes)) == 50 and {0, 1009} <= set(classes)
     assert [int(np.isin(classes, ids).sum()) for ids in groups.values()] == [20, 19, 11]

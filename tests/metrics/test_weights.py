@@ -26,7 +26,7 @@ SMALL = {"width": 64, "layers": 2, "heads": 1, "mlp_width": 256}
 
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch, tmp_path):
-    """Two more networks, small ones, and a default directory that is the test's own."""
+    """Add two small networks, and set a default directory of the test's own."""
     config = dataclasses.replace(clip.CONFIGS["clip-vit-b32"], image_size=64, projection_dim=48, **SMALL)
     monkeypatch.setitem(clip.CONFIGS, "clip-small", config)
     monkeypatch.setitem(dinov2.CONFIGS, "dinov2-small", dataclasses.replace(dinov2.CONFIGS["dinov2-vits14"], **SMALL))
@@ -43,7 +43,7 @@ def random_state(shapes, seed=0):
 
 
 def openai_state(seed=0):
-    """All of OpenAI's file: the image tower in half precision, the text tower, and three numbers."""
+    """Return all of OpenAI's file: the image tower in half precision, the text tower, and three numbers."""
     shapes = clip.state_dict_shapes(clip.CONFIGS["clip-small"], "openai")
     shapes |= {"transformer.resblocks.0.ln_1.weight": (8,), "token_embedding.weight": (5, 8), "ln_final.bias": (8,)}
     shapes |= {"positional_embedding": (7, 8), "text_projection": (8, 48), "logit_scale": ()}
@@ -56,7 +56,7 @@ def image_tower(state):
 
 
 def huggingface_clip(state):
-    """OpenAI's tensors by Hugging Face's names."""
+    """Rename OpenAI's tensors to Hugging Face's names."""
     renamed = {}
     for key, value in image_tower(state).items():
         key = key.removeprefix("visual.").replace("transformer.resblocks", "encoder.layers")
@@ -110,7 +110,7 @@ def huggingface_dinov2(state):
 
 
 def write(path, state):
-    """In the format that the suffix tells."""
+    """Write in the format of the suffix."""
     if path.suffix == ".safetensors":
         safetensors.numpy.save_file({key: np.ascontiguousarray(value) for key, value in state.items()}, path)
     else:
@@ -128,7 +128,7 @@ def assert_same(actual, expected):
 
 
 def assert_same_network(actual, expected):
-    """Variables and configuration."""
+    """Return variables and configuration."""
     assert actual[1] == expected[1]
     jax.tree.map(np.testing.assert_array_equal, actual[0], expected[0])
 
@@ -304,7 +304,7 @@ def test_other_networks(state, words, tmp_path):
 
 
 def test_other_activations(tmp_path):
-    """Tensors do not tell LAION's networks from OpenAI's, a configuration beside them does."""
+    """A configuration beside the file tells LAION's networks from OpenAI's, which tensors do not."""
     path = write(tmp_path / "model.safetensors", huggingface_clip(openai_state()))
     (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"hidden_act": "gelu"}}))
     refused(path, "config.json", "gelu")
@@ -329,16 +329,16 @@ def test_other_weights_are_kept(tmp_path):
     first, second = (write(tmp_path / f"{seed}.pt", openai_state(seed)) for seed in (1, 2))
     convert(first)
     path = find_network("clip-small")
-    kept = path.read_bytes()
+    before = path.read_bytes()
     assert "already" in convert(first)
     with pytest.raises(UserError, match="--force"):
         convert(second)
-    assert path.read_bytes() == kept
+    assert path.read_bytes() == before
     convert(second, force=True)
     assert_same(load_network("clip-small")[0], image_tower(openai_state(2)))
     with pytest.raises(UserError, match="converted already"):
         convert(path)
-    path.write_bytes(kept[:-10])  # damaged: nothing to keep
+    path.write_bytes(before[:-10])  # damaged: nothing to keep
     convert(first)
     assert_same(load_network("clip-small")[0], image_tower(openai_state(1)))
 
@@ -429,7 +429,7 @@ def permissions_hold():
 def test_files_that_may_not_be_read(closed, tmp_path, monkeypatch, capsys):
     path = write(tmp_path / "small.pt", openai_state())
     convert(path)
-    kept = find_network("clip-small").read_bytes()
+    before = find_network("clip-small").read_bytes()
     # Relative to the working directory, whose parents are closed to others, too.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NOISYTWINS_WEIGHTS", "weights")
@@ -438,13 +438,13 @@ def test_files_that_may_not_be_read(closed, tmp_path, monkeypatch, capsys):
     os.chmod(closed, 0)
     source = Path(path.name)
     with permissions_hold():
-        for look in (find_network, load_network, lambda network: check([network]), lambda _: convert(source)):
+        for access in (find_network, load_network, lambda network: check([network]), lambda _: convert(source)):
             with pytest.raises(UserError, match=r"clip-small\.safetensors cannot be read \(Permission denied\)"):
-                look("clip-small")
+                access("clip-small")
         weights.main(["list"])
     assert "cannot be read" in next(line for line in capsys.readouterr().out.splitlines() if "clip-small" in line)
     os.chmod(closed, 0o700)
-    assert find_network("clip-small").read_bytes() == kept
+    assert find_network("clip-small").read_bytes() == before
     source.chmod(0)
     with permissions_hold(), pytest.raises(UserError, match=r"small\.pt cannot be read \(Permission denied\)"):
         convert(source)

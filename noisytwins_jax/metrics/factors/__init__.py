@@ -1,1 +1,1 @@
-"""True factors of drawn images, read off generated ones."""
+"""Factors of variation of procedural images, predicted from generated ones."""

@@ -14,7 +14,7 @@ from noisytwins_jax.utils.errors import UserError
 
 @pytest.fixture(scope="module")
 def small(digits):
-    """Sixty images of three classes: trains in a second or two."""
+    """Sixty images of three classes, which train in a second or two."""
     rows = np.concatenate([np.flatnonzero(digits.reference.labels == c)[:20] for c in range(3)])
     return ArraySource(digits.reference.images[rows], digits.reference.labels[rows], ("0", "1", "2"), "small")
 
@@ -56,9 +56,9 @@ def test_scaling_the_features_leaves_the_logits_alone(digits_extractor, digits):
 
 def test_features_do_not_depend_on_the_batch(digits, digits_extractor):
     images = digits.reference.images[:300]
-    together = features_of(digits_extractor, images)
+    whole_set = features_of(digits_extractor, images)
     for start, stop in ((0, 1), (7, 263), (256, 300), (299, 300)):
-        for part, whole in zip(features_of(digits_extractor, images[start:stop]), together, strict=True):
+        for part, whole in zip(features_of(digits_extractor, images[start:stop]), whole_set, strict=True):
             np.testing.assert_allclose(part, whole[start:stop], rtol=1e-5, atol=1e-5)
     assert features_of(digits_extractor, images[:0])[0].shape == (0, 64)
 

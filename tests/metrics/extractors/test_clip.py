@@ -30,7 +30,7 @@ def tower(state):
 
 
 def openai_layout(state):
-    """Hugging Face's tensors under OpenAI's names, in half precision where `state` is."""
+    """Rename Hugging Face's tensors to OpenAI's names, in half precision where `state` is."""
     names, layers = {}, 1 + max(int(key.split(".")[3]) for key in state if ".layers." in key)
     names["visual.class_embedding"] = state["vision_model.embeddings.class_embedding"]
     names["visual.positional_embedding"] = state["vision_model.embeddings.position_embedding.weight"]

@@ -28,7 +28,7 @@ CONFIG = dataclasses.replace(CONFIGS["dinov2-vits14"], image_size=SIZE, width=24
 
 @pytest.fixture(scope="module")
 def state():
-    """Hugging Face's names, every tensor random."""
+    """Return random tensors with Hugging Face's names."""
     random = np.random.default_rng(1)
     shapes = state_dict_shapes(CONFIG, "huggingface", GRID)
     return {key: (random.standard_normal(shape) * 0.2).astype(np.float32) for key, shape in shapes.items()}
@@ -45,7 +45,7 @@ def forward(network):
 
 
 def facebook_layout(state):
-    """Hugging Face's tensors under facebookresearch's names."""
+    """Rename Hugging Face's tensors to facebookresearch's names."""
     layers = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("encoder.layer."))
     names = {"cls_token": state["embeddings.cls_token"], "pos_embed": state["embeddings.position_embeddings"]}
     for i in range(layers):
@@ -65,7 +65,7 @@ def facebook_layout(state):
 
 
 def expected_features(state, positions, images):
-    """The network as its authors describe it, in float64, from the file's tensors: images [n, H, W, 3] standardised."""
+    """Compute the network as its authors describe it, in float64, for standardised images [n, H, W, 3]."""
 
     def linear(name, x):
         return x @ state[f"{name}.weight"].astype(np.float64).T + state[f"{name}.bias"]
@@ -124,7 +124,7 @@ def test_huggingface_positions_are_interpolated_by_size(state, network):
 
 
 def test_facebook_positions_are_interpolated_by_a_scale_a_tenth_off(state, network):
-    """On a ramp the bicubic filter, which keeps it where it does not meet the edge, shows where it reads."""
+    """The bicubic filter reproduces a ramp away from the edges, which shows its sampling positions."""
     grid = 9
     ramp = np.zeros((1, 1 + grid**2, CONFIG.width), np.float32)
     ramp[0, 1:, 0] = np.repeat(np.arange(grid), grid)  # the row

@@ -26,7 +26,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def state(golden):
-    """The tensors that the golden numbers were computed with, under PyTorch's names."""
+    """Return the tensors of the golden numbers, under PyTorch's names."""
     return golden.weights("model")
 
 
@@ -64,7 +64,7 @@ def test_the_extractor_reproduces_the_reference_row_by_row(golden, variables):
 
 
 def test_logits_of_the_inception_score_have_no_bias(variables, monkeypatch):
-    """Which of the taps the extractor gives; the taps themselves are compared above."""
+    """The extractor returns the right outputs; their values are compared above."""
     taps = {"2048": jnp.ones((1, 2048)), "logits": jnp.ones((1, 1008)), "logits_unbiased": jnp.zeros((1, 1008))}
     monkeypatch.setattr(inception.Inception, "apply", lambda self, variables, x: taps)
     for unbiased in (False, True):
@@ -89,7 +89,7 @@ def test_clean_preprocessings_are_pillows_in_float(name, filter, size):
 
 
 def test_preprocessings_scale_as_published(golden):
-    """Of a constant image the resizing keeps the constant, so what is seen is the scaling alone."""
+    """Resizing keeps a constant image constant, so only the scaling shows."""
     images = np.array([0, 128, 255], np.uint8)[:, None, None, None] * np.ones((1, 16, 16, 1), np.uint8)
     for name, (low, middle, high) in {
         "noisytwins": (-1, 128 / 127.5 - 1, 1),
@@ -97,9 +97,9 @@ def test_preprocessings_scale_as_published(golden):
         "clean": (-1, 0, 127 / 128),
         "studiogan_clean": (-1, 128 / 127.5 - 1, 1),
     }.items():
-        seen = np.asarray(preprocess(images, name))
-        assert seen.shape == (3, 299, 299, 3) and seen.dtype == np.float32
-        for image, value in zip(seen, (low, middle, high), strict=True):
+        output = np.asarray(preprocess(images, name))
+        assert output.shape == (3, 299, 299, 3) and output.dtype == np.float32
+        for image, value in zip(output, (low, middle, high), strict=True):
             np.testing.assert_allclose(image, value, rtol=0, atol=1e-6)
 
 

@@ -36,13 +36,13 @@ SIZES = [
 
 
 def pixels(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    """Noise with many pixels at the ends of the range, so that overshooting filters are clipped; uint8."""
+    """Return uint8 noise with many pixels at the ends of the range, so that overshooting filters are clipped."""
     noise = np.random.default_rng(seed).integers(-100, 356, (height, width, channels))
     return noise.clip(0, 255).astype(np.uint8)
 
 
 def pillow(image: np.ndarray, size: tuple[int, int], kind: str) -> np.ndarray:
-    """Pillow's result, width first in every version; of uint8 or of float32 (mode "F", channel by channel)."""
+    """Resize with Pillow, width first in every version; uint8, or float32 (mode "F", channel by channel)."""
     height, width = size
     filter = FILTERS[kind]
     channels = [Image.fromarray(channel) for channel in np.moveaxis(image, 2, 0)]

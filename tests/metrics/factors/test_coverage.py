@@ -20,7 +20,7 @@ GROUPS = {"head": [0, 1], "tail": np.array([2, 3])}
 
 
 def blobs(labels, factors, seed, size=SIZE):
-    """A noisy disc on a dark ground: its colour is the class, its place and radius are the factors."""
+    """Draw noisy discs on a dark background: the colour is the class, position and radius are the factors."""
     x, y = np.meshgrid(*[np.linspace(0, 1, size)] * 2)
     centre, radius = 0.25 + 0.5 * factors[:, :2], 0.1 + 0.12 * factors[:, 2]
     distance = np.hypot(x - centre[:, 0, None, None], y - centre[:, 1, None, None])
@@ -29,8 +29,8 @@ def blobs(labels, factors, seed, size=SIZE):
     return np.clip(30 + disc * (COLOURS[labels][:, None, None] - 30) + noise, 0, 255).astype(np.uint8)
 
 
-def drawn(n, seed):
-    """Balanced labels, uniform factors and their images."""
+def sample(n, seed):
+    """Return images of balanced labels and uniform factors, the labels and the factors."""
     labels = np.arange(n) % CLASSES
     factors = np.random.default_rng(seed).uniform(size=(n, len(NAMES))).astype(np.float32)
     return blobs(labels, factors, seed), labels, factors
@@ -38,12 +38,12 @@ def drawn(n, seed):
 
 @pytest.fixture(scope="module")
 def train():
-    return drawn(TRAIN, seed=0)
+    return sample(TRAIN, seed=0)
 
 
 @pytest.fixture(scope="module")
 def held_out():
-    return drawn(400, seed=1)
+    return sample(400, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def params(train):
 
 @pytest.fixture(scope="module")
 def report(params, held_out):
-    """The report of a generator that makes images of these labels and factors."""
+    """A function that builds the report of a generator with these labels and images."""
     images, labels, factors = held_out
     real = predict(params, images, CLASSES)
 
@@ -74,7 +74,7 @@ def report(params, held_out):
     return of
 
 
-def test_the_regressor_reads_images_that_it_has_not_seen(params, held_out):
+def test_the_regressor_generalises_to_held_out_images(params, held_out):
     images, labels, factors = held_out
     predictions = predict(params, images, CLASSES)
     assert predictions.classes.dtype == np.int32 and predictions.factors.dtype == np.float32
@@ -86,7 +86,7 @@ def test_the_regressor_reads_images_that_it_has_not_seen(params, held_out):
 
 
 def test_true_images_cover_everything(report):
-    images, labels, _ = drawn(400, seed=2)
+    images, labels, _ = sample(400, seed=2)
     result = report(labels, images)
     metrics = result["metrics"]
     assert metrics["n_classes"] == CLASSES and metrics["class_accuracy"] > 0.98
@@ -97,7 +97,7 @@ def test_true_images_cover_everything(report):
 
 
 def test_a_collapsed_generator_covers_a_bin(report):
-    """Each class is one picture, up to its noise."""
+    """Each class is one image, up to noise."""
     labels = np.arange(400) % CLASSES
     values = np.array([[0.25, 0.75, 0.45], [0.85, 0.35, 0.15], [0.55, 0.45, 0.65], [0.15, 0.15, 0.85]])
     metrics = report(labels, blobs(labels, values[labels], seed=3))["metrics"]
@@ -118,10 +118,10 @@ def test_one_narrow_factor_shows_in_that_factor_alone(report):
 
 
 def test_images_of_other_classes_lower_the_class_accuracy(report):
-    images, labels, _ = drawn(400, seed=5)
-    asked = labels.copy()
-    asked[labels == 3] = 2  # class 2 is asked for, and half of what comes is class 3
-    result = report(asked, images)
+    images, labels, _ = sample(400, seed=5)
+    requested = labels.copy()
+    requested[labels == 3] = 2  # half of the images of class 2 resemble class 3
+    result = report(requested, images)
     accuracy = [row["class_accuracy"] for row in result["per_class"]]
     assert accuracy[:2] == pytest.approx([1, 1], abs=0.03) and accuracy[2] == pytest.approx(0.5, abs=0.03)
     assert accuracy[3] is None and result["per_class"][3]["n"] == 0
@@ -130,8 +130,8 @@ def test_images_of_other_classes_lower_the_class_accuracy(report):
     assert result["warnings"] == ["1 of 4 classes have fewer than two generated images and no entropy."]
 
 
-def test_the_report_is_json_and_says_how_it_was_made(report, params):
-    images, labels, _ = drawn(40, seed=6)
+def test_the_report_is_json_and_records_its_protocol(report, params):
+    images, labels, _ = sample(40, seed=6)
     result = report(labels, images)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert list(result) == ["protocol", "metrics", "groups", "per_class", "real_vs_real", "warnings"]
@@ -222,7 +222,7 @@ def test_metrics_are_those_of_their_formulas():
 
 
 def test_chance_is_as_the_documentation_says():
-    """True uniform draws at the sample sizes that the module's docstring names, and one value a class."""
+    """Uniform samples at the sizes that the module's docstring names, and one value per class."""
     rng = np.random.default_rng(0)
     for n, ratio, entropy in ((10, 0.94, 0.88), (20, 0.96, 0.96), (50, 0.995, 0.99), (180, 1, 1)):
         labels = np.repeat(np.arange(1010), n)
@@ -249,20 +249,20 @@ def test_few_images_make_no_noise():
 def test_quality_of_a_known_predictor_and_its_warnings():
     truth = np.random.default_rng(0).uniform(size=(1000, 3))
     truth[:, 2] = 0.5
-    said = np.stack([truth[:, 0], np.full(1000, truth[:, 1].mean()), truth[:, 2]], axis=1)
+    predicted = np.stack([truth[:, 0], np.full(1000, truth[:, 1].mean()), truth[:, 2]], axis=1)
     labels = np.arange(1000) % 5
-    quality = held_out_quality(labels, truth, Predictions(np.zeros(1000, int), said), NAMES)
+    quality = held_out_quality(labels, truth, Predictions(np.zeros(1000, int), predicted), NAMES)
     assert quality["class_accuracy"] == 0.2
     assert quality["factors"]["x"] == {"r2": 1.0, "mae": 0.0}
     assert quality["factors"]["y"]["r2"] == pytest.approx(0, abs=1e-9)
     assert quality["factors"]["y"]["mae"] == pytest.approx(0.25, abs=0.01)
     assert quality["factors"]["size"]["r2"] is None
-    said = module._warnings(quality, [{"n": 2}])
-    assert [name for name in NAMES if any(f"factor {name}" in text for text in said)] == ["y", "size"]
-    assert len(said) == 3 and "classes badly (accuracy 0.20" in said[-1]
+    found = module._warnings(quality, [{"n": 2}])
+    assert [name for name in NAMES if any(f"factor {name}" in text for text in found)] == ["y", "size"]
+    assert len(found) == 3 and "classes badly (accuracy 0.20" in found[-1]
 
 
-def test_what_does_not_fit_is_refused(params, train):
+def test_mismatched_arguments_are_refused(params, train):
     images, labels, factors = train
     refusals = {
         "uint8 images of shape": lambda: predict(params, images.astype(np.float32), CLASSES),
@@ -281,6 +281,6 @@ def test_what_does_not_fit_is_refused(params, train):
         "Class group 'g' must": lambda: factor_metrics(labels, labels, factors, NAMES, 4, groups={"g": [4]}),
         "for the same images": lambda: held_out_quality(labels, factors, Predictions(labels, factors[1:]), NAMES),
     }
-    for words, call in refusals.items():
-        with pytest.raises(UserError, match=re.escape(words)):
+    for message, call in refusals.items():
+        with pytest.raises(UserError, match=re.escape(message)):
             call()

@@ -1,4 +1,4 @@
-"""The reader of factors: trained once, kept, and used by the evaluation beside FID."""
+"""The factor network of a data set: trained once, cached, and used by the evaluation beside FID."""
 
 import json
 
