@@ -1,1 +1,1 @@
-"""One training step, its state, checkpoints and what surrounds a run."""
+"""The training step, its state, checkpoints, and the hooks around it."""

@@ -1,4 +1,4 @@
-"""From a configuration to its networks."""
+"""Construction of the networks of a configuration."""
 
 import jax.numpy as jnp
 
@@ -12,10 +12,10 @@ from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
 
 
 def build_model(config: RunConfig, channels: int, num_classes: int) -> Model:
-    """The networks of a configuration, for images of `channels` and labels below `num_classes`.
+    """Build the networks of a configuration, for images with `channels` channels and labels below `num_classes`.
 
     Raises:
-      UserError: they cannot be of this resolution, or do not fit together.
+      UserError: the resolution is not supported, or fields do not fit together.
     """
     build = _stylegan2 if config.network == "stylegan2" else _biggan
     return build(config, channels, num_classes)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint can be used: its files are as they were written, and its tensors those of this configuration."""
+"""Checks that a checkpoint's files are as they were written, and its tensors those of this configuration."""
 
 import json
 import zlib
@@ -16,7 +16,7 @@ FILES = "files.json"  # in every checkpoint: size and CRC-32 of each of its file
 
 
 def write_digests(checkpoint: Path) -> None:
-    """Writes down what the files of a checkpoint are like, for `find_corruption` to compare.
+    """Write size and CRC-32 of a checkpoint's files, for `find_corruption` to compare.
 
     Raises:
       OSError: storage failed, also when tried again.
@@ -26,31 +26,31 @@ def write_digests(checkpoint: Path) -> None:
 
 
 def find_corruption(checkpoint: Path) -> str | None:
-    """The first file that is missing, or not as it was when the checkpoint was made; None if that cannot be told."""
+    """Describe the first file that is missing or has changed; None if there is none, or no `FILES` to compare with."""
     try:
         written = json.loads((checkpoint / FILES).read_text())
     except (OSError, ValueError):
-        return None  # Orbax's checks have to do
+        return None  # Orbax's own checks must do
     try:
-        now = retry(lambda: _digests(checkpoint), f"Reading {checkpoint}")
+        present = retry(lambda: _digests(checkpoint), f"Reading {checkpoint}")
     except OSError as error:
         return f"it cannot be read: {first_line(error)}"
     for name, digest in written.items():
-        if now.get(name) != digest:
-            return f"{name} {'has changed since it was written' if name in now else 'is missing'}"
+        if present.get(name) != digest:
+            return f"{name} {'has changed since it was written' if name in present else 'is missing'}"
     return None
 
 
 def check_architecture(saved: PyTree, wanted: PyTree, path: Path) -> None:
-    """Compares trees by name and shape, so that the message can say where they differ.
+    """Check that two states have the same parameters, by name and shape.
 
     Args:
-      saved: what the checkpoint holds; leaves have a shape.
-      wanted: what this configuration's state looks like.
+      saved: tree of the checkpoint; leaves have a shape.
+      wanted: tree of this configuration's state.
       path: the checkpoint.
 
     Raises:
-      UserError: parameters differ.
+      UserError: they differ; names the first parameter that does.
     """
 
     def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
@@ -71,7 +71,7 @@ def check_architecture(saved: PyTree, wanted: PyTree, path: Path) -> None:
 
 
 def _digests(checkpoint: Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of every file of a checkpoint's items (state, meta), by relative path."""
+    """Compute size and CRC-32 of every file of a checkpoint's items (state, meta), by relative path."""
     digests = {}
     for path in sorted(p for p in checkpoint.glob("*/**/*") if p.is_file()):
         crc, size = 0, 0

@@ -1,6 +1,6 @@
-"""What is known of a run's checkpoints beside what they hold: how good each is, and which are kept for good.
+"""Records of a run's checkpoints: their evaluations, and which are pinned (never deleted).
 
-Evaluations are made when the state is on disk already, and pins later still, so both are in files of their own.
+A state is evaluated when it is on disk already, and pinned later still, so both are in files beside the checkpoints.
 """
 
 import json
@@ -13,29 +13,29 @@ from noisytwins_jax.utils.files import write_atomically
 from noisytwins_jax.utils.multihost import broadcast_from_primary
 from noisytwins_jax.utils.retry import retry
 
-EVALUATIONS = "evaluations.json"  # beside the checkpoints: what they were found to be worth
-PINNED = "pinned.json"  # beside the checkpoints: which of them are kept for good
+EVALUATIONS = "evaluations.json"
+PINNED = "pinned.json"
 
 
-class Evaluated(NamedTuple):
-    """How good a checkpoint is, and which others that can be compared with."""
+class Evaluation(NamedTuple):
+    """The result of evaluating a checkpoint."""
 
     distance: float | None  # lower is better; None: not finite
-    protocol: str  # distances of different protocols do not compare
+    protocol: str  # distances of different protocols cannot be compared
 
 
 class CheckpointRecords:
     """Evaluations and pins of the checkpoints in a directory.
 
-    Every process has to know them, since all decide together which checkpoints are deleted: all make it, and call what
-    changes it. The first process writes.
+    Every process has a copy, since all decide which checkpoints are deleted: all processes must call every method. The
+    primary process writes.
 
     Args:
       directory: of the checkpoints.
 
     Attributes:
       evaluations: by step, in the order in which they were recorded; some steps may have no checkpoint any more.
-      pinned: steps whose checkpoint is kept for good.
+      pinned: steps whose checkpoint is never deleted.
     """
 
     def __init__(self, directory: Path):
@@ -43,57 +43,57 @@ class CheckpointRecords:
         self.evaluations = broadcast_from_primary(lambda: _read_evaluations(directory / EVALUATIONS))
         self.pinned = broadcast_from_primary(lambda: _read_pinned(directory / PINNED))
 
-    def best_of(self, steps: Sequence[int]) -> int | None:
-        """Of these steps, the one with the lowest distance under the protocol used last; None if none has a distance."""
+    def best_step(self, steps: Sequence[int]) -> int | None:
+        """Return the step with the lowest distance under the protocol used last; None if no step has a distance."""
         known = {step: x for step, x in self.evaluations.items() if step in steps and x.distance is not None}
         if not known:
             return None
         *_, last = known.values()
         return min((x.distance, step) for step, x in known.items() if x.protocol == last.protocol)[1]
 
-    def worth(self, steps: Sequence[int]) -> set[int]:
-        """The steps to be kept whatever their age: the best of these, and those that are pinned."""
-        best = self.best_of(steps)
+    def steps_to_keep(self, steps: Sequence[int]) -> set[int]:
+        """Return the steps to be kept whatever their age: the best of `steps`, and those that are pinned."""
+        best = self.best_step(steps)
         return self.pinned | ({best} if best is not None else set())
 
     def record(self, step: int, distance: float | None, protocol: str) -> None:
-        """Writes down the evaluation of a saved step.
+        """Record the evaluation of a saved step.
 
         Args:
-          step: which was saved.
+          step: the step.
           distance: lower is better; None or not finite: it was evaluated, but is never the best.
-          protocol: distances with the same one compare.
+          protocol: distances of the same protocol can be compared.
 
         Raises:
           OSError: the file cannot be written.
         """
         finite = distance is not None and math.isfinite(distance)
         self.evaluations.pop(step, None)  # the one recorded last comes last
-        self.evaluations[step] = Evaluated(float(distance) if finite else None, protocol)
+        self.evaluations[step] = Evaluation(float(distance) if finite else None, protocol)
         self._write_evaluations()
 
     def pin(self, step: int) -> None:
-        """Writes down that a step is kept for good."""
+        """Record that a step is never deleted."""
         if step not in self.pinned:
             self.pinned.add(step)
             self._write_pinned()
 
     def discard_evaluation(self, step: int) -> None:
-        """Strikes out a step's evaluation, if there is one: it was of another state."""
+        """Remove a step's evaluation, if there is one."""
         if self.evaluations.pop(step, None):
             self._write_evaluations()
 
     def discard_after(self, step: int) -> None:
-        """Strikes out the evaluations and pins of later steps."""
+        """Remove the evaluations and pins of later steps."""
         if any(at > step for at in self.evaluations):
-            self.evaluations = {at: evaluated for at, evaluated in self.evaluations.items() if at <= step}
+            self.evaluations = {at: evaluation for at, evaluation in self.evaluations.items() if at <= step}
             self._write_evaluations()
         if any(at > step for at in self.pinned):
             self.pinned = {at for at in self.pinned if at <= step}
             self._write_pinned()
 
     def copy_evaluation(self, step: int, checkpoint: Path) -> None:
-        """Leaves a step's evaluation, if there is one, in its checkpoint, for this to be moved away."""
+        """Write a step's evaluation, if there is one, into its checkpoint's folder, which is to be moved away."""
         if step in self.evaluations:
             write_atomically(checkpoint / EVALUATIONS, _evaluations_text({step: self.evaluations[step]}))
 
@@ -106,29 +106,30 @@ class CheckpointRecords:
         broadcast_from_primary(lambda: write_atomically(self._directory / PINNED, text))
 
 
-def _read_evaluations(path: Path) -> dict[int, Evaluated]:
-    """By step, in the order in which they were recorded; none where the file is missing or damaged."""
+def _read_evaluations(path: Path) -> dict[int, Evaluation]:
+    """Read evaluations by step, in the order in which they were recorded; none if the file is missing or damaged."""
     try:
         rows = json.loads(retry(lambda: path.read_text(encoding="utf-8"), f"Reading {path}"))
-        known = {int(step): Evaluated(**row) for step, row in rows.items()}
-        whole = all(
-            isinstance(x.protocol, str) and (x.distance is None or math.isfinite(x.distance)) for x in known.values()
+        evaluations = {int(step): Evaluation(**row) for step, row in rows.items()}
+        valid = all(
+            isinstance(x.protocol, str) and (x.distance is None or math.isfinite(x.distance))
+            for x in evaluations.values()
         )
-    except (OSError, ValueError, TypeError, AttributeError):  # missing, no JSON, or not what is written above
+    except (OSError, ValueError, TypeError, AttributeError):  # missing, no JSON, or other JSON
         return {}
-    return known if whole else {}
+    return evaluations if valid else {}
 
 
-def _evaluations_text(evaluations: Mapping[int, Evaluated]) -> str:
-    rows = {str(step): evaluated._asdict() for step, evaluated in evaluations.items()}
+def _evaluations_text(evaluations: Mapping[int, Evaluation]) -> str:
+    rows = {str(step): evaluation._asdict() for step, evaluation in evaluations.items()}
     return json.dumps(rows, indent=2, allow_nan=False) + "\n"
 
 
 def _read_pinned(path: Path) -> set[int]:
-    """Steps; none where the file is missing or damaged."""
+    """Read the pinned steps; none if the file is missing or damaged."""
     try:
         steps = json.loads(retry(lambda: path.read_text(encoding="utf-8"), f"Reading {path}"))
     except (OSError, ValueError):
         return set()
-    whole = isinstance(steps, list) and all(type(step) is int for step in steps)
-    return set(steps) if whole else set()
+    valid = isinstance(steps, list) and all(type(step) is int for step in steps)
+    return set(steps) if valid else set()

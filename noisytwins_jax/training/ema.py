@@ -7,13 +7,13 @@ Array = jax.Array
 
 
 def ema_decay(step: Array, batch_size: int, kimg: float, rampup: float | None, start_step: int = 0) -> Array:
-    """``0.5^(batch_size / half-life)`` with a half-life of `kimg` thousand images, or less while ramping up.
+    """Compute the decay ``0.5^(batch_size / half-life)``; the half-life is `kimg` thousand images, or less in the ramp-up.
 
     Args:
       step: updates before this one, int.
       batch_size: images a step.
       kimg: half-life in thousands of images.
-      rampup: the half-life is at most this fraction of the images seen, or ``None``. At step 0 the decay is then 0.
+      rampup: the half-life is at most this fraction of the images so far, or None. At step 0 the decay is then 0.
       start_step: the decay is 0 before it: the average is the generator itself (BigGAN starts late).
     """
     half_life = jnp.asarray(kimg * 1000.0)
@@ -24,6 +24,6 @@ def ema_decay(step: Array, batch_size: int, kimg: float, rampup: float | None, s
 
 
 def update_ema(ema: dict, variables: dict, decay: Array) -> dict:
-    """Averages the ``params`` collection and copies the others (running statistics)."""
+    """Average the ``params`` collection and copy the others (running statistics)."""
     params = jax.tree.map(lambda a, b: b + decay.astype(b.dtype) * (a - b), ema["params"], variables["params"])
     return {**variables, "params": params}

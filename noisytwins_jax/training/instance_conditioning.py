@@ -1,10 +1,8 @@
-"""From a configuration to the training images as conditions (IC-GAN, Casanova et al., NeurIPS 2021): features of an
-extractor, and neighbourhoods of each image among them.
+"""Instance conditioning of a run: features and neighbours of its training images (IC-GAN, Casanova et al., NeurIPS 2021).
 
-The extractor is one of the evaluation's, always with the preprocessing of the protocol ``clean``, whatever is evaluated
-with. ``classifier`` is trained on the training images alone, long tail and all: neither the balanced images behind the
-evaluation's classifier, nor that classifier itself, have a part in training. Features and neighbours are made once and
-kept beside the runs.
+The extractor is one of the evaluation's, always with the preprocessing of the protocol ``clean``. ``classifier`` is
+trained on the long-tailed training images alone: neither the evaluation's classifier nor the balanced images it is
+trained on are used. Features and neighbours are computed once and cached beside the runs.
 """
 
 import dataclasses
@@ -35,10 +33,10 @@ _PROTOCOL = "clean"  # of the preprocessing
 
 
 def check_instances(config: RunConfig) -> None:
-    """Looks whether there are the weights that instances need, if the configuration has any.
+    """Check that the extractor's weights are there, if the configuration has instances.
 
     Raises:
-      UserError: a file is missing; how to make it is said.
+      UserError: a file is missing; the message says how to make it.
     """
     if config.instances.neighbours > 0:
         kind, network = EXTRACTORS[config.instances.extractor]
@@ -46,12 +44,12 @@ def check_instances(config: RunConfig) -> None:
 
 
 def with_instances(config: RunConfig, splits: DataSplits, cache: Path) -> DataSplits:
-    """The same data, with their instances if the configuration has any. To be called by all processes, which share them.
+    """Add the instances to the data, if the configuration has any. All processes must call it.
 
     Args:
-      config: the run.
-      splits: its data.
-      cache: folder beside the runs, of features and neighbours.
+      config: the run's configuration.
+      splits: the run's data.
+      cache: folder of features and neighbours, shared by runs.
 
     Raises:
       UserError: in all processes: more neighbours than images, or no weights.
@@ -65,20 +63,22 @@ def with_instances(config: RunConfig, splits: DataSplits, cache: Path) -> DataSp
         )
     kind, network = EXTRACTORS[config.instances.extractor]
     extractor = _classifier(train, cache) if kind == CLASSIFIER else _network(config, kind, network)
-    batch = 8 if jax.default_backend() == "cpu" and kind != CLASSIFIER else 64  # see `evaluation_numbers.settings_of`
-    found = real_features(train, extractor, cache, per_device_batch=batch, logits=False)
+    batch = (
+        8 if jax.default_backend() == "cpu" and kind != CLASSIFIER else 64
+    )  # see `evaluation.run_evaluation.get_settings`
+    extracted = real_features(train, extractor, cache, per_device_batch=batch, logits=False)
 
-    def make() -> InstanceTable:
-        features = unit_features(found.features)
-        neighbours = _kept(cache / "neighbours", features, k)
-        # Half of float32's memory: entries of vectors of unit length need no more digits.
+    def build() -> InstanceTable:
+        features = unit_features(extracted.features)
+        neighbours = _cached_neighbours(cache / "neighbours", features, k)
+        # Half of float32's memory: entries of unit vectors need no more digits.
         return build_instance_table(features.astype(jnp.bfloat16), neighbours, train.labels, train.num_classes)
 
-    return dataclasses.replace(splits, instances=broadcast_from_primary(make))
+    return dataclasses.replace(splits, instances=broadcast_from_primary(build))
 
 
 def abstract_table(config: RunConfig, num_classes: int, sharding: jax.sharding.Sharding) -> InstanceTable | None:
-    """The shapes of a table of as many images as there are neighbours, for programs whose data are not there."""
+    """Return the shapes of a table of as many images as neighbours, to compile programs without data."""
     k = config.instances.neighbours
     if not k:
         return None
@@ -91,11 +91,11 @@ def abstract_table(config: RunConfig, num_classes: int, sharding: jax.sharding.S
 
 
 def _classifier(train: ImageSource, cache: Path) -> FeatureExtractor:
-    def make() -> tuple[Any, dict[str, Any]]:
-        found = load_or_train_classifier(train, cache)
-        return found.variables, found.description
+    def load() -> tuple[Any, dict[str, Any]]:
+        classifier = load_or_train_classifier(train, cache)
+        return classifier.variables, classifier.description
 
-    return classifier_extractor(*broadcast_from_primary(make))
+    return classifier_extractor(*broadcast_from_primary(load))
 
 
 def _network(config: RunConfig, kind: str, network: str) -> FeatureExtractor:
@@ -103,8 +103,8 @@ def _network(config: RunConfig, kind: str, network: str) -> FeatureExtractor:
         return load_extractor(kind, network, _PROTOCOL, config.evaluation.weights)
 
 
-def _kept(folder: Path, features: np.ndarray, k: int) -> np.ndarray:
-    """Neighbourhoods of features, from the folder if they are there and whole; else found and kept there."""
+def _cached_neighbours(folder: Path, features: np.ndarray, k: int) -> np.ndarray:
+    """Load the neighbourhoods of features from the folder; if they are missing or damaged, compute and store them."""
     digest = hashlib.sha256(f"{features.shape} {k}".encode())
     for module in (nearest_neighbours, pairwise_distances):
         digest.update(Path(module.__file__).read_bytes())
@@ -123,5 +123,5 @@ def _kept(folder: Path, features: np.ndarray, k: int) -> np.ndarray:
 
 
 def nearest_others(features: np.ndarray, k: int) -> np.ndarray:
-    """Indices int64 ``[n, k]`` of the k nearest other rows of ``[n, d]``, nearest first."""
+    """Return the indices int64 ``[n, k]`` of the k nearest other rows of ``[n, d]``, nearest first."""
     return nearest_neighbours.nearest(queries=features, keys=features, k=k, exclude_self=True)[1]

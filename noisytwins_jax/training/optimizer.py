@@ -1,4 +1,4 @@
-"""Adam as the published runs use it: corrected for lazy regularisation."""
+"""Adam, corrected for lazy regularisation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ PyTree = Any
 
 
 def lazy_rates(learning_rate: float, beta1: float, beta2: float, interval: int) -> tuple[float, float, float]:
-    """Adam's learning rate and decays, corrected for a regulariser's own updates (StyleGAN2, appendix B).
+    """Compute Adam's learning rate and decays, corrected for a lazy regulariser's updates (StyleGAN2, appendix B).
 
     With k = `interval` and r = k/(k+1): ``(learning_rate·r, β₁ʳ, β₂ʳ)``. As published, k = 1 corrects nothing.
     """
@@ -25,14 +25,14 @@ def lazy_rates(learning_rate: float, beta1: float, beta2: float, interval: int) 
 def lazy_adam(
     config: OptimizerConfig, learning_rate: float, interval: int, unreached: Sequence[tuple[str, ...]] = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam corrected by `lazy_rates`. One optimiser state serves the main updates and the regulariser's.
+    """Build Adam corrected by `lazy_rates`, with one optimiser state for the main updates and the regulariser's.
 
     Args:
       config: epsilon, and decays before correction.
       learning_rate: before correction.
-      interval: main updates between two of the regulariser's.
-      unreached: paths, or beginnings of paths, of parameters that the regulariser does not depend on. The published
-        updates leave those, and their moments and step counts, alone; so does ``update(..., regularization=True)``.
+      interval: main updates between two of the regulariser.
+      unreached: paths, or prefixes of paths, of parameters that the regulariser does not depend on. The published
+        updates do not change those, nor their moments and step counts; nor does ``update(..., regularization=True)``.
     """
     lr, beta1, beta2 = lazy_rates(learning_rate, config.beta1, config.beta2, interval)
     adam = optax.adam(lr, b1=beta1, b2=beta2, eps=config.epsilon)
@@ -44,21 +44,19 @@ def lazy_adam(
             return jax.tree.map(jnp.zeros_like, gradients), state
         return adam.update(gradients, state, params)
 
-    def label(params: PyTree) -> PyTree:
-        def of(path: tuple, _: Any) -> str:
-            keys = tuple(entry.key for entry in path)
-            return "unreached" if any(keys[: len(prefix)] == prefix for prefix in unreached) else "reached"
+    def label(path: tuple, _: Any) -> str:
+        keys = tuple(entry.key for entry in path)
+        return "unreached" if any(keys[: len(prefix)] == prefix for prefix in unreached) else "reached"
 
-        return jax.tree_util.tree_map_with_path(of, params)
-
-    idle = optax.GradientTransformationExtraArgs(adam.init, update)
-    return optax.partition({"reached": adam, "unreached": idle}, label)
+    skipping = optax.GradientTransformationExtraArgs(adam.init, update)
+    transforms = {"reached": adam, "unreached": skipping}
+    return optax.partition(transforms, lambda params: jax.tree_util.tree_map_with_path(label, params))
 
 
 def row_major(tree: PyTree) -> PyTree:
-    """The same arrays, laid out in memory as the state is between programs: last axis fastest. For inside a program.
+    """Constrain arrays to row-major memory layout (last axis fastest), as the state has it; call inside a program.
 
-    Left to itself, the TPU compiler keeps weight gradients as a convolution leaves them, and copies parameters and
+    Otherwise the TPU compiler leaves weight gradients in the layout of a convolution's output, and copies parameters and
     moments into that layout and back for the optimiser.
     """
     return jax.tree.map(lambda x: with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim)))), tree)

@@ -1,4 +1,4 @@
-"""Where a training run's time and memory go: figures for the log, and a trace of a few steps."""
+"""Profiling of training: speed and memory for the log, and a trace of a few steps."""
 
 import contextlib
 import time
@@ -10,14 +10,14 @@ import jax
 
 from noisytwins_jax.config.groups import traced_steps
 
-SPEED = ("img_per_second", "ms_per_step", "input_wait", "device_memory_gb")  # in the log; not what is trained
+SPEED_METRICS = ("img_per_second", "ms_per_step", "input_wait", "device_memory_gb")  # they differ from run to run
 
 
 class Stopwatch:
-    """Time of training steps, and the part of it spent waiting for input; other work can be left out.
+    """Timer of training steps and of the time spent waiting for input; it can be paused for other work.
 
     Args:
-      clock: seconds, monotonic; replaced in tests.
+      clock: returns seconds, monotonic; replaced in tests.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
@@ -25,54 +25,54 @@ class Stopwatch:
         self.reset()
 
     def reset(self) -> None:
-        """Start again from zero."""
+        """Restart from zero."""
         self._seconds = self._waited = 0.0
         self._since = self._clock()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """The time inside counts as waiting for input."""
+        """Count the time inside as waiting for input."""
         began = self._clock()
         yield
         self._waited += self._clock() - began
 
     def pause(self) -> None:
-        """What follows, until `resume`, is no training: evaluation, writing, pictures."""
+        """Stop counting until `resume`: for evaluation, writing, pictures."""
         self._seconds += self._clock() - self._since
 
     def resume(self) -> None:
-        """Training goes on."""
+        """Count time as training again."""
         self._since = self._clock()
 
     def lap(self, steps: int, images_per_step: int) -> dict[str, float]:
-        """Figures of the `steps` since the last lap; starts the next.
+        """Compute the speed of the `steps` since the last lap, and start the next.
 
         Returns:
           ``img_per_second`` (real images over all devices), ``ms_per_step``, ``input_wait`` (fraction of the time), and,
-          where devices tell, ``device_memory_gb`` (the most that the first local device has held so far).
+          where the backend reports it, ``device_memory_gb`` (peak of the first local device).
         """
         self.pause()
         self.resume()
         seconds, waited = max(self._seconds, 1e-9), self._waited
         self._seconds = self._waited = 0.0
-        figures = {
+        metrics = {
             "img_per_second": steps * images_per_step / seconds,
             "ms_per_step": 1000 * seconds / max(steps, 1),
             "input_wait": waited / seconds,
         }
         memory = jax.local_devices()[0].memory_stats() or {}
         if "peak_bytes_in_use" in memory:
-            figures["device_memory_gb"] = memory["peak_bytes_in_use"] / 1e9
-        return figures
+            metrics["device_memory_gb"] = memory["peak_bytes_in_use"] / 1e9
+        return metrics
 
 
 class Tracer:
-    """Writes a trace of some steps into ``<workdir>/profile``, for TensorBoard's profiler or Perfetto.
+    """Recorder of a trace of some steps in ``<workdir>/profile``, for TensorBoard's profiler or Perfetto.
 
     Args:
       steps: ``config.profile.steps``; see `traced_steps`.
-      workdir: the run.
-      enabled: one process of a run traces; in the others this does nothing.
+      workdir: the run's directory.
+      enabled: whether to trace; one process of a run does.
     """
 
     def __init__(self, steps: str, workdir: Path, enabled: bool = True):
@@ -81,13 +81,13 @@ class Tracer:
         self._active = False
 
     def before(self, first: int, last: int) -> None:
-        """To be called before steps `first` to `last` (from 1), which run together."""
+        """Start the trace if it is due; call it before steps `first` to `last` (from 1), which run together."""
         if self._steps is not None and not self._active and first <= self._steps[1] and last >= self._steps[0]:
             jax.profiler.start_trace(self.directory)
             self._active = True
 
     def after(self, last: int, result: Any) -> bool:
-        """To be called after step `last` with arrays that it computed; whether a trace was finished."""
+        """Return whether a trace was finished; call it after step `last`, with arrays that the step computed."""
         if not self._active or last < self._steps[1]:
             return False
         jax.block_until_ready(result)
@@ -95,7 +95,7 @@ class Tracer:
         return True
 
     def close(self) -> None:
-        """Ends a trace that is under way."""
+        """End a running trace."""
         if self._active:
             jax.profiler.stop_trace()
         self._steps, self._active = None, False

@@ -1,6 +1,6 @@
-"""The images of a run, the generator of one of its checkpoints, and a sampler of it: what the verbs begin with.
+"""Loading of a run's data and of a checkpoint's state, with checks that all processes agree.
 
-In a run of several processes all of them call these functions.
+In a run of several processes, all of them must call these functions.
 """
 
 from collections.abc import Mapping
@@ -26,22 +26,22 @@ from noisytwins_jax.utils.sharding import Layout
 
 
 def load_run_data(config: RunConfig, arguments: Mapping[str, Any] | None = None) -> DataSplits:
-    """The images of a run, when all of its processes have them and agree on everything that they must.
+    """Load the data of a run, and check that all of its processes have the same.
 
     Raises:
-      UserError: in all processes: the images cannot be had, or the processes differ in configuration, `arguments`, code,
+      UserError: in all processes: the data cannot be loaded, or the processes differ in configuration, `arguments`, code,
         version of JAX or images.
     """
     with raise_on_all_processes():
         splits = load_data(config.data)
-    agree(config, arguments, {"the training images": splits.train.fingerprint})
+    check_run_consistency(config, arguments, {"the training images": splits.train.fingerprint})
     return splits
 
 
-def agree(
+def check_run_consistency(
     config: RunConfig, arguments: Mapping[str, Any] | None = None, others: Mapping[str, str] | None = None
 ) -> None:
-    """Refuses processes that differ in the configuration, `arguments`, the code, the version of JAX, or `others`.
+    """Check that all processes have the same configuration, `arguments`, code, version of JAX, and `others`.
 
     Raises:
       UserError: in all processes.
@@ -55,12 +55,11 @@ def agree(
 def restore_generator(
     config: RunConfig, workdir: str | Path, which: str = "latest", **arguments: Any
 ) -> tuple[DataSplits, Path, int, dict[str, Any]]:
-    """The data, the opened workdir, and step and variables of a checkpoint's averaged generator.
-
-    Processes that differ in `arguments` are refused, as those that differ in the configuration are.
+    """Return the data, the opened workdir, and step and variables of a checkpoint's averaged generator.
 
     Raises:
-      UserError: as `evaluate`.
+      UserError: as `check_has_checkpoint`, `load_run_data` (`arguments` too must be the same in all processes),
+        `open_workdir` and `restore_ema`.
     """
     check_has_checkpoint(workdir, which)
     splits = load_run_data(config, arguments)
@@ -73,10 +72,10 @@ def restore_generator(
 
 
 def check_has_checkpoint(workdir: str | Path, which: str | int) -> None:
-    """Refuses a directory without checkpoints, and names of checkpoints that cannot be.
+    """Check that a workdir has checkpoints, and that `which` is latest, best or a step.
 
     Raises:
-      UserError: in these cases.
+      UserError: otherwise.
     """
     if which not in ("latest", "best") and not str(which).isdigit():
         raise UserError(f"--checkpoint={which} is no checkpoint; give latest, best or a step, for example 1000.")
@@ -92,19 +91,19 @@ def check_has_checkpoint(workdir: str | Path, which: str | int) -> None:
 
 
 def restore_ema(config: RunConfig, workdir: Path, which: str | int, model: Model) -> tuple[int, dict[str, Any]]:
-    """Step and variables of a checkpoint's averaged generator.
+    """Return step and variables of a checkpoint's averaged generator.
 
     Raises:
       UserError: there is no such checkpoint, none can be read, or it is of another architecture.
     """
-    layout = Layout(fsdp=jax.device_count())  # spread as thin as can be, whatever it was trained on
+    layout = Layout(fsdp=jax.device_count())  # split over all devices, whatever it was trained on
     abstract = TrainingStep(config, model).abstract_state(layout.state_shardings).ema
     step, state = _restore(workdir, which, {"ema": abstract})
     return step, state["ema"]
 
 
 def restore_state(config: RunConfig, workdir: Path, which: str | int, model: Model) -> tuple[int, TrainState]:
-    """Step and whole state of a checkpoint, in this process; as `restore_ema` otherwise."""
+    """Return step and whole state of a checkpoint, on one device of this process; raises as `restore_ema`."""
     layout = Layout(jax.local_devices()[:1])
     return _restore(workdir, which, TrainingStep(config, model).abstract_state(layout.state_shardings))
 

@@ -1,4 +1,4 @@
-"""A run under way: what its loop and hooks work with, and the checkpoint or fresh state that it starts from."""
+"""The resources of a run that its loop and hooks share, and the checkpoint or new state that it starts from."""
 
 import sys
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.pipeline import TrainingBatches, training_batches
 from noisytwins_jax.data.source import DataSplits, LabelledImages
 from noisytwins_jax.training.checkpoint import Checkpoints
-from noisytwins_jax.training.fault_tolerance.collapse_log import discard_alarms_after, count_returns
+from noisytwins_jax.training.fault_tolerance.collapse_log import count_returns, discard_alarms_after
 from noisytwins_jax.training.fault_tolerance.consistency import check_consistency, check_same_data
 from noisytwins_jax.training.fault_tolerance.signals import StopSignal
 from noisytwins_jax.training.fault_tolerance.watchdog import TRAINING, Watchdog
@@ -25,7 +25,7 @@ from noisytwins_jax.utils.multihost import broadcast_from_primary, print_on_prim
 
 
 class Run(NamedTuple):
-    """A run under way: all that the loop and its hooks work with, but its state."""
+    """The resources of a run that the loop and its hooks share; all but its state."""
 
     config: RunConfig
     splits: DataSplits
@@ -77,7 +77,7 @@ def process_batches(config: RunConfig, splits: DataSplits) -> TrainingBatches:
 
 
 def restore_or_init(run: Run, rewind: Rewind | None = None) -> tuple[TrainState, int]:
-    """Restore state and step of the newest checkpoint, with the data and the log where they were then; or start fresh.
+    """Restore state and step of the newest checkpoint, and rewind data and log to it; or start a new run.
 
     Raises:
       UserError: the processes do not see the same checkpoints, none can be read, or they are of other images.
@@ -95,7 +95,7 @@ def restore_or_init(run: Run, rewind: Rewind | None = None) -> tuple[TrainState,
         run.batches.restore(restored.data)
     run.writer.truncate_after(start or -1)  # a run that starts over logs its step 0 again
     returns = count_returns(broadcast_from_primary(lambda: discard_alarms_after(run.workdir, start)))
-    if returns > known:  # the checkpoint is of before these
+    if returns > known:  # the checkpoint was saved before these
         state = change_after_collapses(state, run.config.collapse, returns - known)
         rates = " and ".join(f"{float(rate):g} ({name})" for name, rate in state.rates._asdict().items())
         print_on_primary(f"Resuming after a collapse from step {start}, with learning rates times {rates}.")
@@ -108,7 +108,7 @@ def restore_or_init(run: Run, rewind: Rewind | None = None) -> tuple[TrainState,
 
 
 def watched_batches(run: Run) -> Iterator[LabelledImages]:
-    """Yield the run's batches, while the watchdog and the stopwatch know of the waiting."""
+    """Yield the run's batches; report the waiting to the watchdog and the stopwatch."""
     while True:
         run.watchdog.heartbeat(doing="waiting for input")
         with run.stopwatch.waiting():

@@ -1,4 +1,4 @@
-"""Everything training needs to go on, as one tree."""
+"""The state of training, as one tree."""
 
 from typing import Any, NamedTuple
 
@@ -15,23 +15,22 @@ Array = jax.Array
 PyTree = Any
 
 
-@flax.struct.dataclass
-class NetworkState:
-    """One network: trained parameters, other variables (running statistics), optimiser state, updates done."""
+class NetworkState(flax.struct.PyTreeNode):
+    """State of one network: parameters, other variables (running statistics), optimiser state, updates done."""
 
     params: PyTree
     stats: PyTree
     opt_state: PyTree
-    updates: Array  # int32, main updates so far; regularisation's own updates are not counted
+    updates: Array  # int32, main updates so far; updates of lazy regularisers are not counted
 
     @property
     def variables(self) -> dict:
-        """The tree that ``module.apply`` takes."""
+        """Return the variables that ``module.apply`` takes."""
         return {"params": self.params, **self.stats}
 
 
 class AdaState(NamedTuple):
-    """Adaptive augmentation: its probability, and what the controller has seen since it last moved it; float32."""
+    """State of adaptive augmentation: its probability, and statistics since it was last adjusted; float32."""
 
     p: Array
     sign_sum: Array  # of the signs of logits of real images
@@ -39,15 +38,14 @@ class AdaState(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What learning rates are multiplied by, 1 unless somebody steps in; 0 freezes a network; float32."""
+    """Factors on the learning rates, 1 unless an intervention changes them; 0 freezes a network; float32."""
 
     generator: Array
     discriminator: Array
 
 
-@flax.struct.dataclass
-class TrainState:
-    """State of a run. `key` never changes: draws are folded from it, the step and their purpose."""
+class TrainState(flax.struct.PyTreeNode):
+    """State of a run. `key` never changes: the keys of random inputs are folded from it, the step and their purpose."""
 
     key: Array
     generator: NetworkState
@@ -56,13 +54,11 @@ class TrainState:
     ada: AdaState
     losses: dict[str, PyTree]  # states of the losses that are switched on, by name
     rates: Rates
-    singular_vectors: dict[
-        str, PyTree
-    ]  # bases of the leading singular vectors of either network's weights, where watched
+    singular_vectors: dict[str, PyTree]  # bases of each network's leading singular vectors; empty if not computed
 
     @property
     def step(self) -> Array:
-        """Generator updates done, int32."""
+        """Return the generator's updates so far, int32."""
         return self.generator.updates
 
 
@@ -75,10 +71,10 @@ def create_state(
     ada_p: float,
     watch_singular_values: bool = False,
 ) -> TrainState:
-    """A fresh state; to be called inside ``jit`` so that it is born with its sharding."""
+    """Create the state at the start of training; call inside ``jit``, so that it is created with its sharding."""
     key = jax.random.key(seed)
 
-    def network(variables: dict, optimizer: optax.GradientTransformation) -> NetworkState:
+    def create_network(variables: dict, optimizer: optax.GradientTransformation) -> NetworkState:
         stats = {name: tree for name, tree in variables.items() if name != "params"}
         params = variables["params"]
         return NetworkState(params, stats, optimizer.init(params), jnp.int32(0))
@@ -86,8 +82,8 @@ def create_state(
     g_variables, d_variables = model.init(jax.random.fold_in(key, 0))
     return TrainState(
         key=key,
-        generator=network(g_variables, generator_optimizer),
-        discriminator=network(d_variables, discriminator_optimizer),
+        generator=create_network(g_variables, generator_optimizer),
+        discriminator=create_network(d_variables, discriminator_optimizer),
         ema=jax.tree.map(jnp.copy, g_variables),
         ada=AdaState(jnp.float32(ada_p), jnp.float32(0.0), jnp.float32(0.0)),
         rates=Rates(jnp.float32(1.0), jnp.float32(1.0)),

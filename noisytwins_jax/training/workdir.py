@@ -1,4 +1,4 @@
-"""A run's directory: what it was made with, and whether it can be used."""
+"""A run's directory: checks that it can be used, and the files that describe the run."""
 
 import json
 import os
@@ -7,23 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from clu import parameter_overview
 
 from noisytwins_jax.config import RunConfig, differences, flatten
+from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.files import write_atomically
+from noisytwins_jax.utils.multihost import print_on_primary
 from noisytwins_jax.utils.retry import retry
 
 CONFIG_FILE = "config.json"
 CLASSES_FILE = "classes.json"
+PARAMETERS_FILE = "parameters.txt"
 
 
 def open_workdir(path: str | Path, config: RunConfig) -> Path:
-    """Makes the directory if need be, compares its configuration with this one, and turns on the compilation cache.
+    """Create the directory if needed, check its configuration against this one, and turn on the compilation cache.
 
-    Compiled programs and the feature classifier are kept in ``cache/`` beside the workdir, for other runs to use.
+    Compiled programs and the feature classifier are cached in ``cache/`` beside the workdir, for other runs to use.
 
     Raises:
-      UserError: it is not local, cannot be written, or was made with a configuration that trains differently.
+      UserError: it is not local, cannot be written, or belongs to a configuration that trains differently.
     """
     if "://" in os.fspath(path):
         raise UserError(f"The workdir {path} is not a local directory; give one, and copy it elsewhere afterwards.")
@@ -36,58 +40,81 @@ def open_workdir(path: str | Path, config: RunConfig) -> Path:
         raise UserError(
             f"The workdir {workdir} cannot be written ({error.strerror}); give another --workdir."
         ) from None
-    known = read_config(workdir)
-    if known is not None:
-        changed = differences(known, json.loads(_as_text(config)))  # both as JSON has them: a tuple is a list there
+    saved = read_config(workdir)
+    if saved is not None:
+        changed = differences(saved, json.loads(_config_text(config)))  # both from JSON, which has no tuples
         if changed:
             raise UserError(
                 f"The workdir {workdir} was made with another configuration: {'; '.join(changed)}. Give another "
-                "--workdir for the new configuration, or the old values to go on."
+                "--workdir for the new configuration, or the old values to continue."
             )
     use_compilation_cache(workdir)
     return workdir
 
 
 def write_config(workdir: Path, config: RunConfig) -> None:
-    """Writes down what an opened workdir's run is trained with; for the one who trains."""
+    """Write the configuration of a run that trains to its workdir."""
     if jax.process_index() == 0:
-        write_atomically(workdir / CONFIG_FILE, _as_text(config))
+        write_atomically(workdir / CONFIG_FILE, _config_text(config))
+
+
+def write_parameter_overview(workdir: Path, state: TrainState) -> None:
+    """Write tables of both networks' parameters to ``parameters.txt``, and print their totals.
+
+    With several devices the tables have the shardings: the mesh axis, if any, that splits each axis of an array.
+
+    Args:
+      workdir: the run's directory.
+      state: arrays or `jax.ShapeDtypeStruct`, with shardings.
+    """
+    networks = {"generator": state.generator.params, "discriminator": state.discriminator.params}
+    include_stats = "sharding" if any(x.sharding.num_devices > 1 for x in jax.tree.leaves(networks)) else False
+    totals, tables = [], []
+    for name, params in networks.items():
+        table = parameter_overview.get_parameter_overview(params, include_stats=include_stats)
+        table, _, _ = table.rpartition("\n")  # clu's total is a float where a parameter is a scalar
+        totals.append(f"{name}: {sum(x.size for x in jax.tree.leaves(params)):,}")
+        tables.append(f"{totals[-1].capitalize()} parameters\n{table}\n")
+    path = workdir / PARAMETERS_FILE
+    if jax.process_index() == 0:
+        write_atomically(path, "\n".join(tables))
+    print_on_primary(f"{totals[0].capitalize()} parameters, {totals[1]}; the tables are in {path}.")
 
 
 def write_classes(workdir: Path, channels: int, class_names: Sequence[str]) -> None:
-    """Writes down what a run's images are of, so that its generator can be used without them."""
+    """Write the classes and channels of a run's images, so that its generator can be used without the data."""
     text = json.dumps({"channels": channels, "class_names": list(class_names)}, indent=2, ensure_ascii=False) + "\n"
     if jax.process_index() == 0:
         write_atomically(workdir / CLASSES_FILE, text)
 
 
 def read_classes(workdir: Path) -> tuple[int, tuple[str, ...]]:
-    """Channels of a run's images, and the names of its classes.
+    """Read the number of channels of a run's images, and the names of its classes.
 
     Raises:
-      UserError: they are not written down.
+      UserError: the file is missing or damaged.
     """
     path = workdir / CLASSES_FILE
     try:
-        found = json.loads(retry(path.read_text, f"Reading {path}"))
-        return int(found["channels"]), tuple(map(str, found["class_names"]))
+        classes = json.loads(retry(path.read_text, f"Reading {path}"))
+        return int(classes["channels"]), tuple(map(str, classes["class_names"]))
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing, as in runs of an earlier version; the command that trained the run writes it when it is "
-            "given once more."
+            f"{path} is missing, as in runs of an earlier version; run the command that trained the run once more to "
+            "write it."
         ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{path} is not as this program writes it; give the command that trained the run once more."
+            f"{path} is not as this program writes it; run the command that trained the run once more."
         ) from None
 
 
-def _as_text(config: RunConfig) -> str:
+def _config_text(config: RunConfig) -> str:
     return json.dumps(flatten(config), indent=2) + "\n"
 
 
 def read_config(workdir: Path) -> dict | None:
-    """The flattened configuration a workdir was made with, or ``None`` if it is new."""
+    """Read the flattened configuration of a workdir; None if it has none."""
     path = workdir / CONFIG_FILE
     try:
         return json.loads(retry(path.read_text, f"Reading {path}"))
@@ -98,7 +125,7 @@ def read_config(workdir: Path) -> dict | None:
 
 
 def cache_dir(workdir: Path) -> Path:
-    """Where runs beside each other share what is dear to make."""
+    """Return the folder of cached results that are expensive to compute, shared by runs in the same folder."""
     return workdir.parent / "cache"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from waiting import TIMEOUT
 
 from noisytwins_jax.config import RunConfig, default_config, parse_config
-from noisytwins_jax.training.profiling import SPEED
+from noisytwins_jax.training.profiling import SPEED_METRICS
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.logging import read_metrics
 
@@ -102,7 +102,7 @@ def final_checkpoint(workdir: Path, **changes: Any) -> dict[str, np.ndarray]:
 
 def curves(workdir: Path) -> list[dict]:
     """What was logged, without how fast it was."""
-    return [{k: v for k, v in record.items() if k not in SPEED} for record in read_metrics(workdir)]
+    return [{k: v for k, v in record.items() if k not in SPEED_METRICS} for record in read_metrics(workdir)]
 
 
 if __name__ == "__main__":

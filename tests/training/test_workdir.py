@@ -1,12 +1,25 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import jax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from tiny_run import tiny_config
+from waiting import TIMEOUT
 
-from noisytwins_jax.training.workdir import CONFIG_FILE, open_workdir, use_compilation_cache, write_config
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.training.workdir import (
+    CONFIG_FILE,
+    PARAMETERS_FILE,
+    open_workdir,
+    use_compilation_cache,
+    write_config,
+    write_parameter_overview,
+)
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.files import write_atomically
 
@@ -30,7 +43,7 @@ def test_what_is_only_watched_may_change(tmp_path):
     before = (tmp_path / CONFIG_FILE).read_text()
     longer = tiny_config(total_kimg=99.0, **{"evaluation.neighbours": 3})
     open_workdir(tmp_path, longer)
-    assert (tmp_path / CONFIG_FILE).read_text() == before  # only who trains writes
+    assert (tmp_path / CONFIG_FILE).read_text() == before  # only a run that trains writes
     write_config(tmp_path, longer)
     assert json.loads((tmp_path / CONFIG_FILE).read_text())["total_kimg"] == 99.0
 
@@ -65,6 +78,34 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         write_atomically(tmp_path / "a", "new")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "old")]
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_overview_of_the_parameters(tmp_path, capsys, fsdp):
+    mesh = jax.sharding.AbstractMesh((1, fsdp), ("data", "fsdp"))
+
+    def shard(x):
+        return NamedSharding(mesh, PartitionSpec("fsdp") if fsdp > 1 and x.ndim == 4 else PartitionSpec())
+
+    config = tiny_config()
+    state = TrainingStep(config, build_model(config, 1, 4)).abstract_state(lambda shapes: jax.tree.map(shard, shapes))
+    write_parameter_overview(tmp_path, state)
+    sizes = [sum(x.size for x in jax.tree.leaves(network.params)) for network in (state.generator, state.discriminator)]
+    path = tmp_path / PARAMETERS_FILE
+    assert capsys.readouterr().out == (
+        f"Generator: {sizes[0]:,} parameters, discriminator: {sizes[1]:,}; the tables are in {path}.\n"
+    )
+    text = path.read_text()
+    assert f"Generator: {sizes[0]:,} parameters\n+--" in text
+    assert f"Discriminator: {sizes[1]:,} parameters\n+--" in text
+    weight = next(line for line in text.splitlines() if line.startswith("| mapping/"))
+    assert "float32" in weight
+    assert ("Sharding" in text, "'fsdp'" in text) == (fsdp > 1,) * 2
+
+
+def test_the_overview_needs_no_tensorflow():
+    program = "import sys, noisytwins_jax.training.workdir; sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=TIMEOUT)
 
 
 @pytest.mark.parametrize("variables", [{}, {"JAX_COMPILATION_CACHE_DIR": "/elsewhere"}])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing_extensions import override
 
 from noisytwins_jax.training.fault_tolerance.collapse_detector import Collapse, CollapseDetector
-from noisytwins_jax.training.fault_tolerance.collapse_log import read_collapses, count_returns, write_collapse
+from noisytwins_jax.training.fault_tolerance.collapse_log import count_returns, read_collapses, write_collapse
 from noisytwins_jax.training.hooks.base import Hook, StepEvent
 from noisytwins_jax.training.run import Rewind, Run
 from noisytwins_jax.training.state import TrainState
