@@ -246,8 +246,8 @@ def test_without_checkpoint(tmp_path, verb):
     [
         ({"classes": [0, 4]}, "There is no class 4; classes are 0 to 3."),
         ({"classes": [-1]}, "There is no class -1; classes are 0 to 3."),
-        ({"classes": []}, "There are no classes to draw; give class ids"),
-        ({"per_class": 0}, "0 images a class cannot be drawn; ask for 1 to"),
+        ({"classes": []}, "There are no classes to sample; give class ids"),
+        ({"per_class": 0}, "0 images per class cannot be sampled; ask for 1 to"),
         ({"truncation": "psi:nan"}, "Truncation psi must be finite"),
         ({"seed": -1}, "The seed -1 must be an integer from 0 to 4294967295"),
         ({"noise_mode": "loud"}, "noise_mode is 'random' or 'const' or 'none', not 'loud'."),

@@ -163,7 +163,7 @@ def test_a_sampler_runs_without_this_package(run):
     assert main(["to-jax", f"--workdir={directory / 'run'}", f"--out={path}", *truncation]) == 0
     model = load(directory / "run")
     options = {"psi": 0.7} if network == "stylegan2" else {"truncation": "std:0.5"}
-    labels, indices = model.rows([3, 1], 2)
+    labels, indices = model.labels_and_indices([3, 1], 2)
     np.savez(directory / "rows.npz", labels=labels, indices=indices, images=model.sample([3, 1], 2, seed=5, **options))
     code = (
         "import sys, jax, jax.export, numpy as np\n"

@@ -1,10 +1,10 @@
-"""Animations: images one after the other, as browsers and notebooks play them."""
+"""Animated images for browsers and notebooks."""
 
 from pathlib import Path
 
 import numpy as np
 
-from noisytwins_jax.generation.sheet_frame import check_images, display_scale, displayed
+from noisytwins_jax.generation.sheet_frame import check_images, display_scale, resize_for_display
 from noisytwins_jax.utils.errors import UserError
 
 SUFFIXES = (".gif", ".webp", ".png")  # GIF has 256 colours a frame, the others have all
@@ -13,19 +13,19 @@ SUFFIXES = (".gif", ".webp", ".png")  # GIF has 256 colours a frame, the others 
 def save_animation(
     images: np.ndarray, path: str | Path, frames_per_second: float = 24.0, scale: float | None = None
 ) -> Path:
-    """Writes images as an animation that goes round and round.
+    """Write images as an animation that loops.
 
     Args:
       images: uint8 ``[n, H, W, C]``, C = 1 or 3, n >= 2.
-      path: where to; its suffix, of `SUFFIXES`, is the format.
-      frames_per_second: above 0, at most 50: what players show.
+      path: of the file; its suffix, of `SUFFIXES`, sets the format.
+      frames_per_second: above 0, at most 50, the limit of players.
       scale: enlargement; ``display_scale(W)`` by default.
 
     Returns:
       The path.
 
     Raises:
-      UserError: other images, format or speed.
+      UserError: the images, format or speed are not supported.
     """
     path, images = Path(path), check_images(images, "images")
     if path.suffix not in SUFFIXES:
@@ -35,7 +35,7 @@ def save_animation(
     if not 0 < frames_per_second <= 50:
         raise UserError(f"{frames_per_second} frames a second cannot be shown; give more than 0, at most 50.")
     scale = display_scale(images.shape[2]) if scale is None else scale
-    first, *others = (displayed(image, scale, smooth=True) for image in images)
+    first, *others = (resize_for_display(image, scale, smooth=True) for image in images)
     options = {"lossless": True} if path.suffix == ".webp" else {}
     first.save(path, save_all=True, append_images=others, duration=1000 / frames_per_second, loop=0, **options)
     return path

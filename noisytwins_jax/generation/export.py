@@ -1,4 +1,4 @@
-"""A sampler as one file that any JAX program can call without this package, by ``jax.export``.
+"""Export of a sampler to a file that any JAX program can call without this package, by ``jax.export``.
 
     import jax
     import jax.export
@@ -8,8 +8,8 @@
     images = jax.jit(sampler.call)(np.int32([3, 7]), np.int32([0, 1]), np.uint32(0), np.float32(0.7))
 
 The weights are in the file. The arguments are class ids and numbers of samples, int32 ``[n]`` for any n; the seed, uint32;
-and for StyleGAN2 ψ, float32 (1 for none). A BigGAN has the truncation it was exported with, as its moments go with it.
-Images are uint8 ``[n, H, W, C]``. Those of ``TrainedGenerator.sample`` have the numbers ``class · 2²⁰ + 0, 1, …``.
+and for StyleGAN2 ψ, float32 (1 for none). A BigGAN has the truncation it was exported with, as its BatchNorm statistics depend on it.
+Images are uint8 ``[n, H, W, C]``. The images of ``TrainedGenerator.sample`` have the numbers ``class · 2²⁰ + 0, 1, …``.
 """
 
 from collections.abc import Sequence
@@ -31,15 +31,15 @@ Array = jax.Array
 def export_sampler(
     trained: TrainedGenerator, truncation: str | None = None, platforms: Sequence[str] = PLATFORMS
 ) -> jax.export.Exported:
-    """The sampler of a generator as an exported function; see the module.
+    """Export the sampler of a generator as a function; see the module.
 
     Args:
       trained: the generator.
-      truncation: of a BigGAN, a kind and a strength as ``"threshold:0.5"``; StyleGAN2's ψ is an argument of the result.
-      platforms: what it can run on, of `PLATFORMS`.
+      truncation: for a BigGAN, a kind and a strength as ``"threshold:0.5"``; StyleGAN2's ψ is an argument of the result.
+      platforms: platforms it can run on, of `PLATFORMS`.
 
     Raises:
-      UserError: the truncation or a platform is another, or images depend on training images (IC-GAN).
+      UserError: the truncation or a platform is not supported, or images depend on training images (IC-GAN).
     """
     for name in platforms:
         if name not in PLATFORMS:
@@ -64,15 +64,17 @@ def export_sampler(
         return program(variables, fixed, seed, labels, indices)[0]
 
     (n,) = jax.export.symbolic_shape("n")
-    rows, seed = jax.ShapeDtypeStruct((n,), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
-    arguments = (rows, rows, seed, jax.ShapeDtypeStruct((), jnp.float32)) if in_w else (rows, rows, seed)
+    integers, seed = jax.ShapeDtypeStruct((n,), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
+    arguments = (integers, integers, seed)
+    if in_w:
+        arguments += (jax.ShapeDtypeStruct((), jnp.float32),)
     return jax.export.export(jax.jit(with_psi if in_w else without_psi), platforms=tuple(platforms))(*arguments)
 
 
 def save_sampler(
     trained: TrainedGenerator, path: str | Path, truncation: str | None = None, platforms: Sequence[str] = PLATFORMS
 ) -> Path:
-    """Writes what `export_sampler` gives to a file; returns its path."""
+    """Write the result of `export_sampler` to a file and return its path."""
     content = export_sampler(trained, truncation, platforms).serialize()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

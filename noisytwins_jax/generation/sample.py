@@ -1,4 +1,4 @@
-"""``--mode=sample``: pictures from a trained run, or from a directory that ``noisytwins_jax.convert`` made."""
+"""``--mode=sample``: images from a trained run, or from a directory written by ``noisytwins_jax.convert``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from noisytwins_jax.generation.sampler import Sampler
 from noisytwins_jax.generation.sheets import image_grid
 from noisytwins_jax.generation.trained_generator import TrainedGenerator, load
 from noisytwins_jax.models.latents import Truncation
-from noisytwins_jax.training.restore import agree, check_has_checkpoint
+from noisytwins_jax.training.restore import check_has_checkpoint, check_run_consistency
 from noisytwins_jax.training.workdir import open_workdir
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.files import handle_disk_full
@@ -21,7 +21,7 @@ from noisytwins_jax.utils.multihost import broadcast_from_primary, distributed_m
 from noisytwins_jax.utils.progress_bar import images_bar
 
 FORMATS = ("grid", "npz", "files")
-_CHUNK = 1024  # images between two movements of the bar
+_CHUNK = 1024  # images between updates of the progress bar
 _LARGEST_GRID = 10_000  # images
 _LARGEST_MIX = 24  # rows and columns
 
@@ -39,32 +39,33 @@ def sample(
     frames: int = 0,
     mix_layers: str = "",
 ) -> Path:
-    """Draws images, a row a class, and writes them into ``<workdir>/samples``; several processes share the drawing.
+    """Generate images, one row per class, and write them to ``<workdir>/samples``; several processes share the work.
 
-    The images that the run was trained with are not needed.
+    The training images are not needed.
 
     Args:
-      config: the configuration the run was trained with; None for what the workdir says.
+      config: the configuration the run was trained with; None for that in the workdir.
       workdir: the run.
       which: ``"latest"``, ``"best"`` or a step.
       classes: class ids; all by default.
-      per_class: images of each class.
+      per_class: images per class.
       truncation: a strength, or a kind and a strength as ``threshold:0.5`` (see `latents`); empty for none. Without a
         kind it is ψ in W, or for BigGAN the threshold of z.
       seed: of the latents. Image j of a class has the same latents whatever the other classes.
       noise_mode: StyleGAN2's per-pixel noise, ``random``, ``const`` or ``none``; None for that of the configuration.
       formats: of `FORMATS`. ``grid``: one picture. ``npz``: ``images`` uint8 ``[n, H, W, C]``, ``labels`` ``[n]`` and the
-        ``class_names`` of all classes, as ``--mode=evaluate --images`` and other programs take them. ``files``: a PNG an
-        image in a folder a class.
-      frames: above 0, an animation instead: so many frames from each image to the next, and from the last to the first.
-      mix_layers: ``4-7``, a picture of mixed styles instead (StyleGAN2): each image in a row with these layers of each in a
-        column, both as drawn.
+        ``class_names`` of all classes, as ``--mode=evaluate --images`` and other programs take them. ``files``: one PNG
+        per image, one folder per class.
+      frames: above 0, an animation instead, with this number of frames from each image to the next and from the last to
+        the first.
+      mix_layers: as ``4-7``, a picture of style mixing instead (StyleGAN2): rows are images, in which each column replaces
+        these layers by those of another image.
 
     Returns:
-      The picture's path, or where there is none, that of the arrays or the folder.
+      The path of the picture if there is one, otherwise of the arrays or the folder.
 
     Raises:
-      UserError: no such checkpoint or class, or an argument out of range.
+      UserError: the checkpoint or class does not exist, or an argument is out of range.
     """
     _check(formats, frames, mix_layers)
     arguments = {
@@ -81,11 +82,11 @@ def sample(
     with raise_on_all_processes():
         workdir = Path(workdir).absolute() if config is None else open_workdir(workdir, config)
     trained = load(workdir, which, config)
-    agree(trained.config, arguments)
-    labels, indices = trained.rows(classes, per_class)
+    check_run_consistency(trained.config, arguments)
+    labels, indices = trained.labels_and_indices(classes, per_class)
     cut = trained.truncation(None, truncation)
-    how = f"{cut.kind}{cut.strength:g}" if cut else "untruncated"
-    stem = f"step{trained.step}-{how}-seed{seed}" + (f"-noise_{noise_mode}" if noise_mode else "")
+    name = f"{cut.kind}{cut.strength:g}" if cut else "untruncated"
+    stem = f"step{trained.step}-{name}-seed{seed}" + (f"-noise_{noise_mode}" if noise_mode else "")
     target = workdir / "samples" / stem
     with handle_disk_full(workdir):
         broadcast_from_primary(lambda: target.parent.mkdir(exist_ok=True))
@@ -94,20 +95,20 @@ def sample(
         sampler = trained.sampler(cut, seed, noise_mode, len(labels))
         if frames:
             return _write_animation(sampler, labels, indices, frames, target)
-        images = draw(sampler, labels, indices)
+        images = _generate(sampler, labels, indices)
         return broadcast_from_primary(lambda: _write(images, labels, trained.class_names, per_class, formats, target))
 
 
-def draw(sampler: Sampler, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Images uint8 ``[n, H, W, C]``, with a bar where it takes long."""
+def _generate(sampler: Sampler, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Generate images uint8 ``[n, H, W, C]`` with a progress bar; all processes share the work."""
 
     def compute(rows: np.ndarray) -> tuple[np.ndarray, ...]:
         parts = []
         with images_bar("Sampling", len(rows) * jax.process_count()) as bar:
             for start in range(0, len(rows), _CHUNK):
-                some = rows[start : start + _CHUNK]
-                parts.append(sampler(labels[some], indices[some])[0])
-                bar.update(len(some) * jax.process_count())
+                chunk = rows[start : start + _CHUNK]
+                parts.append(sampler(labels[chunk], indices[chunk])[0])
+                bar.update(len(chunk) * jax.process_count())
         return (np.concatenate(parts),)
 
     return distributed_map(compute, len(labels))[0]
@@ -116,9 +117,9 @@ def draw(sampler: Sampler, labels: np.ndarray, indices: np.ndarray) -> np.ndarra
 def _check(formats: Sequence[str], frames: int, mix_layers: str) -> None:
     for name in formats:
         if name not in FORMATS:
-            raise UserError(f"--format={name} is none of {', '.join(FORMATS)}; give some of them, with commas.")
+            raise UserError(f"--format={name} is none of {', '.join(FORMATS)}; give a comma-separated list of these.")
     if not formats:
-        raise UserError(f"--format is empty; give some of {', '.join(FORMATS)}, with commas.")
+        raise UserError(f"--format is empty; give a comma-separated list of {', '.join(FORMATS)}.")
     if frames < 0:
         raise UserError(f"--frames={frames} is below 0; give the frames from one image to the next, for example 24.")
     if frames and mix_layers:
@@ -194,10 +195,10 @@ def _write_mix(
         w = trained.sampler(in_z, seed, noise_mode, len(labels))(labels, indices)[1]
         ws = np.repeat(w[:, None], generator.num_ws, axis=1)
         mixed = np.where(np.isin(np.arange(generator.num_ws), chosen)[:, None], ws[None], ws[:, None])
-        drawn, n = trained.synthesize(ws, psi, noise_mode or "const", seed), len(labels)
+        images, n = trained.synthesize(ws, psi, noise_mode or "const", seed), len(labels)
         cells = trained.synthesize(mixed.reshape(n * n, *ws.shape[1:]), psi, noise_mode or "const", seed)
-        cells = cells.reshape(n, n, *drawn.shape[1:])
-        rows = [np.full_like(drawn[:1], 255), drawn] + [x for i in range(n) for x in (drawn[i : i + 1], cells[i])]
+        cells = cells.reshape(n, n, *images.shape[1:])
+        rows = [np.full_like(images[:1], 255), images] + [x for i in range(n) for x in (images[i : i + 1], cells[i])]
         path = target.with_name(f"{target.name}-mixed{layers}.png")
         image_grid(np.concatenate(rows), columns=n + 1).save(path)
         return path
@@ -206,7 +207,7 @@ def _write_mix(
 
 
 def _layers(text: str, num_ws: int) -> list[int]:
-    """``4-7`` or ``4`` as layers, both ends included."""
+    """Parse ``4-7`` or ``4`` as layers, both ends included."""
     first, _, last = text.partition("-")
     if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first) < num_ws):
         raise UserError(

@@ -1,4 +1,4 @@
-"""What all sheets of images have in common: type, size of display, and the frame around rows of one or more kinds of images."""
+"""Common parts of sheets of images: checks, display size, and the frame around rows of one or more kinds of images."""
 
 import math
 import os
@@ -17,7 +17,7 @@ BACKGROUND, INK, FAINT, RULE = (255, 255, 255), (28, 30, 38), (112, 116, 128), (
 LEGIBLE = 56  # pixels: images below about this side are enlarged for display
 LARGEST = 128  # pixels: images above this side are reduced for display
 GAP = 4  # pixels between neighbouring images
-MARGIN = 24  # pixels around the sheet; twice this parts its sides
+MARGIN = 24  # pixels around the sheet; twice this separates its sides
 _NARROWEST = 360  # pixels: room for the caption
 _LINE = 20  # pixels from line to line of the caption
 _BAND = 38  # pixels for a heading between rows
@@ -25,35 +25,35 @@ _BAND = 38  # pixels for a heading between rows
 
 @cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which Matplotlib bundles: the same picture on every machine."""
+    """Load DejaVu Sans as bundled with Matplotlib, so that pictures are the same on every machine."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name), size)
 
 
-def check_images(images: np.ndarray, what: str) -> np.ndarray:
-    """The images as an array, which must be uint8 [n, H, W, C], C = 1 or 3.
+def check_images(images: np.ndarray, name: str) -> np.ndarray:
+    """Check that images are uint8 [n, H, W, C], C = 1 or 3, and return them as an array.
 
     Raises:
-      UserError: they are of another type or shape; it calls them ``what``.
+      UserError: they have another type or shape; the message begins with ``name``.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise UserError(f"{what} must be uint8 [n, H, W, 1 or 3]; got {images.dtype} {list(images.shape)}.")
+        raise UserError(f"{name} must be uint8 [n, H, W, 1 or 3]; got {images.dtype} {list(images.shape)}.")
     return images
 
 
 def display_scale(side: int) -> float:
-    """The default enlargement of images ``side`` pixels wide: a whole number, or less than 1 for large images."""
+    """Return the default enlargement of images ``side`` pixels wide: a whole number, or less than 1 for large images."""
     return LARGEST / side if side > LARGEST else float(max(1, round(LEGIBLE / side)))
 
 
 def displayed_size(width: int, height: int, scale: float) -> tuple[int, int]:
-    """Width and height in pixels of an image at ``scale``."""
+    """Return width and height in pixels of an image at ``scale``."""
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def displayed(image: np.ndarray, scale: float, smooth: bool = True) -> Image.Image:
-    """Shows uint8 [H, W, C] at ``scale``: reduced by area, enlarged by bicubic interpolation or repeated pixels."""
+def resize_for_display(image: np.ndarray, scale: float, smooth: bool = True) -> Image.Image:
+    """Resize uint8 [H, W, C] by ``scale``: reduced by area, enlarged by bicubic interpolation or repeated pixels."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
     if scale == 1:
         return picture
@@ -62,18 +62,18 @@ def displayed(image: np.ndarray, scale: float, smooth: bool = True) -> Image.Ima
 
 
 def describe_scale(height: int, width: int, scale: float, smooth: bool = True) -> str:
-    """Says in words how images of ``height`` x ``width`` pixels are shown at ``scale``."""
+    """Describe in a sentence how images of ``height`` x ``width`` pixels are displayed at ``scale``."""
     size = f"Images are {width}x{height} pixels"
     if scale == 1:
         return f"{size}, shown as they are."
     if scale < 1:
         return f"{size}, reduced to {round(width * scale)}x{round(height * scale)} for display."
-    how = "by bicubic interpolation" if smooth else "by repeating pixels"
-    return f"{size}, enlarged {scale:g} times {how} for display."
+    method = "by bicubic interpolation" if smooth else "by repeating pixels"
+    return f"{size}, enlarged {scale:g} times {method} for display."
 
 
 class Frame(NamedTuple):
-    """A sheet that is drawn but for its images.
+    """A sheet with everything but its images.
 
     Attributes:
       sheet: the RGB picture, to paste images into.
@@ -88,7 +88,7 @@ class Frame(NamedTuple):
     tops: tuple[int, ...]
 
     def save(self, path: str | os.PathLike | None) -> Image.Image:
-        """The picture, written to ``path`` as PNG if there is one."""
+        """Write the picture to ``path`` as PNG unless it is None, and return it."""
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self.sheet.save(path, format="PNG")
@@ -104,16 +104,16 @@ def draw_frame(
     caption: str,
     headings: Mapping[int, str] | None = None,
 ) -> Frame:
-    """Draws the name of every row, titles above the images on each side, and a caption below.
+    """Draw the name of every row, titles above the images on each side, and a caption below.
 
     Args:
-      rows: name of each row from above: its class, with the number of training images; None where it is of no class.
+      rows: name of each row from the top: its class, with the number of training images, or None if it has no class.
       titles: of the sides, from the left.
-      widths: of each side's images, in pixels; a side is at least as wide as its title.
+      widths: of the images of each side, in pixels; a side is at least as wide as its title.
       height: of the images, in pixels.
-      below: room below the images of each row, in pixels.
-      caption: in one paragraph.
-      headings: further titles between rows, by the number of the row below.
+      below: space below the images of each row, in pixels.
+      caption: one paragraph of text.
+      headings: titles between rows, by the index of the row below.
     """
     bold, text, heading = font(14, bold=True), font(14), font(16, bold=True)
     headings = headings or {}
@@ -146,7 +146,7 @@ def draw_frame(
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Breaks text into lines at most ``width`` pixels long, at spaces."""
+    """Break text into lines at most ``width`` pixels long, at spaces."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -154,8 +154,8 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     return lines
 
 
-def shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, cut off with an ellipsis where it is more than ``width`` pixels long."""
+def truncate_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Truncate text with an ellipsis if it is longer than ``width`` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:

@@ -1,4 +1,4 @@
-"""Sheets of images: a plain grid, and real beside generated images with one row a class."""
+"""Sheets of images: a grid, and real beside generated images with one row per class."""
 
 import math
 import os
@@ -13,9 +13,9 @@ from noisytwins_jax.generation.sheet_frame import (
     check_images,
     describe_scale,
     display_scale,
-    displayed,
     displayed_size,
     draw_frame,
+    resize_for_display,
 )
 from noisytwins_jax.utils.errors import UserError
 
@@ -25,11 +25,11 @@ _TEXT = 20  # pixels: a row is at least as high as the name of its class
 def image_grid(
     images: np.ndarray, columns: int | None = None, scale: float | None = None, smooth: bool = True
 ) -> Image.Image:
-    """Lays images out in rows, filled from left to right.
+    """Lay images out in rows, filled from left to right.
 
     Args:
       images: uint8 [n, H, W, C], C = 1 or 3, n >= 1.
-      columns: images in a row; about the square root of n by default.
+      columns: images per row; about the square root of n by default.
       scale: enlargement for display; ``display_scale(W)`` by default.
       smooth: enlarge by bicubic interpolation; False repeats pixels.
 
@@ -37,14 +37,14 @@ def image_grid(
       An RGB picture.
 
     Raises:
-      UserError: the images are of another type or shape, or there are none.
+      UserError: the images have another type or shape, or there are none.
     """
     images = check_images(images, "images")
     if not len(images):
         raise UserError("A grid needs at least one image.")
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
     scale = display_scale(images.shape[2]) if scale is None else scale
-    cells = [displayed(image, scale, smooth) for image in images]
+    cells = [resize_for_display(image, scale, smooth) for image in images]
     width, height = cells[0].size
     rows = -(-len(cells) // columns)
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), BACKGROUND)
@@ -54,7 +54,7 @@ def image_grid(
 
 
 def head_to_tail(class_counts: Sequence[int] | np.ndarray, classes: Sequence[int] | None = None) -> list[int]:
-    """Class ids by falling number of training images, ties by id; all classes, or those given."""
+    """Sort class ids (all or the given ones) by descending number of training images, ties by id."""
     ids = range(len(class_counts)) if classes is None else classes
     return sorted((int(c) for c in ids), key=lambda c: (-int(class_counts[c]), c))
 
@@ -68,9 +68,9 @@ def sample_sheet(
     scale: float | None = None,
     smooth: bool = True,
 ) -> Image.Image:
-    """Draws one row a class, head to tail: real images on the left, generated ones on the right.
+    """Draw one row per class, head to tail: real images on the left, generated ones on the right.
 
-    A class with fewer real images than the widest row leaves the rest of its row empty: that is all there are.
+    The row of a class with fewer real images than the widest row is left empty at its end.
 
     Args:
       real: class id -> uint8 [m, H, W, C], C = 1 or 3. A class may be missing or empty.
@@ -78,18 +78,18 @@ def sample_sheet(
       class_names: a name for every class id.
       class_counts: number of training images of every class id.
       path: where to save the picture (PNG), or None.
-      scale: enlargement for display; ``display_scale(W)`` by default. The caption says it.
-      smooth: enlarge by bicubic interpolation, real and generated alike: 8x8 digits are hard to read as squares.
-        False repeats pixels.
+      scale: enlargement for display; ``display_scale(W)`` by default. The caption states it.
+      smooth: enlarge by bicubic interpolation, real and generated alike: 8x8 digits are hard to read as squares; False
+        repeats pixels.
 
     Returns:
       An RGB picture.
 
     Raises:
-      UserError: images of another type, or of different sizes, or none at all.
+      UserError: images have another type or different sizes, or there are none.
     """
     sets = [
-        {int(c): check_images(x, what) for c, x in images.items()} for what, images in (("real", real), ("fake", fake))
+        {int(c): check_images(x, name) for c, x in images.items()} for name, images in (("real", real), ("fake", fake))
     ]
     shapes = {x.shape[1:] for images in sets for x in images.values()}
     if len(shapes) != 1:
@@ -111,5 +111,5 @@ def sample_sheet(
     for y, c in zip(frame.tops, classes, strict=True):
         for left, images in zip(frame.lefts, sets, strict=True):
             for column, image in enumerate(images.get(c, ())):
-                frame.sheet.paste(displayed(image, scale, smooth), (left + column * (cell_w + GAP), y))
+                frame.sheet.paste(resize_for_display(image, scale, smooth), (left + column * (cell_w + GAP), y))
     return frame.save(path)

@@ -1,6 +1,6 @@
-"""Moments of activations that came with a converted BigGAN: its images are then those of the code that it was trained with.
+"""BatchNorm statistics from a converted BigGAN checkpoint, with which its images are those of the original code.
 
-A generator that was trained here has its moments taken anew for each truncation (`sampling.standing_statistics`).
+For a generator trained here they are computed for each truncation (`standing_statistics`).
 """
 
 import json
@@ -13,16 +13,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from noisytwins_jax.models.latents import Truncation
 from noisytwins_jax.utils.errors import UserError
 
-MOMENTS_FILE = "stored_moments.npz"
+STATISTICS_FILE = "stored_moments.npz"
 _NEAR = 1e-6
 
 
 class StoredStatistics(NamedTuple):
-    """Moments for some strengths of a truncation.
+    """Batch statistics for several strengths of a truncation.
 
     Attributes:
-      kind: of the truncation; None where they are of no truncation, in a single row.
-      strengths: ``[S]``, rising.
+      kind: of the truncation; None for statistics without truncation, in a single row.
+      strengths: ``[S]``, ascending.
       collections: ``{"batch_stats": …}``, every array ``[S, C]``.
     """
 
@@ -31,7 +31,7 @@ class StoredStatistics(NamedTuple):
     collections: dict[str, Any]
 
     def at(self, truncation: Truncation | None) -> dict[str, Any] | None:
-        """The collections for a truncation, between two rows linearly; None where these moments are of others."""
+        """Return the collections for a truncation, interpolating linearly between rows; None if it is not covered."""
         if self.kind is None:
             return None if truncation is not None else self._row(0, 0.0)
         if truncation is None or truncation.kind != self.kind:
@@ -45,28 +45,28 @@ class StoredStatistics(NamedTuple):
         low, high = self.strengths[above - 1], self.strengths[above]
         return self._row(above - 1, (strength - low) / (high - low))
 
-    def _row(self, row: int, share: float) -> dict[str, Any]:
-        def one(x: np.ndarray) -> np.ndarray:
-            return (x[row] if not share else (1 - share) * x[row] + share * x[row + 1]).astype(np.float32)
+    def _row(self, row: int, t: float) -> dict[str, Any]:
+        def interpolate(x: np.ndarray) -> np.ndarray:
+            return (x[row] if not t else (1 - t) * x[row] + t * x[row + 1]).astype(np.float32)
 
         flat = flatten_dict(self.collections)
-        return unflatten_dict({path: one(np.asarray(x)) for path, x in flat.items()})
+        return unflatten_dict({path: interpolate(np.asarray(x)) for path, x in flat.items()})
 
 
-def write_stored_moments(workdir: Path, step: int, moments: StoredStatistics) -> None:
-    """Writes the moments of the generator of a step into its workdir."""
-    about = json.dumps({"step": step, "kind": moments.kind})
-    flat = flatten_dict(moments.collections, sep="/")
-    np.savez(workdir / MOMENTS_FILE, about=np.array(about), strengths=moments.strengths, **flat)
+def write_stored_statistics(workdir: Path, step: int, statistics: StoredStatistics) -> None:
+    """Write the statistics of the generator of a step to its workdir."""
+    about = json.dumps({"step": step, "kind": statistics.kind})
+    flat = flatten_dict(statistics.collections, sep="/")
+    np.savez(workdir / STATISTICS_FILE, about=np.array(about), strengths=statistics.strengths, **flat)
 
 
 def read_stored_statistics(workdir: Path, step: int) -> StoredStatistics | None:
-    """What `write_stored_moments` wrote for the generator of this step, or None.
+    """Read what `write_stored_statistics` wrote for the generator of this step; return None if there is nothing.
 
     Raises:
       UserError: the file is damaged.
     """
-    path = workdir / MOMENTS_FILE
+    path = workdir / STATISTICS_FILE
     if not path.exists():
         return None
     try:
@@ -74,7 +74,7 @@ def read_stored_statistics(workdir: Path, step: int) -> StoredStatistics | None:
             content = dict(arrays)
         about = json.loads(str(content.pop("about")))
         strengths = content.pop("strengths")
-    except Exception:  # of zip archives, of NumPy and of JSON: many types
+    except Exception:  # errors of zip archives, NumPy and JSON have many types
         raise UserError(f"{path} is damaged; convert the checkpoint again into another --workdir.") from None
     if about["step"] != step:
         return None

@@ -1,4 +1,4 @@
-"""A trained generator in a program's hands: three lines from a directory to images.
+"""A trained generator for use in a program: three lines from a directory to images.
 
 from noisytwins_jax import load
 
@@ -36,8 +36,8 @@ from noisytwins_jax.utils.logging import quiet_libraries
 from noisytwins_jax.utils.multihost import local_copy
 from noisytwins_jax.utils.platform import expect_no_tpu, has_tpu
 
-_OF_A_CLASS = 2**20  # indices of samples that each class has to itself
-_BATCHES = (1, 8, 64)  # images that a device makes at once
+_INDICES_PER_CLASS = 2**20  # sample indices reserved for each class
+_BATCHES = (1, 8, 64)  # possible per_device_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +48,13 @@ class TrainedGenerator:
     rounding, not on the number of devices or the other images asked for.
 
     Attributes:
-      config: what it was trained with.
+      config: the configuration it was trained with.
       variables: Flax collections of the averaged generator, whole in this process.
-      channels: of its images.
+      channels: image channels.
       class_names: the name of every class.
-      step: generator updates done, 0 where that is not known.
-      instances: the training images' features, where it is conditioned on such.
-      moments: moments of activations that came with a converted BigGAN.
+      step: number of generator updates, 0 if unknown.
+      instances: features of the training images, where it is conditioned on them.
+      stored_statistics: BatchNorm statistics from a converted BigGAN checkpoint.
     """
 
     config: RunConfig
@@ -63,7 +63,7 @@ class TrainedGenerator:
     class_names: tuple[str, ...]
     step: int = 0
     instances: InstanceTable | None = None
-    moments: StoredStatistics | None = None
+    stored_statistics: StoredStatistics | None = None
 
     @functools.cached_property
     def model(self) -> Model:
@@ -79,20 +79,20 @@ class TrainedGenerator:
         seed: int = 0,
         noise_mode: str | None = None,
     ) -> np.ndarray:
-        """Images of some classes, `per_class` of each, class by class.
+        """Generate `per_class` images of each class, class by class.
 
         Args:
-          classes: class ids, or one; every class by default.
-          per_class: images of each.
+          classes: class ids, or a single one; every class by default.
+          per_class: images per class.
           psi: truncation in W; None or 1 for none.
           truncation: another kind and its strength, as ``"threshold:0.5"``; see `latents.TRUNCATIONS`.
           seed: of the latents, 0 to 2³² - 1.
           noise_mode: per-pixel noise ``"random"``, ``"const"`` or ``"none"``; as trained by default. StyleGAN2 only.
 
         Raises:
-          UserError: no such class, kind of truncation or noise, or a number out of range.
+          UserError: the class, kind of truncation or noise does not exist, or a number is out of range.
         """
-        labels, indices = self.rows(classes, per_class)
+        labels, indices = self.labels_and_indices(classes, per_class)
         sampler = self.sampler(self.truncation(psi, truncation), seed, noise_mode, len(labels))
         return sampler(labels, indices)[0]
 
@@ -103,8 +103,8 @@ class TrainedGenerator:
         seed: int = 0,
         truncation: str | None = None,
     ) -> np.ndarray:
-        """The w of the images that `sample` draws: float32 ``[n, D]``, untruncated in W."""
-        labels, indices = self.rows(classes, per_class)
+        """Compute w of the images that `sample` generates: float32 ``[n, D]``, untruncated in W."""
+        labels, indices = self.labels_and_indices(classes, per_class)
         cut = self.truncation(None, truncation)
         in_z = cut if cut and cut.kind != "psi" else None
         return self.sampler(in_z, seed, images=len(labels))(labels, indices)[1]
@@ -112,12 +112,12 @@ class TrainedGenerator:
     def synthesize(
         self, ws: np.ndarray, psi: float | None = None, noise_mode: str = "const", seed: int = 0
     ) -> np.ndarray:
-        """Images of points in W: StyleGAN2's synthesis network alone.
+        """Generate images from points in W with StyleGAN2's synthesis network.
 
         Args:
-          ws: float ``[n, w_dim]``, or ``[n, num_ws, w_dim]`` with each layer's own, as after mixing styles.
+          ws: float ``[n, w_dim]``, or ``[n, num_ws, w_dim]`` with each layer's own, as after style mixing.
           psi: see `sample`.
-          noise_mode: see `sample`; by default the stored noise, so that an edit changes only what it changes.
+          noise_mode: see `sample`; by default the stored noise, so that edits of w are the only change.
           seed: of random noise.
 
         Raises:
@@ -134,32 +134,32 @@ class TrainedGenerator:
             )
         strength = np.float32(1.0 if psi is None else psi)
         program = _synthesis_program(self._model_with(noise_mode))
-        rows = [program(self.variables, w, strength, np.uint32(seed), np.int32(i)) for i, w in enumerate(ws)]
-        return np.stack(jax.device_get(rows)) if rows else np.zeros((0, *self.model.image_shape), np.uint8)
+        images = [program(self.variables, w, strength, np.uint32(seed), np.int32(i)) for i, w in enumerate(ws)]
+        return np.stack(jax.device_get(images)) if images else np.zeros((0, *self.model.image_shape), np.uint8)
 
-    def rows(self, classes: Sequence[int] | int | None, per_class: int) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and sample indices ``[n]`` of `per_class` images of each of the classes (or of one), all by default.
+    def labels_and_indices(self, classes: Sequence[int] | int | None, per_class: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return labels and sample indices ``[n]`` of `per_class` images of each class (or of a single one); default: all.
 
         Raises:
-          UserError: no class, an unknown one, or no image.
+          UserError: there are no classes, an unknown one, or no images.
         """
         count = len(self.class_names)
         classes = list(range(count)) if classes is None else np.atleast_1d(classes).tolist()
         if not classes:
-            raise UserError("There are no classes to draw; give class ids, for example 0,9, or none of them for all.")
+            raise UserError("There are no classes to sample; give class ids, for example 0,9, or none of them for all.")
         unknown = [c for c in classes if c not in range(count)]
         if unknown:
             raise UserError(f"There is no class {unknown[0]!r}; classes are 0 to {count - 1}.")
-        if per_class not in range(1, _OF_A_CLASS + 1):
-            raise UserError(f"{per_class} images a class cannot be drawn; ask for 1 to {_OF_A_CLASS}.")
+        if per_class not in range(1, _INDICES_PER_CLASS + 1):
+            raise UserError(f"{per_class} images per class cannot be sampled; ask for 1 to {_INDICES_PER_CLASS}.")
         labels = np.repeat(np.asarray(classes, np.int64), per_class)
-        return labels, labels * _OF_A_CLASS + np.tile(np.arange(per_class), len(classes))
+        return labels, labels * _INDICES_PER_CLASS + np.tile(np.arange(per_class), len(classes))
 
     def truncation(self, psi: float | None, text: str | None = None) -> Truncation | None:
-        """What `sample`'s arguments say, None for no truncation.
+        """Return the truncation that the arguments of `sample` mean, None for none.
 
         Raises:
-          UserError: they say two things, or what this generator cannot do.
+          UserError: both arguments are given, or this generator cannot truncate like that.
         """
         if psi is not None and text:
             raise UserError("psi and truncation both truncate; give one of them.")
@@ -175,12 +175,12 @@ class TrainedGenerator:
     def sampler(
         self, truncation: Truncation | None = None, seed: int = 0, noise_mode: str | None = None, images: int = 64
     ) -> Sampler:
-        """What draws the images, for any labels and indices; in a run of several processes to be made by all.
+        """Build the sampler, for any labels and indices; with several processes to be called by all.
 
-        `images` says how many are wanted, about: few are then made in smaller batches.
+        `images` is the approximate number of images: a few are generated in smaller batches.
 
         Raises:
-          UserError: the seed is out of range, or there is no such noise.
+          UserError: the seed is out of range, or the kind of noise does not exist.
         """
         if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
             raise UserError(f"The seed {seed!r} must be an integer from 0 to {2**32 - 1}.")
@@ -197,17 +197,17 @@ class TrainedGenerator:
         )
 
     def variables_with_statistics(self, truncation: Truncation | None) -> dict[str, Any]:
-        """The variables, with BigGAN's moments of activations for this truncation."""
-        if self.moments is not None and (stored := self.moments.at(truncation)) is not None:
+        """Return the variables, with BigGAN's BatchNorm statistics for this truncation."""
+        if self.stored_statistics is not None and (stored := self.stored_statistics.at(truncation)) is not None:
             return {**self.variables, **stored}
         counts = self.config.evaluation.standing_passes, self.config.evaluation.standing_batch
         return standing_statistics(self.model, self.config.z, self.variables, truncation, *counts, self.instances)
 
     def stylegan2_generator(self, purpose: str) -> Any:
-        """The Flax module, for what is done in StyleGAN2's W.
+        """Return the Flax module, for operations in StyleGAN2's W.
 
         Raises:
-          UserError: this generator has no such W.
+          UserError: this generator is no StyleGAN2; the message begins with `purpose`.
         """
         if not self.config.has_mapping_network:
             raise UserError(f"{purpose} works in StyleGAN2's W, which a {self.config.network} generator does not have.")
@@ -225,7 +225,7 @@ class TrainedGenerator:
 
 @functools.lru_cache(maxsize=8)
 def _synthesis_program(model: Any) -> Any:
-    """(variables, ws ``[num_ws, w_dim]``, ψ, seed, number) → an image uint8 ``[H, W, C]``."""
+    """Build the program (variables, ws ``[num_ws, w_dim]``, ψ, seed, number) → an image uint8 ``[H, W, C]``."""
 
     @jax.jit
     def program(variables: dict, ws: jax.Array, psi: jax.Array, seed: jax.Array, number: jax.Array) -> jax.Array:
@@ -238,17 +238,17 @@ def _synthesis_program(model: Any) -> Any:
 
 
 def load(path: str | Path, checkpoint: str | int = "latest", config: RunConfig | None = None) -> TrainedGenerator:
-    """The averaged generator of a run, or of a directory that ``noisytwins_jax.convert`` made.
+    """Load the averaged generator of a run, or of a directory written by ``noisytwins_jax.convert``.
 
-    The images that it was trained with are not needed, unless it is conditioned on them (IC-GAN).
+    The training images are not needed, unless it is conditioned on them (IC-GAN).
 
     Args:
       path: the run's workdir.
       checkpoint: ``"latest"``, ``"best"`` or a step.
-      config: the run's configuration, which is otherwise that of the workdir.
+      config: the run's configuration; that in the workdir by default.
 
     Raises:
-      UserError: there is no such run or checkpoint.
+      UserError: the run or checkpoint does not exist.
     """
     quiet_libraries()
     if not has_tpu():
@@ -266,5 +266,5 @@ def load(path: str | Path, checkpoint: str | int = "latest", config: RunConfig |
     instances = None
     if config.instances.neighbours > 0:
         instances = with_instances(config, load_data(config.data), cache_dir(workdir)).instances
-    moments = read_stored_statistics(workdir, step)
-    return TrainedGenerator(config, local_copy(ema), channels, class_names, step, instances, moments)
+    statistics = read_stored_statistics(workdir, step)
+    return TrainedGenerator(config, local_copy(ema), channels, class_names, step, instances, statistics)

@@ -10,7 +10,7 @@ import numpy as np
 from noisytwins_jax.config import RunConfig, flatten, parse_flat
 from noisytwins_jax.config.presets import BIGGAN
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.generation.stored_statistics import StoredStatistics, write_stored_moments
+from noisytwins_jax.generation.stored_statistics import StoredStatistics, write_stored_statistics
 from noisytwins_jax.interop.adam import Family, adam_to_jax, set_moments
 from noisytwins_jax.interop.biggan import state_dict as biggan
 from noisytwins_jax.interop.converted_network import ConvertedNetwork
@@ -72,7 +72,7 @@ def import_run(public: PublicCheckpoint, workdir: str | Path, config: RunConfig 
     write_config(workdir, config)
     write_classes(workdir, source.channels, names)
     if model.needs_standing_statistics:
-        write_stored_moments(workdir, updates, _stored_statistics(public, source))
+        write_stored_statistics(workdir, updates, _stored_statistics(public, source))
     with Checkpoints(workdir, writable=True) as checkpoints:
         position = {"next_index": updates * config.optimizer.discriminator_updates}
         checkpoints.save(updates, state, position, flatten(config), wait=True)

@@ -19,7 +19,7 @@ CLASSES = tuple("abcd")
 
 @functools.cache
 def trained(**changes):
-    """A generator with drawn weights, whose images depend on w: 8 px, grey, four classes, w_dim 8."""
+    """A generator with random weights, whose images depend on w: 8 px, grey, four classes, w_dim 8."""
     config = tiny_config(**changes)
     model = build_model(config, 1, len(CLASSES))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0))[0])

@@ -1,4 +1,4 @@
-"""``--mode=sample``: which latents are drawn, and where the pictures go."""
+"""``--mode=sample``: which latents are sampled, and where the pictures are written."""
 
 import numpy as np
 import pytest
@@ -11,26 +11,26 @@ from noisytwins_jax.generation.trained_generator import TrainedGenerator
 
 
 @pytest.fixture
-def drawn(monkeypatch, tmp_path):
-    """Replaces the trained generator by one that draws the pixel value label + 10·(index within the class)."""
-    calls = []
+def calls(monkeypatch, tmp_path):
+    """Replace the trained generator by one with pixel value label + 10·(index within the class); record its calls."""
+    recorded = []
 
     def generate(labels, indices):
-        calls.append((labels, indices))
+        recorded.append((labels, indices))
         values = labels + 10 * (indices % 2**20)
         return np.broadcast_to(values[:, None, None, None], (len(labels), 8, 8, 1)).astype(np.uint8), None
 
-    class Drawn(TrainedGenerator):
+    class Fake(TrainedGenerator):
         def sampler(self, *_, **__):
             return generate
 
     (tmp_path / "checkpoints").mkdir()
     names = tuple(f"class {i}" for i in range(4))
-    monkeypatch.setattr(sample_module, "load", lambda *_: Drawn(RunConfig(), {}, 1, names, 5))
-    return calls
+    monkeypatch.setattr(sample_module, "load", lambda *_: Fake(RunConfig(), {}, 1, names, 5))
+    return recorded
 
 
-def test_every_truncation_and_seed_has_its_own_files(drawn, tmp_path):
+def test_every_truncation_and_seed_has_its_own_files(calls, tmp_path):
     pictures = [
         sample(RunConfig(), tmp_path, classes=[1], per_class=2, truncation=truncation, seed=seed)
         for truncation, seed in (("0.7", 0), ("0.75", 0), ("0.7", 1), ("", 0))
@@ -44,8 +44,8 @@ def test_every_truncation_and_seed_has_its_own_files(drawn, tmp_path):
     assert found.class_names == ("class 1",) and found.class_ids == (1,)
 
 
-def test_latents_of_a_class_do_not_depend_on_the_other_classes(drawn, tmp_path):
+def test_latents_of_a_class_do_not_depend_on_the_other_classes(calls, tmp_path):
     sample(RunConfig(), tmp_path, classes=[3], per_class=3)
     sample(RunConfig(), tmp_path, classes=[0, 3], per_class=3)
-    alone, together = drawn[0][1], drawn[1][1]
+    alone, together = calls[0][1], calls[1][1]
     assert alone.tolist() == together[3:].tolist() and len(set(together.tolist())) == 6

@@ -1,4 +1,4 @@
-"""What a program asks a trained generator for: classes, numbers and seeds, right and wrong."""
+"""Arguments of `TrainedGenerator`: classes, numbers of images and seeds, valid and invalid."""
 
 import numpy as np
 import pytest
@@ -17,13 +17,13 @@ def model():
 
 @pytest.mark.parametrize("classes", [3, [3], (3,), np.int32(3), np.array([3])])
 def test_one_class_may_be_given_alone(model, classes):
-    labels, indices = model.rows(classes, 2)
+    labels, indices = model.labels_and_indices(classes, 2)
     np.testing.assert_array_equal(labels, [3, 3])
     np.testing.assert_array_equal(indices, 3 * 2**20 + np.arange(2))
 
 
 def test_every_class_by_default(model):
-    np.testing.assert_array_equal(model.rows(None, 1)[0], range(4))
+    np.testing.assert_array_equal(model.labels_and_indices(None, 1)[0], range(4))
 
 
 @pytest.mark.parametrize(
@@ -33,14 +33,14 @@ def test_every_class_by_default(model):
         (([-1], 1), "There is no class -1"),
         (([1.5], 1), "There is no class 1.5"),
         ((["a"], 1), "There is no class 'a'"),
-        (([], 1), "There are no classes to draw"),
-        (([1], 0), "0 images a class cannot be drawn"),
-        (([1], 2.5), "2.5 images a class cannot be drawn"),
+        (([], 1), "There are no classes to sample"),
+        (([1], 0), "0 images per class cannot be sampled"),
+        (([1], 2.5), "2.5 images per class cannot be sampled"),
     ],
 )
 def test_wrong_rows(model, arguments, message):
     with pytest.raises(UserError, match=message):
-        model.rows(*arguments)
+        model.labels_and_indices(*arguments)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "1"])

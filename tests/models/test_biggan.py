@@ -187,7 +187,7 @@ def test_embed_and_synthesize_are_the_call():
     assert_close(one_hot, np.eye(3)[LABELS], 0)
 
 
-def test_statistics_move_only_when_told():
+def test_statistics_change_only_with_update_stats():
     generator = make_generator(attention=False)
     variables = random_variables(generator, Z[:1], LABELS[:1])
 
@@ -196,7 +196,7 @@ def test_statistics_move_only_when_told():
 
     for options in ({}, {"train": True}):
         jax.tree.map(np.testing.assert_array_equal, moved(**options), {name: variables[name] for name in MOVED})
-    found = moved(update_stats=True)  # outside training there are no moments to move to
+    found = moved(update_stats=True)  # outside training there are no batch statistics
     jax.tree.map(np.testing.assert_array_equal, found["batch_stats"], variables["batch_stats"])
     found = moved(train=True, update_stats=True)
     for name in MOVED:
@@ -210,10 +210,10 @@ def test_batch_norm(decay):
     old = {"mean": np.array([1.0, 2.0], np.float32), "var": np.array([3.0, 4.0], np.float32)}
     variables = {"params": {"gain": gain, "bias": np.array([0.0, 1.0], np.float32)}, "batch_stats": old}
     y, moved = BatchNorm(1e-4, decay).apply(variables, x, True, True, mutable=["batch_stats"])
-    moments = {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))}
-    expected = (x - moments["mean"]) / np.sqrt(moments["var"] + 1e-4) * gain + [0, 1]
+    statistics = {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))}
+    expected = (x - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-4) * gain + [0, 1]
     assert_close(y, expected, 1e-5)
-    for name, batch in moments.items():
+    for name, batch in statistics.items():
         assert_close(moved["batch_stats"][name], decay * old[name] + (1 - decay) * batch, 1e-6)
     stored = BatchNorm(1e-4, decay).apply(variables, x, False, False)
     assert_close(stored, (x - old["mean"]) / np.sqrt(old["var"] + 1e-4) * gain + [0, 1], 1e-5)

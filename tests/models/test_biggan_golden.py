@@ -92,7 +92,7 @@ def output_epsilon(monkeypatch):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_images_with_stored_moments(name):
+def test_images_with_stored_statistics(name):
     net = Networks(name, np.float32)
     images, moved = quick_jit(lambda p: net.images(p, train=False))(net.variables["G"]["params"])
     assert_close(images, nhwc(net.golden["out/img_eval"]), 1e-5)
@@ -136,8 +136,8 @@ def test_generator_in_training(name, float64):
     )
     net.assert_close(images.transpose(0, 3, 1, 2), "img_train")
     assert_vectors(net, moved, "G")
-    moments = stored_moments(net, moved, net.golden.order("G_bn_after_concat"))
-    net.assert_close(np.concatenate(moments), "G_bn_after_concat")
+    statistics = stored_statistics(net, moved, net.golden.order("G_bn_after_concat"))
+    net.assert_close(np.concatenate(statistics), "G_bn_after_concat")
     net.assert_close(value, "hinge_g")
     net.assert_gradients(gradients, "hinge_g", "G")
 
@@ -153,8 +153,8 @@ def pixels(key: str, deep: bool, resolution: int) -> int:
     return (4 << (i + last - 1)) ** 2
 
 
-def stored_moments(net: Networks, moved: dict, order: list[str]) -> list[np.ndarray]:
-    """Moments as the reference stores them: its variances are unbiased, ours are biased."""
+def stored_statistics(net: Networks, moved: dict, order: list[str]) -> list[np.ndarray]:
+    """Batch statistics as the reference stores them: its variances are unbiased, ours are biased."""
     after = net.states["G"].tensors(moved, order)
     before = net.states["G"].tensors(net.variables["G"], order)
     kept, found = 1 - net.golden.config["bn_momentum"], []

@@ -129,7 +129,7 @@ def test_scaled_truncation():
 
 
 @pytest.mark.parametrize("kind", ["threshold", "scaled"])
-def test_only_normal_latents_are_drawn_again(kind):
+def test_only_normal_latents_are_truncated_in_z(kind):
     with pytest.raises(ValueError, match="not 'uniform'"):
         Latents(4, "uniform").draw(KEY, 2, truncation_kind=kind, strength=1.0)
 

@@ -17,16 +17,16 @@ from noisytwins_jax.generation.sheet_frame import (
     check_images,
     describe_scale,
     display_scale,
-    displayed,
     displayed_size,
     draw_frame,
     font,
-    shortened,
+    resize_for_display,
+    truncate_text,
 )
 from noisytwins_jax.generation.sheets import head_to_tail
 from noisytwins_jax.utils.errors import UserError
 
-_NAME_WIDTH = 200  # pixels: longer names of classes are shortened
+_NAME_WIDTH = 200  # pixels: longer names of classes are truncated
 _ROW_HEIGHT = 20  # pixels: a row is at least as high as its name
 
 
@@ -122,7 +122,9 @@ def truncation_sheet(
     cell_w, cell_h = displayed_size(width, height, scale)
     widths = [len(rows[c][0]) * (cell_w + GAP) - GAP for c in classes]
     heading = font(16, bold=True)
-    names = [shortened(str(class_names[c]), heading, max(w, _NAME_WIDTH)) for c, w in zip(classes, widths, strict=True)]
+    names = [
+        truncate_text(str(class_names[c]), heading, max(w, _NAME_WIDTH)) for c, w in zip(classes, widths, strict=True)
+    ]
     counts = [int(class_counts[c]) for c in classes]
     frame = draw_frame(
         rows=[(strength, None) for strength in strengths],
@@ -142,11 +144,11 @@ def truncation_sheet(
 
 def _paste_row(frame: Frame, images: np.ndarray, side: int, row: int, scale: float) -> None:
     for column, image in enumerate(images):
-        picture = displayed(image, scale)
+        picture = resize_for_display(image, scale)
         frame.sheet.paste(picture, (frame.lefts[side] + column * (picture.width + GAP), frame.tops[row]))
 
 
 def _row_name(first: str, second: str) -> str:
     """Return the name of a row: its class, or both classes where they differ."""
-    names = [shortened(str(name), font(14, bold=True), _NAME_WIDTH) for name in (first, second)]
+    names = [truncate_text(str(name), font(14, bold=True), _NAME_WIDTH) for name in (first, second)]
     return names[0] if first == second else " → ".join(names)

@@ -12,10 +12,10 @@ from noisytwins_jax.generation.sheet_frame import (
     check_images,
     describe_scale,
     display_scale,
-    displayed,
     displayed_size,
     draw_frame,
     font,
+    resize_for_display,
 )
 from noisytwins_jax.utils.errors import UserError
 
@@ -81,11 +81,11 @@ def neighbour_sheet(
         + describe_scale(height, width, scale),
     )
     for y, i in zip(frame.tops, order, strict=True):
-        frame.sheet.paste(displayed(fakes[i], scale), (frame.lefts[0], y))
+        frame.sheet.paste(resize_for_display(fakes[i], scale), (frame.lefts[0], y))
         for left, (images, values) in zip(frame.lefts[1:], groups, strict=True):
             for j in np.flatnonzero(np.isfinite(values[i])):
                 x = left + int(j) * pitch
-                frame.sheet.paste(displayed(images[i, j], scale), (x, y))
+                frame.sheet.paste(resize_for_display(images[i, j], scale), (x, y))
                 frame.draw.text((x, y + cell_h + 1), _three_digits(values[i, j]), fill=FAINT, font=font(12))
     return frame.save(path)
 
