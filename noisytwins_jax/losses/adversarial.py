@@ -32,7 +32,7 @@ ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {
     ),
     # Hinge loss (Lim & Ye, 2017; BigGAN Sec. 3).
     "hinge": _hinge(1.0),
-    # Wasserstein loss (Arjovsky et al., 2017, eq. 2); what bounds the discriminator's slope, such as R1, is apart.
+    # Wasserstein loss (Arjovsky et al., 2017, eq. 2). R1 or the like must bound the discriminator's slope.
     "wasserstein": AdversarialLoss(
         discriminator=lambda real, fake: fake - real,
         generator=lambda fake: -fake,
@@ -48,11 +48,11 @@ ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {
 def adversarial_loss(name: str, margin: float = 1.0) -> AdversarialLoss:
     """Return one of `ADVERSARIAL_LOSSES`; the hinge loss also with another margin: ``relu(m - real) + relu(m + fake)``.
 
-    BigGAN (appendix H) tried margins of 0.5 (worse), up to 3 (no gain) and beyond (unstable); spectral normalisation is
-    what gives them a meaning.
+    BigGAN (appendix H) tried margins of 0.5 (worse), up to 3 (no gain) and beyond (unstable); they have a meaning only
+    with spectral normalisation.
 
     Raises:
-      ValueError: for an unknown name, a margin that is not above 0, or one other than 1 for a loss that has none.
+      ValueError: unknown name, a margin that is not above 0, or one other than 1 for a loss that has none.
     """
     if name not in ADVERSARIAL_LOSSES:
         raise ValueError(f"no adversarial loss {name!r}; there are {', '.join(ADVERSARIAL_LOSSES)}.")
@@ -67,7 +67,7 @@ def adversarial_loss(name: str, margin: float = 1.0) -> AdversarialLoss:
 
 @dataclass(frozen=True)
 class Adversarial(Loss):
-    """The adversarial loss itself, on the logits of both networks' updates; always active, with weight 1."""
+    """The adversarial loss on the logits of both networks' updates; always active, with weight 1."""
 
     name: str  # of `ADVERSARIAL_LOSSES`
     margin: float = 1.0  # of the hinge loss

@@ -1,7 +1,7 @@
 """Conditional contrastive loss, 2C (Kang & Park, "ContraGAN: Contrastive Learning for Conditional Image Generation",
 NeurIPS 2020).
 
-The discriminator embeds images on a sphere: near the proxy of their class and near images of it, rather than near the
+The discriminator embeds images on a sphere: close to the proxy of their class and to images of that class, far from the
 rest of the batch.
 """
 
@@ -27,7 +27,7 @@ def contrastive_loss(
     temperature: float,
     replicate: Callable[[Array], Array] = lambda x: x,
 ) -> Array:
-    """2C over the whole global batch.
+    """Compute 2C over the whole global batch.
 
     With ``s_i = e_i·p_i/τ`` and ``s_ij = e_i·e_j/τ``, the mean over i of::
 
@@ -35,25 +35,25 @@ def contrastive_loss(
 
     Args:
       embedding: e, ``[N, E]`` of unit length.
-      proxy: p, the class vector of each row, ``[N, E]`` of unit length.
+      proxy: p, the vector of each image's class, ``[N, E]`` of unit length.
       labels: y, ``[N]`` int32.
       temperature: τ, above 0.
-      replicate: gathers embeddings and labels to every device of a mesh; each device compares its rows with all.
+      replicate: gathers embeddings and labels to every device of a mesh; each device compares its images with all.
 
     Returns:
       A scalar.
     """
-    every_embedding, every_label = replicate(embedding), replicate(labels)
+    all_embeddings, all_labels = replicate(embedding), replicate(labels)
     to_proxy = (embedding * proxy).sum(axis=1, keepdims=True) / temperature
     # Full precision: a TPU would multiply in bfloat16 by default.
-    to_others = jnp.matmul(embedding, every_embedding.T, precision="highest") / temperature
+    to_others = jnp.matmul(embedding, all_embeddings.T, precision="highest") / temperature
     others = ~jnp.eye(labels.shape[0], dtype=bool)
-    same_class = others & (labels[:, None] == every_label)
+    same_class = others & (labels[:, None] == all_labels)
 
-    def log_sum(which: Array) -> Array:
+    def log_sum(mask: Array) -> Array:
         terms = jnp.concatenate([to_proxy, to_others], axis=1)
-        which = jnp.concatenate([jnp.ones_like(to_proxy, dtype=bool), which], axis=1)
-        return logsumexp(terms, axis=1, where=which)
+        mask = jnp.concatenate([jnp.ones_like(to_proxy, dtype=bool), mask], axis=1)
+        return logsumexp(terms, axis=1, where=mask)
 
     return (log_sum(others) - log_sum(same_class)).mean()
 

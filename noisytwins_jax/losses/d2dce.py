@@ -1,7 +1,7 @@
 """Data-to-data cross-entropy, D2D-CE (Kang et al., "Rebooting ACGAN" (ReACGAN), NeurIPS 2021).
 
-The discriminator embeds images on a sphere: near the proxy of their class, and away from images of other classes. Easy
-positives and easy negatives, those beyond a margin, are left alone.
+The discriminator embeds images on a sphere: close to the proxy of their class, far from images of other classes. Easy
+positives and easy negatives, those beyond a margin, are ignored.
 """
 
 from collections.abc import Callable
@@ -27,34 +27,34 @@ def d2dce_loss(
     margin: float,
     replicate: Callable[[Array], Array] = lambda x: x,
 ) -> Array:
-    """D2D-CE over the whole global batch.
+    """Compute D2D-CE over the whole global batch.
 
     With cosines ``c_ij = e_i·e_j`` and ``c_i = e_i·p_i``, temperature τ and margin m::
 
         pos_i = relu(m - c_i)/τ        s_ij = (c_ij + m - 1)/τ        r_ij = relu(s_ij) - max_{j≠i} s_ij
         mean_i  pos_i + log(exp(-pos_i) + Σ_{j: y_j ≠ y_i} exp r_ij)
 
-    As published, the maximum carries no gradient and is taken off the negatives only, so that it changes the value; and
-    one m is both margins, ``m`` of the positives and ``1 - m`` of the negatives.
+    As published, the maximum carries no gradient and is subtracted from the negatives only, so that it changes the value;
+    and one m gives both margins, ``m`` of the positives and ``1 - m`` of the negatives.
 
     Args:
       embedding: e, ``[N, E]`` of unit length; N at least 2.
-      proxy: p, the class vector of each row, ``[N, E]`` of unit length.
+      proxy: p, the vector of each image's class, ``[N, E]`` of unit length.
       labels: y, ``[N]`` int32.
       temperature: τ, above 0.
       margin: m.
-      replicate: gathers embeddings and labels to every device of a mesh; each device compares its rows with all.
+      replicate: gathers embeddings and labels to every device of a mesh; each device compares its images with all.
 
     Returns:
       A scalar.
     """
-    every_embedding, every_label = replicate(embedding), replicate(labels)
+    all_embeddings, all_labels = replicate(embedding), replicate(labels)
     positive = relu(margin - (embedding * proxy).sum(axis=1)) / temperature
     # Full precision: a TPU would multiply in bfloat16 by default.
-    similarity = (jnp.matmul(embedding, every_embedding.T, precision="highest") + margin - 1.0) / temperature
+    similarity = (jnp.matmul(embedding, all_embeddings.T, precision="highest") + margin - 1.0) / temperature
     others = ~jnp.eye(labels.shape[0], dtype=bool)
     largest = jax.lax.stop_gradient(similarity).max(axis=1, keepdims=True, where=others, initial=-jnp.inf)
-    negatives = jnp.exp(relu(similarity) - largest).sum(axis=1, where=labels[:, None] != every_label)
+    negatives = jnp.exp(relu(similarity) - largest).sum(axis=1, where=labels[:, None] != all_labels)
     return (positive + jnp.log(jnp.exp(-positive) + negatives)).mean()
 
 

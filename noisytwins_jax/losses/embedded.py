@@ -1,4 +1,4 @@
-"""What losses on a discriminator's embedding of images share: which images they see, in which network's loss."""
+"""The base class of losses on a discriminator's embedding of images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +17,17 @@ Array = jax.Array
 class EmbeddedLoss(WeightedLoss):
     """`loss` of real images in the discriminator's loss and of generated ones in the generator's."""
 
-    title: ClassVar[str]  # for messages
+    title: ClassVar[str]  # for error messages
 
     def loss(self, embedding: Array, proxy: Array, labels: Array, replicate: Callable[[Array], Array]) -> Array:
-        """The loss, a scalar, of unit vectors ``[N, E]`` of images and of their classes, and labels ``[N]``."""
+        """Compute the loss, a scalar.
+
+        Args:
+          embedding: unit vectors of images, ``[N, E]``.
+          proxy: unit vectors of their classes, ``[N, E]``.
+          labels: ``[N]`` int32.
+          replicate: gathers an array to every device of a mesh.
+        """
         raise NotImplementedError
 
     @override

@@ -1,13 +1,13 @@
 """Group spectral regularisation, gSR (Rangwani et al., "Improving GANs for Long-Tailed Data through Group Spectral
 Regularization", ECCV 2022).
 
-Where a tail class collapses, the spectral norm of its own parameters explodes: each class's vector, reshaped into a
-matrix of groups, has its largest singular value σ penalised, the rarer the class the more.
+When a tail class collapses, the spectral norm of its own parameters explodes. So the vector of each class is reshaped into
+a matrix of groups, whose largest singular value σ is penalised, more for rarer classes.
 
-The paper has the gains and biases of class-conditional batch normalisation: with BigGAN's shared embedding, their linear
-maps of it with all latents zero; otherwise the classes' rows in the layers' own tables. For StyleGAN2 it is, as in the
-comparisons of NoisyTwins, the class embedding of the generator's mapping network; how exactly was not published, so that
-part is ours.
+The paper regularises the gains and biases of class-conditional batch normalisation: with BigGAN's shared embedding, their
+linear maps of it with all latents zero; otherwise the classes' rows in the layers' own tables. For StyleGAN2 it is, as in
+the comparisons of NoisyTwins, the class embedding of the generator's mapping network; how exactly was not published, so
+that this part is our choice.
 """
 
 import functools
@@ -31,18 +31,18 @@ _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
 def group_shape(dim: int) -> tuple[int, int]:
-    """The matrix that a vector of `dim` entries is reshaped into: the squarest, no taller than wide (512: 16 × 32)."""
+    """Return the shape that a vector of `dim` entries is reshaped to: the squarest, no taller than wide (512: 16 × 32)."""
     rows = next(n for n in range(math.isqrt(dim), 0, -1) if dim % n == 0)
     return rows, dim // rows
 
 
 def group_matrices(vectors: Array) -> Array:
-    """One matrix a class, filled row by row: ``[C, d] → [C, a, b]``."""
+    """Reshape the vector of each class into a matrix, row by row: ``[C, d] → [C, a, b]``."""
     return vectors.reshape(vectors.shape[0], *group_shape(vectors.shape[1]))
 
 
 def power_iteration(matrices: Array, u: Array, iterations: int) -> tuple[Array, Array]:
-    """Moves u ``[C, a]`` towards the leading left singular vectors of ``[C, a, b]``: ``v ← Mᵀu/|Mᵀu|, u ← Mv/|Mv|``.
+    """Iterate ``v ← Mᵀu/|Mᵀu|, u ← Mv/|Mv|``: u ``[C, a]`` approaches the first left singular vectors of ``[C, a, b]``.
 
     Returns:
       u ``[C, a]`` and v ``[C, b]``, without gradient.
@@ -57,16 +57,16 @@ def power_iteration(matrices: Array, u: Array, iterations: int) -> tuple[Array, 
 
 
 def spectral_norms(matrices: Array, u: Array, v: Array) -> Array:
-    """``uᵀMv`` ``[C]``: the largest singular values, differentiable in the matrices only, if u and v have converged."""
+    """Compute ``uᵀMv`` ``[C]``, the largest singular values once u and v have converged; differentiable in M only."""
     return _einsum("ca,cab,cb->c", u, matrices, v)
 
 
 def class_weights(counts: Array, alpha: float) -> Array:
-    """λ_c ``[C]``: inverse effective numbers of samples, ``(1 - α)/(1 - αⁿ)``, scaled to mean one.
+    """Compute λ_c ``[C]``: inverse effective numbers of samples, ``(1 - α)/(1 - αⁿ)``, scaled to mean one.
 
     Args:
       counts: training images of each class ``[C]``, at least 1.
-      alpha: α in [0, 1); 0 weighs every class the same.
+      alpha: α in [0, 1); 0 gives every class the same weight.
     """
     if alpha == 0:
         return jnp.ones_like(counts)
@@ -75,7 +75,7 @@ def class_weights(counts: Array, alpha: float) -> Array:
 
 
 def group_spectral_penalty(sigma: Array, weights: Array) -> Array:
-    """``1/C · Σ_c λ_c σ_c²`` of spectral norms ``[C]`` and class weights ``[C]``; a scalar."""
+    """Compute ``1/C · Σ_c λ_c σ_c²`` of spectral norms ``[C]`` and class weights ``[C]``; a scalar."""
     return (weights * jnp.square(sigma)).mean()
 
 
@@ -83,42 +83,40 @@ def group_spectral_penalty(sigma: Array, weights: Array) -> Array:
 class GroupSpectralNorm(WeightedLoss):
     """`group_spectral_penalty` of the generator's class vectors, in the generator's loss.
 
-    Of a StyleGAN2 generator: its class embeddings. Of a BigGAN generator: those of gains and of biases added, and
-    averaged over its conditional batch normalisations. Published with weight 0.5 on CIFAR10-LT and 0.01 on large data
-    sets.
+    StyleGAN2: of its class embeddings. BigGAN: the penalty of gains plus that of biases, averaged over the conditional
+    batch normalisations. Published with weight 0.5 on CIFAR10-LT and 0.01 on large data sets.
 
     State: u of power iteration, ``[C, a]`` for StyleGAN2; for BigGAN a dict by layer, each with ``"classes"`` ``[2C, a]``
     (gains, then biases) and, if maps are normalised here, ``"maps"`` ``[2, channels]``.
     """
 
     alpha: float = number(0.99, at_least=0, below=1)  # α of the effective number of samples
-    power_iterations: int = number(4, at_least=1)  # a step
-    # StyleGAN2: NoisyTwins speaks of "embedding parameters": those "stored". The penalty's pull on a class, against that
-    # of the adversarial loss, is then the same for any number of classes C. On embeddings as they are in "effect", divided
-    # by √C at run time, it shrinks with 1/C.
-    # BigGAN: maps of the shared embedding as "stored", or as they are in effect, divided by their spectral norms, in a
-    # generator with spectral normalisation; so it is in the published code. There the scale of a stored map changes no
-    # image, and the penalty on it can be met by scale alone.
+    power_iterations: int = number(4, at_least=1)  # per step
+    # StyleGAN2: NoisyTwins speaks of "embedding parameters", the "stored" ones. The penalty's gradient for a class,
+    # relative to that of the adversarial loss, is then the same for any number of classes C. On "effective" embeddings,
+    # divided by √C at run time, it shrinks with 1/C.
+    # BigGAN: maps of the shared embedding as "stored", or, in a generator with spectral normalisation, "effective", divided
+    # by their spectral norms, as in the published code. There the scale of a stored map changes no image, so that scale
+    # alone could reduce the penalty.
     embedding: str = choice("stored", "effective")
 
+    @override
     def init(self, generator_params: PyTree, discriminator_params: PyTree) -> PyTree:
-        """The leading left singular vectors, after `FIRST_ITERATIONS` from a fixed start."""
-        del discriminator_params
         return self._norms(generator_params, None)[1]
 
     @override
     def generator(self, ctx: GeneratorContext, state: PyTree) -> tuple[Array, PyTree]:
         sigmas, state = self._norms(ctx.params, state)
         weights = class_weights(ctx.class_counts, self.alpha)
-        terms = [group_spectral_penalty(one, weights) for sigma in sigmas for one in sigma.reshape(-1, weights.size)]
+        terms = [group_spectral_penalty(s, weights) for sigma in sigmas for s in sigma.reshape(-1, weights.size)]
         return sum(terms) / len(sigmas), state
 
     def _norms(self, params: PyTree, state: PyTree | None) -> tuple[list[Array], PyTree]:
-        """Spectral norms of each layer's matrices, ``[C]`` or ``[2C]``, and the state; ``None`` is the one before any."""
+        """Compute spectral norms of each layer's matrices, ``[C]`` or ``[2C]``, and the state after; ``None`` starts it."""
         if "embed" in params.get("mapping", {}):
             weight = params["mapping"]["embed"]["weight"]  # [C, w_dim]
             weight = weight / math.sqrt(weight.shape[0]) if self.embedding == "effective" else weight
-            sigma, u = self._follow(group_matrices(weight), state)
+            sigma, u = self._iterate(group_matrices(weight), state)
             return [sigma], u
         layers = _conditional_norms(params)
         if not layers:
@@ -129,25 +127,25 @@ class GroupSpectralNorm(WeightedLoss):
         for name, layer in layers.items():
             before = state[name] if state else {}
             vectors, maps = self._class_vectors(layer, params.get("shared"), before.get("maps"))
-            sigma, classes = self._follow(group_matrices(vectors), before.get("classes"))
+            sigma, classes = self._iterate(group_matrices(vectors), before.get("classes"))
             sigmas.append(sigma)
             after[name] = {"classes": classes} | ({} if maps is None else {"maps": maps})
         return sigmas, after
 
     def _class_vectors(self, layer: PyTree, shared: PyTree | None, u: Array | None) -> tuple[Array, Array | None]:
-        """Gains, then biases of the classes, ``[2C, channels]``, with all latents zero; and the maps' u, if followed."""
+        """Compute gains, then biases of the classes, ``[2C, channels]``, with all latents zero; and the new u of the maps."""
         if "gain_table" in layer:
             return jnp.concatenate([layer[f"{kind}_table"]["weight"] for kind in ("gain", "bias")]), None
         maps = jnp.stack([layer[kind]["weight"].T for kind in ("gain", "bias")])  # [2, channels, E + latents]
         if self.embedding == "effective":
-            scale, u = self._follow(maps, u)
+            scale, u = self._iterate(maps, u)
             maps = maps / scale[:, None, None]
         embedding = shared["weight"]  # [C, E]
         vectors = _einsum("ce,kde->kcd", embedding, maps[..., : embedding.shape[1]])
         return vectors.reshape(-1, vectors.shape[-1]), u
 
-    def _follow(self, matrices: Array, u: Array | None) -> tuple[Array, Array]:
-        """Spectral norms and the new u, from the last step's u or from a start."""
+    def _iterate(self, matrices: Array, u: Array | None) -> tuple[Array, Array]:
+        """Compute spectral norms and the new u, from the previous step's u, or from a fixed random one."""
         iterations = self.power_iterations
         if u is None:
             u = _normalize(jax.random.normal(jax.random.key(0), matrices.shape[:2], matrices.dtype))
@@ -157,15 +155,15 @@ class GroupSpectralNorm(WeightedLoss):
 
 
 def _conditional_norms(params: PyTree, prefix: str = "") -> dict[str, PyTree]:
-    """BigGAN's conditional batch normalisations by path: those with maps of the shared embedding, or with tables."""
-    found = {}
+    """Return BigGAN's conditional batch normalisations by path: those with maps of the shared embedding, or with tables."""
+    layers = {}
     for name, inner in params.items():
         if isinstance(inner, Mapping):
             if "gain_table" in inner or isinstance(inner.get("gain"), Mapping):
-                found[prefix + name] = inner
+                layers[prefix + name] = inner
             else:
-                found |= _conditional_norms(inner, f"{prefix}{name}/")
-    return found
+                layers |= _conditional_norms(inner, f"{prefix}{name}/")
+    return layers
 
 
 def _normalize(x: Array) -> Array:

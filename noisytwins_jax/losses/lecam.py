@@ -1,7 +1,7 @@
 """LeCam regularisation (Tseng et al., "Regularizing Generative Adversarial Networks under Limited Data", CVPR 2021).
 
-Logits of real images are pulled towards the average logit of generated ones, and the other way round. The averages are
-those of the published NoisyTwins code: they start at 0 and are not corrected for it.
+Logits of real images are pulled towards the average logit of generated ones, and vice versa. As in the published NoisyTwins
+code, the averages start at 0 without bias correction.
 """
 
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ class LogitAverages(NamedTuple):
 
 
 def update_averages(averages: LogitAverages, real: Array, fake: Array, decay: float | Array) -> LogitAverages:
-    """Moves the averages to those of logits ``[N]`` of a batch: ``a ← decay·a + (1 - decay)·mean``; no gradient."""
+    """Move the averages towards those of logits ``[N]`` of a batch: ``a ← decay·a + (1 - decay)·mean``; no gradient."""
     means = LogitAverages(real.mean(), fake.mean())
     return jax.tree.map(lambda a, mean: jax.lax.stop_gradient(decay * a + (1.0 - decay) * mean), averages, means)
 
 
 def lecam_penalty(real: Array, fake: Array, averages: LogitAverages) -> Array:
-    """``mean relu(D(real) - α_F)² + mean relu(α_R - D(fake))²`` of logits ``[N]``; a scalar.
+    """Compute ``mean relu(D(real) - α_F)² + mean relu(α_R - D(fake))²`` of logits ``[N]``; a scalar.
 
-    The paper's formula is without relu; with it, as in the published code, only logits on the far side of the other average are pulled.
+    The paper's formula is without relu; with it, as in the published code, only logits beyond the other average are pulled.
     """
     return jnp.square(relu(real - averages.fake)).mean() + jnp.square(relu(averages.real - fake)).mean()
 
@@ -43,8 +43,8 @@ def lecam_penalty(real: Array, fake: Array, averages: LogitAverages) -> Array:
 class LeCam(WeightedLoss):
     """`lecam_penalty` in the discriminator's loss.
 
-    Averages move before they are used. Until `start_step` they are just the present batch's means; the term counts after
-    it, from ``start_step + 1`` on.
+    Averages are updated before they are used. Before `start_step` they are the means of the current batch; the term
+    counts from ``start_step + 1`` on.
     """
 
     decay: float = number(0.99, at_least=0, at_most=1)
@@ -53,9 +53,8 @@ class LeCam(WeightedLoss):
     def scale(self, progress: Progress) -> Array:
         return jnp.where(progress.step > self.start_step, self.weight, 0.0)
 
+    @override
     def init(self, generator_params: PyTree, discriminator_params: PyTree) -> LogitAverages:
-        """Two zeros."""
-        del generator_params, discriminator_params
         return LogitAverages(jnp.zeros(()), jnp.zeros(()))
 
     @override

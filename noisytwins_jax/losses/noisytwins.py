@@ -3,7 +3,7 @@
 The whole method: noise on the class embedding (eq. 3), two noisy twins of every (z, class) pair (Sec. 4.2, Fig. 4), and a
 Barlow-Twins loss on the cross-correlation of the twins' w (eq. 5 and 6).
 
-Where the paper and the code that made its numbers differ, the code is the default and the paper's literal form a switch:
+Where the paper and its published code differ, the code is the default, and the paper's literal form is an option:
 ``noise_normalization``, ``noise_scale``, ``correlation`` and ``diagonal``.
 """
 
@@ -24,7 +24,7 @@ Array = jax.Array
 
 
 def effective_number(counts: np.ndarray, alpha: float) -> np.ndarray:
-    """Effective number of samples of each class, ``(1 - αⁿ) / (1 - α)`` (Cui et al., CVPR 2019). float64 ``[C]``."""
+    """Compute the effective number of samples of each class, ``(1 - αⁿ) / (1 - α)`` (Cui et al., CVPR 2019). float64 ``[C]``."""
     return (1.0 - np.power(alpha, np.asarray(counts, np.float64))) / (1.0 - alpha)
 
 
@@ -35,7 +35,7 @@ def class_noise_std(
     noise_normalization: Literal["mean1", "paper"] = "mean1",
     noise_scale: Literal["std", "variance"] = "std",
 ) -> np.ndarray:
-    """Standard deviation of the noise on each class's embedding: σ_c of eq. 3.
+    """Compute the standard deviation of the noise on each class's embedding: σ_c of eq. 3.
 
     Args:
       counts: training images of each class, ``[C]``.
@@ -56,20 +56,21 @@ def class_noise_std(
 
 
 def class_noise(key: Array, labels: Array, std: Array, dim: int) -> Array:
-    """Noise for the embeddings of `labels` ``[N]``: independent ``N(0, std[label]²)`` per coordinate, ``[N, dim]``."""
+    """Sample noise for the embeddings of `labels` ``[N]``: independent ``N(0, std[label]²)`` per coordinate, ``[N, dim]``."""
     return std[labels][:, None] * jax.random.normal(key, (labels.shape[0], dim), dtype=std.dtype)
 
 
 def twins(x: Array) -> Array:
-    """Doubles a half batch ``[N, …] → [2N, …]`` in the layout [all a; all b]: rows i and i + N are twins."""
+    """Double a half batch ``[N, …] → [2N, …]`` in the layout [all a; all b]: rows i and i + N are twins."""
     return jnp.concatenate([x, x])
 
 
 def cross_correlation(a: Array, b: Array, correlation: Literal["standardized", "paper"] = "standardized") -> Array:
-    """Cross-correlation ``[D, D]`` of two batches ``[N, D]`` over the whole global batch (eq. 5).
+    """Compute the cross-correlation ``[D, D]`` of two batches ``[N, D]`` over the whole global batch (eq. 5).
 
     ``"standardized"`` (published code): columns are centred and divided by their biased standard deviation (ε = 1e-5),
-    and the product by N. ``"paper"``: eq. 5 as printed, without centring and without a square root below.
+    and the product by N. ``"paper"``: eq. 5 as printed, without centring and without a square root in the
+    denominator.
     """
     product = functools.partial(jnp.matmul, precision="highest")  # a TPU would multiply in bfloat16 by default
     if correlation == "paper":
@@ -88,7 +89,7 @@ def noisytwins_loss(
     diagonal: Literal["barlow", "paper"] = "barlow",
     replicate: Callable[[Array], Array] = lambda x: x,
 ) -> Array:
-    """L_NT of eq. 6 (without λ): twins' w should agree in every coordinate, and coordinates be decorrelated.
+    """Compute L_NT of eq. 6 (without λ): twins' w should agree in every coordinate, and coordinates be decorrelated.
 
     Args:
       w: mapping outputs ``[2N, D]`` in the layout of `twins`.
@@ -96,7 +97,7 @@ def noisytwins_loss(
       correlation: see `cross_correlation`.
       diagonal: ``"barlow"`` is ``Σ (1 - C_jj)²`` (published code), ``"paper"`` is ``Σ (1 - C_jj²)`` (eq. 6 as printed,
         which also rewards anti-correlation).
-      replicate: gathers `w` to every device of a mesh; once, before the correlation.
+      replicate: gathers `w` to every device of a mesh, once.
 
     Returns:
       A scalar: a plain sum over D diagonal and D(D - 1) off-diagonal entries.
@@ -104,7 +105,7 @@ def noisytwins_loss(
     half = w.shape[0] // 2
     w = replicate(w)
     c = cross_correlation(w[:half], w[half:], correlation)
-    on_diagonal = jnp.where(jnp.eye(len(c), dtype=bool), c, 0).sum(axis=0)  # reading it out is a gather, slow on TPUs
+    on_diagonal = jnp.where(jnp.eye(len(c), dtype=bool), c, 0).sum(axis=0)  # jnp.diagonal is a gather, slow on TPUs
     agreement = jnp.square(1.0 - on_diagonal) if diagonal == "barlow" else 1.0 - jnp.square(on_diagonal)
     return agreement.sum() + gamma * (jnp.square(c).sum() - jnp.square(on_diagonal).sum())
 
@@ -113,8 +114,8 @@ def noisytwins_loss(
 class NoisyTwins(WeightedLoss):
     """`noisytwins_loss` in the generator's loss, and the noise of `class_noise_std` on both networks' class embeddings.
 
-    Noise needs no twins: weight 0 with sigma above 0 is noise augmentation alone (eq. 3). Twins are made from the first
-    step, also where the loss starts later.
+    Noise needs no twins: weight 0 with sigma above 0 is noise augmentation alone (eq. 3). Batches consist of twins from the
+    first step, also if the loss starts later.
     """
 
     gamma: float = number(0.05, at_least=0)  # γ, weight of the off-diagonal terms

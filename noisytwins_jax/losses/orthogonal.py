@@ -1,8 +1,8 @@
 """Orthogonal regularisation (Brock et al., "Large Scale GAN Training for High Fidelity Natural Image Synthesis" (BigGAN),
 ICLR 2019, eq. 3).
 
-The modified form: filters of the generator should point in different directions, whatever their length. It makes
-generators amenable to truncation.
+The modified form: filters of the generator should have different directions, whatever their length. It makes generators
+amenable to truncation.
 """
 
 import functools
@@ -22,7 +22,7 @@ CLASS_EMBEDDINGS = ("shared", "gain_table", "bias_table")  # of BigGAN, by name
 
 
 def orthogonal_penalty(weight: Array) -> Array:
-    """``‖W Wᵀ ⊙ (1 - I)‖²_F`` (eq. 3 without β), W having a filter a row.
+    """Compute ``‖W Wᵀ ⊙ (1 - I)‖²_F`` (eq. 3 without β), where each row of W is a filter.
 
     Args:
       weight: ``[..., out]``, a dense layer's or a convolution's, with the filters along the last axis.
@@ -33,13 +33,13 @@ def orthogonal_penalty(weight: Array) -> Array:
     return _penalty(weight.reshape(-1, weight.shape[-1]))
 
 
-# On TPUs three passes of bfloat16, where the default is one and the most six.
+# On TPUs three passes of bfloat16; the default is one, the highest precision takes six.
 _product = functools.partial(jnp.matmul, precision="high")
 
 
 @jax.custom_vjp
 def _penalty(columns: Array) -> Array:
-    """The penalty of filters ``[in, out]``, by products of the smaller side: ``‖W Wᵀ‖_F = ‖Wᵀ W‖_F``."""
+    """Compute the penalty of filters ``[in, out]`` by products of the smaller side: ``‖W Wᵀ‖_F = ‖Wᵀ W‖_F``."""
     return _penalty_and_gradient(columns)[0]
 
 
@@ -52,18 +52,17 @@ def _penalty_and_gradient(columns: Array) -> tuple[Array, Array]:
     return jnp.square(products).sum(), 4.0 * _product(columns, products)
 
 
-# By itself, differentiation would multiply once more: it does not know that a product is symmetric.
+# Automatic differentiation would need one more product: it does not know that the product is symmetric.
 _penalty.defvjp(_penalty_and_gradient, lambda gradient, g: (g * gradient,))
 
 
 def filters(generator_params: PyTree) -> list[Array]:
-    """The weights that the regularisation acts on: every matrix and convolution kernel, but class embeddings.
+    """Return the regularised weights: every matrix and convolution kernel except class embeddings.
 
-    Of a BigGAN generator: all parameters of two or four axes, as they are before spectral normalisation, but the
-    embedding that the layers share (``shared``) or the tables of their own (``gain_table``, ``bias_table``). Of a
-    StyleGAN2 generator: those of its synthesis network, convolutions and style affines; they are stored with unit variance
-    and divided by √fan_in at run time, and so they are here. The mapping network is left out, like BigGAN's shared
-    embedding and unlike anything else in BigGAN.
+    BigGAN: all parameters of two or four axes, before spectral normalisation, except the embedding that the layers share
+    (``shared``) or their own tables (``gain_table``, ``bias_table``). StyleGAN2: convolutions and style affines of the
+    synthesis network, divided by √fan_in as at run time (they are stored with unit variance). Its mapping network is left
+    out, like BigGAN's shared embedding.
     """
     if "synthesis" in generator_params:
         weights = [x for x in jax.tree.leaves(generator_params["synthesis"]) if x.ndim in (2, 4)]
@@ -79,8 +78,8 @@ class Orthogonal(WeightedLoss):
     Published with weight 1e-4 (β).
     """
 
-    # The paper's penalty has the "true" gradient. The PyTorch release adds half of it, which "published" does: the value
-    # stays, the gradient is that of half the weight.
+    # "true" is the gradient of the paper's penalty. The PyTorch release adds half of it, which "published" does: the same
+    # value, with the gradient of half the weight.
     gradient: str = choice("true", "published")
 
     @override

@@ -1,8 +1,8 @@
-"""SimCLR between twins: the contrastive loss that NoisyTwins compares itself with (Sec. 6).
+"""SimCLR between twins, the contrastive loss that NoisyTwins is compared with (Sec. 6).
 
 NT-Xent of Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations" (ICML 2020, eq. 1), on W.
-The comparison's code was not published: that it acts on W itself without a projection head, and its temperature and
-weight, are our choice, not a reproduction.
+The code of that comparison was not published: acting on W itself without a projection head, the temperature and the weight
+are our choice, not a reproduction.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ Array = jax.Array
 
 
 def nt_xent_loss(w: Array, temperature: float, replicate: Callable[[Array], Array] = lambda x: x) -> Array:
-    """Of all other w in the batch, a w's twin should be the most similar.
+    """Compute NT-Xent: of all other w in the batch, a w's twin should be the most similar.
 
-    With cosines c_ij and temperature τ, the mean over i of ``-c_it/τ + log Σ_{j≠i} exp(c_ij/τ)``, t the twin of i.
+    With cosines c_ij and temperature τ, the mean over i of ``-c_it/τ + log Σ_{j≠i} exp(c_ij/τ)``, where t is the twin of i.
 
     Args:
       w: mapping outputs ``[2N, D]`` in the layout of `noisytwins.twins`: rows i and i + N are twins.
@@ -38,7 +38,7 @@ def nt_xent_loss(w: Array, temperature: float, replicate: Callable[[Array], Arra
     w = w * jax.lax.rsqrt(jnp.square(w).sum(axis=1, keepdims=True) + 1e-12)
     similarity = jnp.matmul(w, w.T, precision="highest") / temperature  # a TPU would multiply in bfloat16 by default
     itself = jnp.eye(n, dtype=bool)
-    twin = jnp.where(jnp.roll(itself, n // 2, axis=1), similarity, 0).sum(axis=1)  # reading it out is slow on TPUs
+    twin = jnp.where(jnp.roll(itself, n // 2, axis=1), similarity, 0).sum(axis=1)  # indexing is a gather, slow on TPUs
     return (logsumexp(similarity, axis=1, where=~itself) - twin).mean()
 
 

@@ -1,8 +1,8 @@
 """Transitional training (Shahbazi et al., "Collapse by Conditioning: Training Class-conditional GANs with Limited Data",
 ICLR 2022).
 
-Training starts unconditional and turns conditional: the class enters the generator in proportion to t, which rises from
-0 to 1, and the discriminator has a conditional logit beside the unconditional one whose loss counts t times.
+Training starts unconditional and becomes conditional: the generator's class projection is multiplied by t, which rises from
+0 to 1, and so is the loss on the conditional logit that the discriminator has beside the unconditional one.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Array = jax.Array
 
 
 def transition(kimg: Array, start: float, end: float) -> Array:
-    """t: 0 until `start`, 1 from `end` on, linear between; all in thousands of images."""
+    """Compute t: 0 until `start`, 1 from `end` on, linear in between; all in thousands of images."""
     return jnp.clip((kimg - start) / max(end - start, 1e-7), 0.0, 1.0)
 
 
@@ -27,7 +27,7 @@ def transition(kimg: Array, start: float, end: float) -> Array:
 class Transitional(WeightedLoss):
     """The adversarial loss on conditional logits, in both networks' losses.
 
-    Published with weight 1: any weight above 0 also gives the generator its transition and the discriminator its second
+    Published with weight 1. Any weight above 0 also gives the generator its transition and the discriminator its second
     logit.
     """
 

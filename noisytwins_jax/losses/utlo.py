@@ -1,8 +1,8 @@
 """Unconditional training at low resolution, UTLO (Khorram et al., "Taming the Tail in Class-Conditional GANs: Knowledge
 Sharing via Unconditional Training at Lower Resolutions", CVPR 2024, arXiv 2402.17065).
 
-The generator's layers up to a low resolution do not know the class, and the image that they make is judged without it:
-what tail classes have in common with the others is learnt from all.
+The generator's layers up to a low resolution do not depend on the class, and the low-resolution image is discriminated
+without it: tail classes share what is learnt from all classes.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ Array = jax.Array
 class UTLO(WeightedLoss):
     """Mixes the adversarial loss on low-resolution images, unconditional, into both networks' losses.
 
-    As in the published code, the adversarial loss becomes ``(L + λ·L_low)/(1 + λ)`` with λ the weight, published as 1; as a
-    term to add that is ``λ/(1 + λ) · (L_low - L)``, whose logged value may be negative. Any weight above 0 also makes both networks unconditional up to
-    `resolution`.
+    As in the published code, the adversarial loss becomes ``(L + λ·L_low)/(1 + λ)`` with the weight λ, published as 1. As an
+    added term that is ``λ/(1 + λ) · (L_low - L)``, whose logged value may be negative. Any weight above 0 also makes both
+    networks unconditional up to `resolution`.
     """
 
     resolution: int = number(8, at_least=4)  # pixels, a power of two below the images' own
