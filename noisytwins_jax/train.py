@@ -38,7 +38,7 @@ from noisytwins_jax.training.restore import load_run_data
 from noisytwins_jax.training.run import Rewind, Run, Stop, describe, process_batches, restore_or_init, watched_batches
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
-from noisytwins_jax.training.workdir import cache_dir, open_workdir, write_classes, write_config
+from noisytwins_jax.training.workdir import cache_dir, open_workdir, write_classes, write_config, write_parameter_tables
 from noisytwins_jax.utils.files import handle_disk_full
 from noisytwins_jax.utils.logging import MetricsWriter, Progress
 from noisytwins_jax.utils.multihost import print_on_primary, raise_on_all_processes
@@ -109,6 +109,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     ):
         write_config(workdir, config)
         write_classes(workdir, splits.train.channels, splits.train.class_names)
+        write_parameter_tables(workdir, abstract)
         # On the devices once: instances may be large.
         table = jax.device_put(class_table(config, splits.train.class_counts, splits.instances), layout.replicated)
         monitors = build_monitors(config, model, splits, layout, table.instances)
@@ -136,14 +137,9 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
 def run_to_end(
     run: Run, compiled: CompiledStep | None, state: TrainState, start: int
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """Train from `start` to the end, resuming from the newest checkpoint whenever a hook says so.
+    """Train from step `start` and its `state` to the end, resuming from the newest checkpoint whenever a hook says so.
 
-    Args:
-      run: what to work with.
-      compiled: the compiled step; None where there is none to do.
-      state: of step `start`.
-      start: steps done.
-
+    `compiled` may be None if there is no step to do.
     Returns:
       The state at the end, and its evaluation if one was due there.
 

@@ -58,7 +58,7 @@ def write_config(workdir: Path, config: RunConfig) -> None:
         write_atomically(workdir / CONFIG_FILE, _config_text(config))
 
 
-def write_parameter_overview(workdir: Path, state: TrainState) -> None:
+def write_parameter_tables(workdir: Path, state: TrainState) -> None:
     """Write tables of both networks' parameters to ``parameters.txt``, and print their totals.
 
     With several devices the tables have the shardings: the mesh axis, if any, that splits each axis of an array.

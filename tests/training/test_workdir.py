@@ -18,7 +18,7 @@ from noisytwins_jax.training.workdir import (
     open_workdir,
     use_compilation_cache,
     write_config,
-    write_parameter_overview,
+    write_parameter_tables,
 )
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.files import write_atomically
@@ -89,7 +89,7 @@ def test_overview_of_the_parameters(tmp_path, capsys, fsdp):
 
     config = tiny_config()
     state = TrainingStep(config, build_model(config, 1, 4)).abstract_state(lambda shapes: jax.tree.map(shard, shapes))
-    write_parameter_overview(tmp_path, state)
+    write_parameter_tables(tmp_path, state)
     sizes = [sum(x.size for x in jax.tree.leaves(network.params)) for network in (state.generator, state.discriminator)]
     path = tmp_path / PARAMETERS_FILE
     assert capsys.readouterr().out == (
