@@ -14,10 +14,11 @@ import pytest
 import safetensors.numpy
 import torch_files
 
-from noisytwins_jax.metrics import weights
-from noisytwins_jax.metrics.extractors import clip, dinov2, inception
+from noisytwins_jax.metrics.extractors import clip, dinov2, inception, weights
+from noisytwins_jax.metrics.extractors.public_networks import Network, recognise
+from noisytwins_jax.metrics.extractors.weights import check, convert, find_network, load_network
 from noisytwins_jax.metrics.extractors.weights_file import weights_sha256
-from noisytwins_jax.metrics.weights import Network, check, convert, find_network, load_network, recognise
+from noisytwins_jax.metrics.weights import main
 from noisytwins_jax.utils.errors import UserError
 
 PUBLIC = tuple(weights.NETWORKS)
@@ -441,7 +442,7 @@ def test_files_that_may_not_be_read(closed, tmp_path, monkeypatch, capsys):
         for access in (find_network, load_network, lambda network: check([network]), lambda _: convert(source)):
             with pytest.raises(UserError, match=r"clip-small\.safetensors cannot be read \(Permission denied\)"):
                 access("clip-small")
-        weights.main(["list"])
+        main(["list"])
     assert "cannot be read" in next(line for line in capsys.readouterr().out.splitlines() if "clip-small" in line)
     os.chmod(closed, 0o700)
     assert find_network("clip-small").read_bytes() == before
@@ -473,10 +474,10 @@ def test_directories(tmp_path, monkeypatch):
 
 
 def test_command(tmp_path, capsys):
-    weights.main(["convert", f"--from={write(tmp_path / 'small.pt', openai_state())}"])
+    main(["convert", f"--from={write(tmp_path / 'small.pt', openai_state())}"])
     assert "Written to" in capsys.readouterr().out
     (tmp_path / "weights" / "dinov2-small.safetensors").write_text("damaged")
-    weights.main(["list"])
+    main(["list"])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
     assert lines.keys() == weights.NETWORKS.keys()
     assert "small.pt, SHA-256" in lines["clip-small"] and "damaged" in lines["dinov2-small"]
@@ -485,7 +486,7 @@ def test_command(tmp_path, capsys):
         assert "missing" in lines[network] and lines[network].endswith(weights.NETWORKS[network].address)
     for mistake in (["convert"], ["convert", "--from=missing.pt"], ["show"], []):
         with pytest.raises(SystemExit) as caught:
-            weights.main(mistake)
+            main(mistake)
         error = capsys.readouterr().err
         assert caught.value.code == 2 and error.startswith("Error: ") and error.count("\n") == 1
 
@@ -493,15 +494,13 @@ def test_command(tmp_path, capsys):
 def test_help_says_what_a_directory_is_for(capsys):
     for command in ("convert", "list"):
         with pytest.raises(SystemExit) as caught:
-            weights.main([command, "--help"])
+            main([command, "--help"])
         assert caught.value.code == 0
         text = " ".join(capsys.readouterr().out.split())
         assert "the directory of converted files (default: $NOISYTWINS_WEIGHTS, or ~/.cache/noisytwins_jax" in text
 
 
 def test_module_runs_without_pytorch(tmp_path):
-    program = (
-        "import sys; sys.modules['torch'] = None; from noisytwins_jax.metrics import weights; weights.main(['list'])"
-    )
+    program = "import sys; sys.modules['torch'] = None; from noisytwins_jax.metrics.weights import main; main(['list'])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "clip-vit-b32" in result.stdout

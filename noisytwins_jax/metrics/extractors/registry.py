@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from noisytwins_jax.metrics import weights
-from noisytwins_jax.metrics.extractors import classifier, clip, dinov2, inception
+from noisytwins_jax.metrics.extractors import classifier, clip, dinov2, inception, weights
 from noisytwins_jax.metrics.extractors.base import FeatureExtractor
 from noisytwins_jax.metrics.extractors.clip import clip_extractor
 from noisytwins_jax.metrics.extractors.clip import from_state_dict as clip_from_state_dict
