@@ -101,7 +101,7 @@ def _compute(
 @functools.lru_cache(maxsize=8)
 def _pass_program(
     model: Model, latents: Latents, batch: int, truncation: str | None
-) -> Callable[[dict, InstanceTable | None, Strength, Array], tuple[Array, ...]]:
+) -> Callable[..., tuple[Array, ...]]:
     """Build the program of passes.
 
     Returns:

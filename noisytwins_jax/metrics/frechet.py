@@ -66,7 +66,7 @@ def feature_statistics(features: np.ndarray) -> FeatureStatistics:
     x -= mean
     x /= np.sqrt(count - 1)
     # The triangular QR factor is a covariance factor as well, without squaring the condition number as S itself does.
-    factor = x.T if count <= dim else np.linalg.qr(x, mode="r").T
+    factor = x.T if count <= dim else np.asarray(np.linalg.qr(x, mode="r")).T
     return FeatureStatistics(mean, factor, count)
 
 

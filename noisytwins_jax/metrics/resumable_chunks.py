@@ -28,7 +28,8 @@ class ResumableCache:
     """
 
     def __init__(self, directory: Path | None = None) -> None:
-        self._directory, self._folder = directory, None
+        self._directory = directory
+        self._folder: Path | None = None
 
     def open(self, name: str) -> dict[str, Any] | None:
         """Select the evaluation of that name, with whatever parts it has; return its result if it is finished."""

@@ -72,7 +72,7 @@ def local_copy(tree: PyTree) -> PyTree:
     spread = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and not x.is_fully_addressable]
     if not spread:
         return tree
-    mesh = spread[0].sharding.mesh
+    mesh = spread[0].sharding.mesh  # type: ignore[attr-defined]  # spread arrays have a NamedSharding
     whole = jax.jit(lambda leaves: leaves, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
     return jax.tree.map(np.asarray, whole)
 

@@ -23,6 +23,8 @@ from typing import Any
 METHODS = ("baseline", "noisytwins", "transitional", "biggan")
 DEVICES = (1, 4)
 STEPS, BATCH = 500, 32
+# No longer stored in runs without path-length regularisation, where it stays 0.
+DROPPED = "['path_length_mean']"
 SPEED = ("img_per_second", "ms_per_step", "input_wait", "device_memory_gb")
 OVERRIDES = (
     f"--config.total_kimg={STEPS * BATCH / 1000}",
@@ -93,6 +95,8 @@ def compare(before: Path, after: Path) -> bool:
     same = old.keys() == new.keys()
     for name in old.keys() & new.keys():
         a, b = old[name], new[name]
+        if DROPPED not in b["state"]:
+            a["state"].pop(DROPPED, None)
         arrays = [collections.Counter(run["state"].values()) for run in (a, b)]
         changed = sum((arrays[0] - arrays[1]).values())
         renamed = len(a["state"].keys() - b["state"].keys())

@@ -210,7 +210,7 @@ def _tar_parts(path: Path, file: BinaryIO, start: int, end: int) -> Iterator[tup
         file.seek(start)
         with tarfile.TarFile(fileobj=file) as tar:
             while tar.offset <= end and (member := tar.next()) is not None:
-                tar.members.clear()  # bounds the memory for a million files
+                tar.members.clear()  # type: ignore[attr-defined]  # bounds the memory for a million files
                 name = _clean(member.name)
                 if name and _is_contiguous(member):
                     yield name, ByteRange(str(path), member.offset_data, member.size)
@@ -289,7 +289,7 @@ def _extract(archive: Path, folder: Path) -> None:
         tarfile.open(fileobj=file, mode="r:*") as tar,
     ):
         while (member := tar.next()) is not None:
-            tar.members.clear()
+            tar.members.clear()  # type: ignore[attr-defined]
             if _clean(member.name) and _is_contiguous(member):
                 tar.extract(member, folder, filter="data")
             bar.update(file.tell() - bar.n)

@@ -94,7 +94,7 @@ def _annotation_file(source: Path, annotations: Path | None, name: str) -> Path:
 
 def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Read annotations, and check the entries that are used."""
-    needed = {
+    needed: dict[str, dict[str, type]] = {
         "images": {"id": int, "file_name": str},
         "annotations": {"image_id": int, "category_id": int},
         "categories": {"id": int},

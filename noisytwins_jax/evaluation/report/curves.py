@@ -134,7 +134,7 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure = new_figure(8.6, 2.8 * rows + 0.4)
-    figure.get_layout_engine().set(h_pad=0.1)
+    figure.get_layout_engine().set(h_pad=0.1)  # type: ignore[call-arg]  # of a constrained layout
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, (axes, (heading, curves)) in enumerate(zip(grid, panels.items(), strict=False)):
         style_axes(axes, heading)

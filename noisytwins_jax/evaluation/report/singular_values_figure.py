@@ -50,7 +50,7 @@ def singular_values_figure(
     logged = dict.fromkeys(match[1] for match in names)
     networks = [n for n in NETWORKS if n in logged] + [n for n in logged if n not in NETWORKS]
     figure = new_figure(4.9 * len(networks), 5.6)
-    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)  # type: ignore[call-arg]  # of a constrained layout
     panels = figure.subplots(3, len(networks), squeeze=False, height_ratios=(1, 1, 0.24))
     for (above, below, legend), network in zip(panels.T, networks, strict=True):
         layers = sort_layers(dict.fromkeys(match[2] for match in names if match[1] == network), network)

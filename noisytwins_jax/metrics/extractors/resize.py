@@ -87,7 +87,8 @@ def short_side_crop_uint8(images: Array, size: int, kind: str) -> Array:
     Raises:
       UserError: a kind that is not Pillow's, or an empty size.
     """
-    return center_crop(resize_uint8(images, *short_side_size(*images.shape[1:3], size), kind), size)
+    _, height, width, _ = images.shape
+    return center_crop(resize_uint8(images, *short_side_size(height, width, size), kind), size)
 
 
 def short_side_size(height: int, width: int, size: int) -> tuple[int, int]:
