@@ -137,9 +137,8 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
 def run_to_end(
     run: Run, compiled: CompiledStep | None, state: TrainState, start: int
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """Train from step `start` and its `state` to the end, resuming from the newest checkpoint whenever a hook says so.
+    """Train from step `start` to the end, resuming from the newest checkpoint whenever a hook says so.
 
-    `compiled` may be None if there is no step to do.
     Returns:
       The state at the end, and its evaluation if one was due there.
 
