@@ -12,6 +12,7 @@ and for StyleGAN2 ψ, float32 (1 for none). A BigGAN has the truncation it was e
 Images are uint8 ``[n, H, W, C]``. The images of ``TrainedGenerator.sample`` have the numbers ``class · 2²⁰ + 0, 1, …``.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ import jax.numpy as jnp
 
 from noisytwins_jax.generation.sample_programs import sample_program
 from noisytwins_jax.generation.trained_generator import TrainedGenerator
+from noisytwins_jax.models.fir import default_up_impl
+from noisytwins_jax.models.model import Model
 from noisytwins_jax.utils.errors import UserError, did_you_mean
 from noisytwins_jax.utils.files import replacing
 
@@ -53,15 +56,20 @@ def export_sampler(
         raise UserError("Truncation ψ is an argument of an exported StyleGAN2 sampler; leave it out here.")
     cut = trained.truncation(None, truncation)
     kind = "psi" if in_w else cut and cut.kind
-    program = sample_program(trained.model, trained.config.z, kind)
     variables = trained.variables_with_statistics(cut)
     fixed = None if cut is None else jnp.float32(cut.strength)
+    on_cpus, elsewhere = (sample_program(_model_on(trained, name), trained.config.z, kind) for name in ("cpu", "tpu"))
+
+    def sample(*arguments: Array | None) -> Array:
+        if on_cpus is elsewhere:
+            return on_cpus(variables, *arguments)[0]
+        return jax.lax.platform_dependent(variables, *arguments, cpu=on_cpus, default=elsewhere)[0]
 
     def with_psi(labels: Array, indices: Array, seed: Array, psi: Array) -> Array:
-        return program(variables, psi, seed, labels, indices)[0]
+        return sample(psi, seed, labels, indices)
 
     def without_psi(labels: Array, indices: Array, seed: Array) -> Array:
-        return program(variables, fixed, seed, labels, indices)[0]
+        return sample(fixed, seed, labels, indices)
 
     (n,) = jax.export.symbolic_shape("n")
     integers, seed = jax.ShapeDtypeStruct((n,), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
@@ -69,6 +77,14 @@ def export_sampler(
     if in_w:
         arguments += (jax.ShapeDtypeStruct((), jnp.float32),)
     return jax.export.export(jax.jit(with_psi if in_w else without_psi), platforms=tuple(platforms))(*arguments)
+
+
+def _model_on(trained: TrainedGenerator, platform: str) -> Model:
+    """Return the networks with the resampling convolutions that are fastest on a platform, unless a form is configured."""
+    if trained.config.up_impl != "auto":
+        return trained.model
+    config = dataclasses.replace(trained.config, up_impl=default_up_impl(platform))
+    return dataclasses.replace(trained, config=config).model
 
 
 def save_sampler(

@@ -86,7 +86,7 @@ def _compute(
 
     def compute(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
         return layout.map_batches(
-            lambda arguments, numbers: program(*arguments, strength, numbers),
+            lambda arguments, numbers: program(arguments[0], arguments[1], strength, numbers),
             arguments,
             numbers.astype(np.int32),
             per_device_batch=1,

@@ -30,7 +30,7 @@ from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.instance_conditioning import with_instances
 from noisytwins_jax.training.restore import check_has_checkpoint, restore_ema
 from noisytwins_jax.training.workdir import cache_dir, read_classes, read_config, use_compilation_cache
-from noisytwins_jax.utils.config_fields import objection
+from noisytwins_jax.utils.config_fields import validate
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.logging import quiet_libraries
 from noisytwins_jax.utils.multihost import local_copy
@@ -218,8 +218,8 @@ class TrainedGenerator:
             return self.model
         self.stylegan2_generator("noise_mode")
         field = {entry.name: entry for entry in dataclasses.fields(self.config.generator)}["noise_mode"]
-        if words := objection(field.metadata, noise_mode):
-            raise UserError(f"noise_mode {words}")
+        if problem := validate(field.metadata, noise_mode):
+            raise UserError(f"noise_mode {problem}")
         return dataclasses.replace(self.model, noise_mode=noise_mode)
 
 

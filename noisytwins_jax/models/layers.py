@@ -96,7 +96,7 @@ class FullyConnected(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """``[N, in] → [N, features]``."""
+        """Map ``[N, in] → [N, features]``."""
         fan_in = x.shape[-1]
         weight = self.param("weight", nn.initializers.normal(1.0 / self.lr_multiplier), (fan_in, self.features))
         bias = self.param("bias", nn.initializers.constant(self.bias_init), (self.features,))
@@ -128,7 +128,7 @@ class Conv2d(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """``[N, H, W, C] → [N, H', W', features]``."""
+        """Map ``[N, H, W, C] → [N, H', W', features]``."""
         fan_in = x.shape[-1] * self.kernel**2
         weight = self.param("weight", _normal, (self.kernel, self.kernel, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
@@ -158,7 +158,7 @@ class ModulatedConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, w: Array, noise_mode: str) -> Array:
-        """Activations ``[N, H, W, C]`` and latents ``[N, w_dim]`` → ``[N, resolution, resolution, features]``.
+        """Map activations ``[N, H, W, C]`` and latents ``[N, w_dim]`` → ``[N, resolution, resolution, features]``.
 
         `noise_mode` is ``"random"`` (from the ``"noise"`` PRNG stream), ``"const"`` (a fixed image) or ``"none"``.
         """
@@ -196,7 +196,7 @@ class ToRGB(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, w: Array) -> Array:
-        """``[N, H, W, C]`` and ``[N, w_dim]`` → ``[N, H, W, channels]``."""
+        """Map ``[N, H, W, C]`` and ``[N, w_dim]`` → ``[N, H, W, channels]``."""
         fan_in = x.shape[-1]
         style = FullyConnected(fan_in, bias_init=1.0, name="affine")(w) / math.sqrt(fan_in)
         weight = self.param("weight", _normal, (1, 1, fan_in, self.channels))

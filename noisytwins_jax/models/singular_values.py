@@ -81,7 +81,7 @@ def subspace_iteration(params: PyTree, bases: Mapping[str, Array], iterations: i
       iterations: at least 1; static.
 
     Returns:
-      Values and vectors, without gradient. A weight with non-finite entries gives non-finite values; its basis is kept.
+      Values and vectors, without gradient. A weight with non-finite entries gives non-finite values; its basis is unchanged.
     """
     weights = {name: jax.lax.stop_gradient(x).astype(_dtype(x)) for name, x in weight_matrices(params).items()}
     wide = {name: x if x.shape[0] <= x.shape[1] else x.T for name, x in weights.items()}

@@ -21,7 +21,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, update_stats: bool) -> Array:
-        """``[N, H, W, C] → [N, H, W, C]``; C at least 8, H and W even.
+        """Map ``[N, H, W, C] → [N, H, W, C]``; C at least 8, H and W even.
 
         Raises:
           UserError: there are fewer than 8 channels.

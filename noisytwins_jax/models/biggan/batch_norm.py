@@ -49,7 +49,7 @@ class BatchNorm(_BatchNorm):
 
     @nn.compact
     def __call__(self, x: Array, train: bool, update_stats: bool) -> Array:
-        """``[N, H, W, C] → [N, H, W, C]``."""
+        """Map ``[N, H, W, C] → [N, H, W, C]``."""
         gain = self.param("gain", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         return (self.standardize(x, train, update_stats) * gain + bias).astype(x.dtype)
@@ -72,7 +72,7 @@ class ConditionalBatchNorm(_BatchNorm):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array, latents: Array, train: bool, update_stats: bool) -> Array:
-        """``[N, H, W, C]``, embeddings ``[N, E]`` and latents ``[N, L]``, L from 0 → ``[N, H, W, C]``."""
+        """Map ``[N, H, W, C]``, embeddings ``[N, E]`` and latents ``[N, L]``, L from 0 → ``[N, H, W, C]``."""
 
         def affine(name: str) -> Array:
             condition = latents if self.class_tables else jnp.concatenate([embedding, latents], axis=-1)

@@ -49,7 +49,7 @@ class DiscriminatorBlock(_Block):
 
     @nn.compact
     def __call__(self, x: Array, update_stats: bool) -> Array:
-        """``[N, H, W, C] → [N, H', W', features]``."""
+        """Map ``[N, H, W, C] → [N, H', W', features]``."""
         h = self.convolve("conv1", x if self.is_first else nn.relu(x), self.features, 3, update_stats)
         h = self.convolve("conv2", nn.relu(h), self.features, 3, update_stats)
         # Only the published first block pools before its 1×1 convolution; the order only affects the cost.
@@ -63,7 +63,7 @@ class DeepDiscriminatorBlock(_Block):
 
     @nn.compact
     def __call__(self, x: Array, update_stats: bool) -> Array:
-        """``[N, H, W, C] → [N, H', W', features]``; features at least C."""
+        """Map ``[N, H, W, C] → [N, H', W', features]``; features at least C."""
         hidden = self.features // 4
         h = self.convolve("conv1", nn.relu(x), hidden, 1, update_stats)
         h = self.convolve("conv2", nn.relu(h), hidden, 3, update_stats)

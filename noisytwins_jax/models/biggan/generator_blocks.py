@@ -48,7 +48,7 @@ class GeneratorBlock(_Block):
 
     @nn.compact
     def __call__(self, x: Array, condition: tuple[Array, Array], train: bool, update_stats: bool) -> Array:
-        """``[N, H, W, C]``, condition ``([N, E], [N, L])`` → ``[N, H', W', features]``."""
+        """Map ``[N, H, W, C]``, condition ``([N, E], [N, L])`` → ``[N, H', W', features]``."""
         h = self.normalize("bn1", x, condition, train, update_stats)
         h = self.convolve("conv1", upsample(h) if self.resample else h, self.features, 3, update_stats)
         h = self.normalize("bn2", h, condition, train, update_stats)
@@ -65,7 +65,7 @@ class DeepGeneratorBlock(_Block):
 
     @nn.compact
     def __call__(self, x: Array, condition: tuple[Array, Array], train: bool, update_stats: bool) -> Array:
-        """``[N, H, W, C]``, condition ``([N, E], [N, L])`` → ``[N, H', W', features]``; features at most C."""
+        """Map ``[N, H, W, C]``, condition ``([N, E], [N, L])`` → ``[N, H', W', features]``; features at most C."""
         hidden = x.shape[-1] // 4
         h = self.normalize("bn1", x, condition, train, update_stats)
         h = self.convolve("conv1", h, hidden, 1, update_stats)

@@ -26,7 +26,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, update_stats: bool) -> Array:
-        """``[N, in] → [N, features]``."""
+        """Map ``[N, in] → [N, features]``."""
         weight = self.param("weight", _orthogonal, (x.shape[-1], self.features))
         weight = normalize_weight(self, weight, self.sn_epsilon, update_stats)
         y = jnp.matmul(x, weight, precision=FULL_PRECISION)
@@ -44,7 +44,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, update_stats: bool) -> Array:
-        """``[N, H, W, in] → [N, H, W, used_features or features]``."""
+        """Map ``[N, H, W, in] → [N, H, W, used_features or features]``."""
         weight = self.param("weight", _orthogonal, (self.kernel, self.kernel, x.shape[-1], self.features))
         weight = normalize_weight(self, weight, self.sn_epsilon, update_stats)[..., : self.used_features]
         convolve = conv3x3_to_few if weight.shape[-1] <= _FEW_OUTPUTS else conv3x3
@@ -65,7 +65,7 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, labels: Array, update_stats: bool = False) -> Array:
-        """Labels ``[N]``, or weights of the classes ``[N, num_classes]`` → ``[N, features]``."""
+        """Map labels ``[N]``, or weights of the classes ``[N, num_classes]`` → ``[N, features]``."""
         weight = self.param("weight", _orthogonal, (self.num_classes, self.features))
         weight = normalize_weight(self, weight, self.sn_epsilon, update_stats, outputs_first=True)
         if labels.ndim == 1:

@@ -30,7 +30,7 @@ class DiscriminatorBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array | None, image: Array | None) -> tuple[Array, Array | None]:
-        """Activations and (where still needed) the image at this resolution → the same at half of it."""
+        """Map activations and (where still needed) the image at this resolution → the same at half of it."""
         options = {"up_impl": self.up_impl, "clamp": self.clamp, "activation": "lrelu"}
         if self.is_first or self.architecture == "skip":
             y = Conv2d(self.features, 1, **options, name="fromrgb")(image.astype(self.dtype))
@@ -63,7 +63,7 @@ class DiscriminatorEpilogue(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, image: Array | None) -> Array:
-        """``[N, 4, 4, features] → [N, features]``."""
+        """Map ``[N, 4, 4, features] → [N, features]``."""
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.architecture == "skip":
             x = x + Conv2d(self.features, 1, activation="lrelu", name="fromrgb")(image)
