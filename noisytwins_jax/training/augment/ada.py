@@ -1,10 +1,10 @@
 """Adaptive discriminator augmentation (Karras et al., "Training Generative Adversarial Networks with Limited Data",
 NeurIPS 2020): the pipeline of its appendix B and the controller of section 3.1.
 
-Three steps, each a pure function: `draw` (random numbers that know nothing of the strength p), `parameters` (what each
-operation does to each image at strength p; the identity where its gate is shut) and `transform`. `apply` is the last
-two. Shapes are static, every image depends on its own draws alone, and `transform` may be differentiated any number of
-times with respect to the images.
+Three steps, each a pure function: `sample_inputs` (random numbers, independent of the strength p), `parameters` (what each
+operation does to each image at strength p; the identity where it is not applied) and `transform`. `apply` is the last
+two. Shapes are static, every augmented image depends on its own random inputs only, and `transform` may be differentiated
+any number of times with respect to the images.
 """
 
 import math
@@ -17,7 +17,7 @@ from noisytwins_jax.training.augment.ada_sampling import Precision, WarpImpl
 from noisytwins_jax.utils.errors import UserError, did_you_mean
 
 Array = jax.Array
-AdaDraws = dict[str, Array]
+AdaInputs = dict[str, Array]
 AdaParameters = dict[str, Array]
 
 _BLIT = ("xflip", "rotate90", "xint")
@@ -49,13 +49,13 @@ _CUTOUT_SIZE = 0.5
 
 
 def parse_operations(text: str) -> tuple[str, ...]:
-    """Splits ``"bgc"``, ``"blit,rotate"`` or ``"xflip,hue"`` (groups and operations, ``""`` for none).
+    """Parse groups and operations, as ``"bgc"``, ``"blit,rotate"`` or ``"xflip,hue"``; ``""`` for none.
 
     Returns:
       The operations in the published order, each once.
 
     Raises:
-      UserError: for an unknown name.
+      UserError: unknown name.
     """
     valid = GROUPS | {name: (name,) for name in OPERATIONS}
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -69,8 +69,8 @@ def parse_operations(text: str) -> tuple[str, ...]:
     return tuple(operation for operation in OPERATIONS if operation in chosen)
 
 
-def draw(key: Array, shape: tuple[int, int, int, int], operations: tuple[str, ...]) -> AdaDraws:
-    """Draws for images of `shape` ``(N, H, W, C)``; an operation's draws do not depend on which others there are.
+def sample_inputs(key: Array, shape: tuple[int, int, int, int], operations: tuple[str, ...]) -> AdaInputs:
+    """Sample random inputs for images of `shape` ``(N, H, W, C)``; those of an operation do not depend on the others.
 
     Returns:
       For every operation ``<name>_gate`` in U[0, 1) and ``<name>``, float32, all with leading axis N: uniform numbers
@@ -82,7 +82,7 @@ def draw(key: Array, shape: tuple[int, int, int, int], operations: tuple[str, ..
     n = shape[0]
     normal = {"scale", "aniso", "xfrac", "brightness", "contrast", "saturation", "imgfilter", "noise"}
     width = {"xint": (2,), "xfrac": (2,), "cutout": (2,), "imgfilter": (4,)}
-    draws = {}
+    inputs = {}
     for index, operation in enumerate(OPERATIONS):
         if operation not in operations:
             continue
@@ -90,29 +90,29 @@ def draw(key: Array, shape: tuple[int, int, int, int], operations: tuple[str, ..
         keys = iter(jax.random.split(jax.random.fold_in(key, index), 4))
         for name in names:
             sample = jax.random.normal if operation in normal else jax.random.uniform
-            draws[name] = sample(next(keys), (n, *width.get(operation, ())))
-            draws[f"{name}_gate"] = jax.random.uniform(next(keys), (n, 4) if operation == "imgfilter" else (n,))
+            inputs[name] = sample(next(keys), (n, *width.get(operation, ())))
+            inputs[f"{name}_gate"] = jax.random.uniform(next(keys), (n, 4) if operation == "imgfilter" else (n,))
         if operation == "noise":
-            draws["noise_field"] = jax.random.normal(next(keys), shape)
-    return draws
+            inputs["noise_field"] = jax.random.normal(next(keys), shape)
+    return inputs
 
 
-def parameters(draws: AdaDraws, operations: tuple[str, ...], p: Array) -> AdaParameters:
-    """What each operation does to each image, at strength p in [0, 1].
+def parameters(inputs: AdaInputs, operations: tuple[str, ...], p: Array) -> AdaParameters:
+    """Compute what each operation does to each image, at strength p in [0, 1].
 
     Returns:
-      ``[N]`` unless said otherwise; the identity where the gate is shut. xflip: 0 or 1. rotate90: 0 to 3 quarter
+      ``[N]`` unless stated otherwise; the identity unless the gate is below the strength. xflip: 0 or 1. rotate90: 0 to 3 quarter
       turns. xint, xfrac ``[N, 2]``: shift as a fraction of width and height (xint is rounded to pixels when applied).
       scale, aniso, contrast, saturation: factors. prerotate, postrotate, hue: radians. brightness: an offset.
       lumaflip: 0 or 1. imgfilter ``[N, 4]``: gains of the bands. noise: the standard deviation, and the field.
       cutout: the side of the hole as a fraction of the image's, and its centre ``[N, 2]``.
     """
     p = jnp.asarray(p)
-    # Two rotations share one strength: at least one of them happens with probability p.
+    # Two rotations share one strength: at least one of them is applied with probability p.
     strength = {name: 1.0 - jnp.sqrt(1.0 - jnp.clip(p, 0.0, 1.0)) for name in ("prerotate", "postrotate")}
 
     def gated(name: str, value: Array, identity: float) -> Array:
-        gate = draws[f"{name}_gate"] < strength.get(name, p)
+        gate = inputs[f"{name}_gate"] < strength.get(name, p)
         return jnp.where(gate.reshape(gate.shape + (1,) * (value.ndim - gate.ndim)), value, identity)
 
     def angle(u: Array) -> Array:
@@ -139,21 +139,21 @@ def parameters(draws: AdaDraws, operations: tuple[str, ...], p: Array) -> AdaPar
     for operation in operations:
         for name in ("prerotate", "postrotate") if operation == "rotate" else (operation,):
             if name == "cutout":
-                size = jnp.full_like(draws["cutout_gate"], _CUTOUT_SIZE)
-                result |= {"cutout": gated("cutout", size, 0.0), "cutout_centre": draws["cutout"]}
+                size = jnp.full_like(inputs["cutout_gate"], _CUTOUT_SIZE)
+                result |= {"cutout": gated("cutout", size, 0.0), "cutout_centre": inputs["cutout"]}
                 continue
-            result[name] = gated(name, *values[name](draws[name]))
+            result[name] = gated(name, *values[name](inputs[name]))
             if name == "imgfilter":
                 result[name] = band_gains(result[name])
             elif name == "noise":
-                result["noise_field"] = draws["noise_field"]
+                result["noise_field"] = inputs["noise_field"]
     return result
 
 
 def band_gains(factors: Array) -> Array:
-    """Gains of imgfilter's bands ``[N, 4]`` from a factor for each of them ``[N, 4]``.
+    """Compute gains of imgfilter's bands ``[N, 4]`` from a factor for each band ``[N, 4]``.
 
-    The bands are amplified one after the other, each time keeping the expected power of the whole.
+    The bands are amplified one after the other, each time preserving the expected total power.
     """
     gains = jnp.ones_like(factors)
     for band in range(4):
@@ -167,28 +167,30 @@ def band_gains(factors: Array) -> Array:
 
 def apply(
     images: Array,
-    draws: AdaDraws,
+    inputs: AdaInputs,
     operations: tuple[str, ...],
     p: Array,
     impl: WarpImpl = "matmul",
     precision: Precision = "float32",
 ) -> Array:
-    """Augments images ``[N, H, W, C]`` (1 or 3 channels, nominally in [-1, 1], any float dtype), each by its own draws.
+    """Augment images ``[N, H, W, C]`` (1 or 3 channels, nominally in [-1, 1], any float dtype).
 
     Args:
+      inputs: random inputs of each image.
+      operations: those to apply, with the probability of `p`.
       p: strength in [0, 1], a scalar.
       impl, precision: form of the geometric operations, see `ada_sampling`.
 
     Returns:
       Images of the same shape and dtype; not clipped.
     """
-    return transform(images, parameters(draws, operations, p), impl, precision)
+    return transform(images, parameters(inputs, operations, p), impl, precision)
 
 
 def transform(
     images: Array, params: AdaParameters, impl: WarpImpl = "matmul", precision: Precision = "float32"
 ) -> Array:
-    """Carries out the operations that `params` has, in the published order."""
+    """Apply the operations that `params` has, in the published order."""
     dtype = jnp.promote_types(images.dtype, jnp.float32)
     params = {name: jnp.asarray(value).astype(dtype) for name, value in params.items()}
     x = ada_geometry.transform(images.astype(dtype), params, impl, precision)
@@ -197,17 +199,17 @@ def transform(
 
 
 def adapt(p: Array, sign_sum: Array, count: Array, target: float, kimg: float) -> Array:
-    """The controller: moves p by the share of `kimg` thousand images that passed, towards the overfitting target.
+    """Adjust p (the controller): move it by the fraction of `kimg` thousand images that passed, towards the target.
 
     Args:
       p: strength, a scalar in [0, 1].
       sign_sum: sum of ``sign(D(real))`` over the real images since the last call.
-      count: their number; with none p stays.
-      target: of the mean sign, 0.6 in the papers.
-      kimg: thousands of images that p takes from 0 to 1.
+      count: number of these images; p stays the same if it is 0.
+      target: of the mean sign, a measure of overfitting; 0.6 in the papers.
+      kimg: thousands of images in which p can go from 0 to 1.
 
     Returns:
-      The new p. Clipped to [0, 1].
+      The new p, clipped to [0, 1].
     """
     count = jnp.asarray(count, p.dtype)
     direction = jnp.sign(sign_sum / jnp.maximum(count, 1.0) - target)

@@ -1,4 +1,4 @@
-"""ADA's geometric operations: one affine map per image (appendix B of the paper); `ada_sampling` carries it out."""
+"""ADA's geometric operations: one affine map per image (appendix B of the paper), applied by `ada_sampling`."""
 
 import math
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ _NAMES = ("xflip", "rotate90", "xint", "scale", "prerotate", "aniso", "postrotat
 
 
 def transform(x: Array, params: Mapping[str, Array], impl: WarpImpl, precision: Precision) -> Array:
-    """Carries out those of the operations that `params` has, on images ``[N, H, W, C]``."""
+    """Apply the geometric operations that `params` has to images ``[N, H, W, C]``."""
     if not any(name in params for name in _NAMES):
         return x
     return warp(x, inverse_affine(params, x.shape), impl, precision)
 
 
 def inverse_affine(params: Mapping[str, Array], shape: tuple[int, ...]) -> Affine:
-    """The map from output to input pixels of images of `shape` ``(N, H, W, C)``, about the image's centre.
+    """Compute the map from output to input pixels of images of `shape` ``(N, H, W, C)``, about the image's centre.
 
     Returns:
       ``(a, b, c, d, e, f)``, each ``[N]``: ``x' = a x + b y + c``, ``y' = d x + e y + f``.
@@ -30,7 +30,7 @@ def inverse_affine(params: Mapping[str, Array], shape: tuple[int, ...]) -> Affin
     dtype = next(iter(params.values())).dtype
     one, zero = jnp.ones(n, dtype), jnp.zeros(n, dtype)
     matrix = (one, zero, zero, zero, one, zero)
-    # The first operation acts first on the image, so its inverse is the last to act on positions: on the left.
+    # The first operation acts first on the image, so that its inverse acts last on positions: it stands on the left.
     if "xflip" in params:
         matrix = _scaled(matrix, 1.0 - 2.0 * params["xflip"], one)
     if "rotate90" in params:

@@ -15,7 +15,7 @@ _COLOR = ("brightness", "contrast", "lumaflip", "hue", "saturation")
 
 
 def transform(x: Array, params: Mapping[str, Array]) -> Array:
-    """Carries out those of the operations that `params` has, on images ``[N, H, W, C]``."""
+    """Apply the operations on pixel values that `params` has to images ``[N, H, W, C]``."""
     if any(name in params for name in _COLOR):
         x = apply_color(x, color_matrix(params, x.shape[0], x.dtype))
     if "imgfilter" in params:
@@ -28,10 +28,10 @@ def transform(x: Array, params: Mapping[str, Array]) -> Array:
 
 
 def color_matrix(params: Mapping[str, Array], n: int, dtype: jnp.dtype) -> Array:
-    """The product of the colour operations, ``[N, 3, 4]``: new colour = matrix · (r, g, b, 1).
+    """Compute the product of the colour operations, ``[N, 3, 4]``: new colour = matrix · (r, g, b, 1).
 
-    Lightness is the component along the grey axis (1, 1, 1)/√3; lumaflip mirrors it, hue turns around it and
-    saturation scales what is perpendicular to it.
+    Lightness is the component along the grey axis (1, 1, 1)/√3; lumaflip mirrors it, hue rotates around that axis and
+    saturation scales the components perpendicular to it.
     """
     c = jnp.broadcast_to(jnp.eye(3, 4, dtype=dtype), (n, 3, 4))
 
@@ -57,19 +57,19 @@ def color_matrix(params: Mapping[str, Array], n: int, dtype: jnp.dtype) -> Array
 
 
 def apply_color(x: Array, matrix: Array) -> Array:
-    """Applies ``[N, 3, 4]`` to images ``[N, H, W, 3]``, and its action on greys to images ``[N, H, W, 1]``."""
+    """Apply ``[N, 3, 4]`` to images ``[N, H, W, 3]``, or its action on greys to images ``[N, H, W, 1]``."""
     if x.shape[3] == 1:
         matrix = matrix.mean(axis=1, keepdims=True)
         matrix = jnp.stack([matrix[..., :3].sum(axis=2), matrix[..., 3]], axis=2)
-    # Few and small products: elementwise they keep full precision on every device.
+    # Few and small products: as elementwise operations they have full precision on every device.
     rows = matrix[:, None, None]
     return (rows[..., :-1] * x[..., None, :]).sum(axis=-1) + rows[..., -1]
 
 
 def _filter_bank() -> np.ndarray:
-    """Symmetric band-pass filters ``[4, 43]`` that add up to the identity, lowest octaves first."""
+    """Return symmetric band-pass filters ``[4, 43]`` that add up to the identity, lowest octave first."""
 
-    def stuffed(taps: np.ndarray) -> np.ndarray:
+    def zero_stuffed(taps: np.ndarray) -> np.ndarray:
         result = np.zeros(2 * len(taps) - 1)
         result[::2] = taps
         return result
@@ -79,15 +79,15 @@ def _filter_bank() -> np.ndarray:
     high2 = np.convolve(high, high[::-1]) / 2
     bank = [np.ones(1)]
     for _ in range(3):
-        # Every band moves down an octave, and a new highest band takes the place it leaves.
-        bank = [np.convolve(stuffed(band), low2) for band in bank]
+        # Every band moves down an octave, and a new highest band is added.
+        bank = [np.convolve(zero_stuffed(band), low2) for band in bank]
         missing = (len(bank[0]) - len(high2)) // 2
         bank.append(np.pad(high2, missing))
     return np.stack(bank)
 
 
 def _filter_bands(x: Array, gains: Array) -> Array:
-    """Amplifies four frequency bands by `gains` ``[N, 4]``, along both axes; borders are mirrored."""
+    """Amplify four frequency bands by `gains` ``[N, 4]``, along both axes; borders are mirrored."""
     taps = jnp.asarray(_filter_bank(), x.dtype)
     taps = (gains[:, :, None] * taps).sum(axis=1)
     for axis, equation in ((1, "noh,nhwc->nowc"), (2, "now,nhwc->nhoc")):
@@ -96,7 +96,7 @@ def _filter_bands(x: Array, gains: Array) -> Array:
 
 
 def _reflecting_toeplitz(taps: Array, size: int) -> Array:
-    """Filtering of a mirrored signal as matrices: ``[N, K] → [N, size, size]``."""
+    """Return the filtering of a mirrored signal as matrices: ``[N, K] → [N, size, size]``."""
     length = taps.shape[1]
     position = np.arange(size)[:, None] + np.arange(length) - length // 2
     # Mirrored without repeating the border pixel, as often as needed.
@@ -107,7 +107,7 @@ def _reflecting_toeplitz(taps: Array, size: int) -> Array:
 
 
 def _cut_out(x: Array, size: Array, centre: Array) -> Array:
-    """Fills with zero a square hole of relative side `size` ``[N]`` at `centre` ``[N, 2]`` (x, y)."""
+    """Set to zero a square of relative side `size` ``[N]`` at `centre` ``[N, 2]`` (x, y)."""
 
     def outside(pixels: int, centre: Array) -> Array:
         position = (jnp.arange(pixels, dtype=x.dtype) + 0.5) / pixels

@@ -2,13 +2,13 @@
 
 The image is mirrored at its borders, doubled in size with the wavelet filter "sym6", sampled bilinearly at the mapped
 positions of a doubled output grid, and halved again with the same filter. Mirroring, doubling and halving are constant
-matrices, the same for rows and columns; what depends on the image is the bilinear sampling. It has two exact forms:
+matrices, the same for rows and columns; only the bilinear sampling depends on the image's map. It has two exact forms:
 
 * ``"matmul"``, for TPUs: a matrix product over rows and a weighted sum over columns. Mirroring and doubling are folded into
   the weights of a position, seven neighbouring rows and columns of the image itself. No gather and, in the gradient, no
-  scatter. From 96 px on, where the cost of looking at the whole image everywhere is too high, the output grid is cut into
-  squares that each look at a window; if any square of the batch does not fit into its window (an image is zoomed out to
-  less than about a third), the whole batch is sampled without windows.
+  scatter. From 96 px on, where weights for the whole image are too expensive, the output grid is divided into squares that
+  each sample from a window; if any square of the batch does not fit into its window (an image is zoomed out to less than
+  about a third), the whole batch is sampled without windows.
 * ``"gather"``, for CPUs: four gathers from the mirrored and doubled image.
 """
 
@@ -34,13 +34,13 @@ _SYM6 = np.array([
 ])  # fmt: skip
 _FILTER = _SYM6 / _SYM6.sum()
 _OUTPUT_PAD = len(_FILTER) // 4  # output pixels beyond each border that the halving filter reaches
-_TAPS = len(_FILTER) // 2 + 1  # neighbouring pixels that a sample of the doubled image looks at
+_TAPS = len(_FILTER) // 2 + 1  # neighbouring pixels that a sample of the doubled image depends on
 _WINDOWS_FROM = 96  # pixels
 _TILE, _WINDOW = 38, 64  # samples of a square's side, and pixels of its window's
 
 
 def warp(x: Array, matrix: Affine, impl: WarpImpl = "matmul", precision: Precision = "float32") -> Array:
-    """Resamples images ``[N, H, W, C]`` at positions mapped by `matrix`."""
+    """Resample images ``[N, H, W, C]`` at positions mapped by `matrix`."""
     _, height, width, _ = x.shape
     if impl == "gather":
         sampled = _gather(x, matrix)
@@ -56,14 +56,14 @@ def warp(x: Array, matrix: Affine, impl: WarpImpl = "matmul", precision: Precisi
 
 
 def grid_size(size: int) -> int:
-    """Samples along an axis of the doubled output grid, with those beyond the borders that the halving filter reaches."""
+    """Return the samples along an axis of the doubled output grid, including those the halving filter needs beyond borders."""
     return 2 * (size + 2 * _OUTPUT_PAD) - 2
 
 
 def sampling_positions(
     matrix: Affine, height: int, width: int, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[Array, Array]:
-    """Where samples of the doubled output grid, given by row and column, lie in the mirrored and doubled image: x and y.
+    """Map samples of the doubled output grid, given by row and column, to x and y in the mirrored and doubled image.
 
     In pixels of that image (``2·(3·size - 2)`` of them), counted from its pixel ``3·(size - 1)``: small numbers near
     the middle, so that float32 has more digits for their fractions.
@@ -78,7 +78,7 @@ def sampling_positions(
 
 @functools.cache
 def doubling_matrix(size: int) -> np.ndarray:
-    """Mirrors at both ends, without repeating the border pixel, and doubles: ``[2·(3·size - 2), size]``."""
+    """Return the matrix that mirrors at both ends, without repeating the border pixel, and doubles: ``[2·(3·size - 2), size]``."""
     margin = size - 1
     padded = size + 2 * margin
     tap = np.arange(2 * padded)[:, None] - 2 * np.arange(padded)[None, :] + len(_FILTER) // 2 - 1
@@ -90,13 +90,13 @@ def doubling_matrix(size: int) -> np.ndarray:
 
 @functools.cache
 def halving_matrix(size: int) -> np.ndarray:
-    """Filters and takes every second row, dropping those beyond the borders: ``[size, grid_size(size)]``."""
+    """Return the matrix that filters and takes every second row within the borders: ``[size, grid_size(size)]``."""
     tap = np.arange(grid_size(size))[None, :] - 2 * np.arange(size)[:, None]
     return np.where((tap >= 0) & (tap < len(_FILTER)), _FILTER[np.clip(tap, 0, len(_FILTER) - 1)], 0.0)
 
 
 def _whole(x: Array, matrix: Affine, precision: Precision) -> Array:
-    """Samples every image as a whole: ``[N, H, W, C] → [N, P, Q, C]``."""
+    """Sample from whole images: ``[N, H, W, C] → [N, P, Q, C]``."""
     n, height, width, channels = x.shape
     shape = grid_size(height), grid_size(width)
     positions_x, positions_y = sampling_positions(
@@ -110,8 +110,8 @@ def _whole(x: Array, matrix: Affine, precision: Precision) -> Array:
 
 
 def _positions_in_lanes(x: Array) -> Array:
-    # Left to itself the TPU compiler gives the lanes to axes of 128 pixels, and then spends six times as long on
-    # spreading every position's weights over them. Other compilers would gather a split batch to obey.
+    # By default the TPU compiler puts axes of 128 pixels in the lanes, and then takes six times as long to broadcast every
+    # position's weights over them. Other compilers would gather a split batch for such a constraint.
     def constrain(x: Array) -> Array:
         return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
@@ -119,14 +119,14 @@ def _positions_in_lanes(x: Array) -> Array:
 
 
 def _whole_weights(positions: Array, size: int) -> Array:
-    """What each of `size` pixels contributes to positions ``[N, T]`` along one axis: ``[N, size, T]``."""
+    """Compute the weight of each of `size` pixels at positions ``[N, T]`` along one axis: ``[N, size, T]``."""
     last, taps = _taps(positions, size)
     pixels = np.arange(size, dtype=np.int32)[None, :, None]
     return sum(jnp.where(_mirrored(last - j, size)[:, None] == pixels, tap[:, None], 0.0) for j, tap in enumerate(taps))
 
 
 class _Windows:
-    """The doubled output grid in squares, and each square's window of the mirrored image.
+    """The doubled output grid divided into squares, each with its window of the mirrored image.
 
     Attributes:
       fit: whether every square fits into its window, a boolean scalar.
@@ -144,7 +144,7 @@ class _Windows:
         self.fit = fit_x & fit_y
 
     def sample(self, x: Array, precision: Precision) -> Array:
-        """``[N, H, W, C] → [N, P, Q, C]``."""
+        """Sample from the windows: ``[N, H, W, C] → [N, P, Q, C]``."""
         n, _, _, channels = x.shape
         x = _product("nkbw,nhwc->nkbch", self.columns, x, precision)
         x = _product("nkah,nkbch->nkbca", self.rows, x, precision)
@@ -155,7 +155,7 @@ class _Windows:
 
 
 def _window(last: Array, taps: list[Array], size: int) -> tuple[Array, Array, Array]:
-    """Windows along one axis: which pixel each holds, one-hot ``[N, K, window, size]``; weights ``[N, K, window, T]``; fit."""
+    """Compute windows along one axis: their pixels, one-hot ``[N, K, window, size]``; weights ``[N, K, window, T]``; fit."""
     padded = 3 * size - 2
     corners = jnp.stack([last[..., i] for i in (0, _TILE - 1, -_TILE, -1)], axis=-1)  # positions are affine
     start = jnp.clip(corners.min(axis=-1, keepdims=True) - (_TAPS - 1), 0, padded - _WINDOW)
@@ -170,11 +170,11 @@ def _window(last: Array, taps: list[Array], size: int) -> tuple[Array, Array, Ar
 
 
 def _taps(positions: Array, size: int) -> tuple[Array, list[Array]]:
-    """What the pixels of the mirrored image contribute to positions along one axis, `size` being the image's own.
+    """Compute the weights of the mirrored image's pixels at positions along one axis; `size` is that of the image.
 
     Returns:
-      The last of the seven pixels that contribute, int32, counted from the mirrored image's first; and the weight of that
-      pixel, of the one before it, and so on. All shaped like `positions`.
+      The last of the seven pixels that contribute, int32, counted from the first of the mirrored image; and the weight of
+      that pixel, of the one before it, and so on. All shaped like `positions`.
     """
     padded = 3 * size - 2  # pixel 0 of the image is pixel size - 1 of the mirrored image
     first = jnp.clip(jnp.floor(positions), -4.0 * size, 4.0 * size)  # of two doubled pixels, from 3·(size - 1)
@@ -199,20 +199,20 @@ def _taps(positions: Array, size: int) -> tuple[Array, list[Array]]:
 
 
 def _mirrored(pixel: Array, size: int) -> Array:
-    """The pixel of the image that a pixel of the mirrored image shows."""
+    """Map pixels of the mirrored image to pixels of the image."""
     return size - 1 - jnp.abs(size - 1 - jnp.abs(pixel - (size - 1)))
 
 
 def _product(equation: str, x: Array, y: Array, precision: Precision) -> Array:
     if precision == "float32":
         return jnp.einsum(equation, x, y, precision="high")
-    # Back to float32 for CPUs, which have no such products; a TPU multiplies in bfloat16 by default.
+    # Back to float32 for CPUs, which have no bfloat16 products; a TPU multiplies in bfloat16 by default.
     x, y = (operand.astype(jnp.bfloat16).astype(operand.dtype) for operand in (x, y))
     return jnp.einsum(equation, x, y, precision="default")
 
 
 def _gather(x: Array, matrix: Affine) -> Array:
-    """Four gathers from the mirrored and doubled image: ``[N, H, W, C] → [N, P, Q, C]``."""
+    """Sample by four gathers from the mirrored and doubled image: ``[N, H, W, C] → [N, P, Q, C]``."""
     n, height, width, channels = x.shape
     grid = np.indices((grid_size(height), grid_size(width)))
     positions_x, positions_y = sampling_positions(matrix, height, width, *grid)
@@ -223,7 +223,7 @@ def _gather(x: Array, matrix: Affine) -> Array:
     x = x.reshape(n, rows * columns, channels)
 
     def corner(position: Array, size: int) -> tuple[Array, Array]:
-        # In the padded image, pixel 0 is the zero border before pixel 0.
+        # One pixel further on in the padded image, because of the zero border.
         origin = 3 * (size - 1) + 1
         position = jnp.clip(position, -origin, 2 * (3 * size - 2) + 1 - origin)
         first = jnp.minimum(jnp.floor(position), 2 * (3 * size - 2) - origin)

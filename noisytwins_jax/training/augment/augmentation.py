@@ -1,4 +1,4 @@
-"""The augmentation of a run, for real and for generated images alike: ADA, or DiffAugment, or none."""
+"""The augmentation of a run, the same for real and generated images: ADA, DiffAugment or none."""
 
 import jax
 
@@ -10,10 +10,10 @@ Array = jax.Array
 
 
 class Augmentation:
-    """ADA where the configuration names operations of it, else DiffAugment with its policy, which may be empty.
+    """ADA if the configuration names operations of it, otherwise DiffAugment with its policy, which may be empty.
 
     Attributes:
-      ada: ADA's operations; none without it.
+      ada: ADA's operations; empty without ADA.
     """
 
     def __init__(self, config: RunConfig):
@@ -26,6 +26,6 @@ class Augmentation:
     def __call__(self, key: Array, images: Array, p: Array) -> Array:
         """Augment images ``[N, H, W, C]``; `p` is ADA's probability."""
         if self.ada:
-            inputs = ada.draw(key, images.shape, self.ada)
+            inputs = ada.sample_inputs(key, images.shape, self.ada)
             return ada.apply(images, inputs, self.ada, p, self.ada_impl, self.dtype)
-        return diffaugment.apply(images, diffaugment.draw(key, images.shape), self.policy)
+        return diffaugment.apply(images, diffaugment.sample_inputs(key, images.shape), self.policy)

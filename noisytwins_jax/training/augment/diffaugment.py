@@ -1,7 +1,7 @@
 """DiffAugment (Zhao et al., "Differentiable Augmentation for Data-Efficient GAN Training", NeurIPS 2020).
 
-Draws and their application are separate, so that a result is a pure function of its draws. Shapes are static and
-there is no gather: translation is a product with 0/1 matrices, cutout a mask.
+Random inputs are sampled separately, so that `apply` is a deterministic function of them. Shapes are static and there is no
+gather: translation is a product with 0/1 matrices, cutout a mask.
 """
 
 from typing import NamedTuple
@@ -16,8 +16,8 @@ Array = jax.Array
 POLICIES = ("color", "translation", "cutout")
 
 
-class DiffAugmentDraws(NamedTuple):
-    """One image's worth of draws in every row, ``[N]``."""
+class DiffAugmentInputs(NamedTuple):
+    """Random inputs, each ``[N]``, an entry for each image."""
 
     brightness: Array  # U[0, 1)
     saturation: Array  # U[0, 1)
@@ -29,10 +29,10 @@ class DiffAugmentDraws(NamedTuple):
 
 
 def parse_policy(policy: str) -> tuple[str, ...]:
-    """Splits ``"color,translation,cutout"`` (any subset; ``""`` for none), keeping the published order.
+    """Parse ``"color,translation,cutout"`` (any subset; ``""`` for none); the result is in the published order.
 
     Raises:
-      UserError: for an unknown operation.
+      UserError: unknown operation.
     """
     names = [name for name in policy.split(",") if name]
     unknown = sorted(set(names) - set(POLICIES))
@@ -44,8 +44,8 @@ def parse_policy(policy: str) -> tuple[str, ...]:
     return tuple(name for name in POLICIES if name in names)
 
 
-def draw(key: Array, shape: tuple[int, ...]) -> DiffAugmentDraws:
-    """Draws for images of `shape` ``(N, H, W, C)``."""
+def sample_inputs(key: Array, shape: tuple[int, ...]) -> DiffAugmentInputs:
+    """Sample random inputs for images of `shape` ``(N, H, W, C)``."""
     n, height, width, _ = shape
     keys = jax.random.split(key, 7)
 
@@ -58,8 +58,10 @@ def draw(key: Array, shape: tuple[int, ...]) -> DiffAugmentDraws:
     def centre(k: Array, size: int) -> Array:
         return jax.random.randint(k, (n,), 0, size + 1 - _hole(size) % 2)
 
-    return DiffAugmentDraws(
-        *(uniform(k) for k in keys[:3]),
+    return DiffAugmentInputs(
+        uniform(keys[0]),
+        uniform(keys[1]),
+        uniform(keys[2]),
         shift(keys[3], height),
         shift(keys[4], width),
         centre(keys[5], height),
@@ -67,20 +69,20 @@ def draw(key: Array, shape: tuple[int, ...]) -> DiffAugmentDraws:
     )
 
 
-def apply(images: Array, draws: DiffAugmentDraws, policy: tuple[str, ...] = POLICIES) -> Array:
-    """Augments images ``[N, H, W, C]``, nominally in [-1, 1], each by its own draws."""
+def apply(images: Array, inputs: DiffAugmentInputs, policy: tuple[str, ...] = POLICIES) -> Array:
+    """Augment images ``[N, H, W, C]``, nominally in [-1, 1], each by its own random inputs."""
     if "color" in policy:
-        images = _color(images, draws)
+        images = _color(images, inputs)
     if "translation" in policy:
-        images = _translate(images, draws)
+        images = _translate(images, inputs)
     if "cutout" in policy:
-        images = _cutout(images, draws)
+        images = _cutout(images, inputs)
     return images
 
 
-def _color(x: Array, draws: DiffAugmentDraws) -> Array:
+def _color(x: Array, inputs: DiffAugmentInputs) -> Array:
     brightness, saturation, contrast = (
-        u.astype(x.dtype)[:, None, None, None] for u in (draws.brightness, draws.saturation, draws.contrast)
+        u.astype(x.dtype)[:, None, None, None] for u in (inputs.brightness, inputs.saturation, inputs.contrast)
     )
     x = x + (brightness - 0.5)
     mean = x.mean(axis=3, keepdims=True)
@@ -97,23 +99,23 @@ def _hole(size: int) -> int:
     return int(size * 0.5 + 0.5)
 
 
-def _translate(x: Array, draws: DiffAugmentDraws) -> Array:
+def _translate(x: Array, inputs: DiffAugmentInputs) -> Array:
     def selection(shift: Array, size: int) -> Array:
         source = jnp.arange(size)[None, :, None] + shift[:, None, None]
         return (source == jnp.arange(size)[None, None, :]).astype(x.dtype)
 
-    rows = selection(draws.translation_rows, x.shape[1])
-    columns = selection(draws.translation_columns, x.shape[2])
+    rows = selection(inputs.translation_rows, x.shape[1])
+    columns = selection(inputs.translation_columns, x.shape[2])
     x = jnp.einsum("nyh,nhwc->nywc", rows, x, precision="highest")
     return jnp.einsum("nxw,nywc->nyxc", columns, x, precision="highest")
 
 
-def _cutout(x: Array, draws: DiffAugmentDraws) -> Array:
+def _cutout(x: Array, inputs: DiffAugmentInputs) -> Array:
     def inside(centre: Array, size: int) -> Array:
         hole = _hole(size)
         offset = jnp.arange(size)[None, :] - (centre[:, None] - hole // 2)
         return (offset >= 0) & (offset < hole)
 
-    rows = inside(draws.cutout_row, x.shape[1])[:, :, None, None]
-    columns = inside(draws.cutout_column, x.shape[2])[:, None, :, None]
+    rows = inside(inputs.cutout_row, x.shape[1])[:, :, None, None]
+    columns = inside(inputs.cutout_column, x.shape[2])[:, None, :, None]
     return jnp.where(rows & columns, 0.0, x)

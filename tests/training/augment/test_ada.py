@@ -1,4 +1,4 @@
-"""ADA against the official implementation, and the laws of its draws, gradients and controller."""
+"""ADA against the official implementation: its random inputs, parameters, gradients and controller."""
 
 import functools
 import os
@@ -77,25 +77,25 @@ def test_percentile(golden, output, text, size, q):
         assert_close(transform(images, params, impl), nhwc(golden[f"out/{output}/p{q}"]), 1e-5)
 
 
-def stored_draws(golden: Golden) -> ada.AdaDraws:
+def stored_inputs(golden: Golden) -> ada.AdaInputs:
     names = {"rotate90": "i", "xflip": "i", "lumaflip": "i", "xint": "t", "hue": "theta"}
-    draws = {}
+    inputs = {}
     for name in [*ada.GROUPS["bgc"], "prerotate", "postrotate"]:
         if name == "rotate":
             continue
         stored = name.replace("rotate", "rot") if name in ("prerotate", "postrotate") else name
         kind = "theta" if "rotate" in name and name != "rotate90" else names.get(name, "n")
         value = golden[f"in/draws/{stored}_{kind}"]
-        draws[name] = value if name in ("xint", "xfrac") else value.reshape(-1)
-        draws[f"{name}_gate"] = golden[f"in/draws/{stored}_gate"].reshape(-1)
-    return draws
+        inputs[name] = value if name in ("xint", "xfrac") else value.reshape(-1)
+        inputs[f"{name}_gate"] = golden[f"in/draws/{stored}_gate"].reshape(-1)
+    return inputs
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_stored_draws_and_their_gradient(golden, impl):
-    draws = stored_draws(golden)
+def test_stored_inputs_and_their_gradient(golden, impl):
+    inputs = stored_inputs(golden)
     images, p = nhwc(golden["in/x_random"]), jnp.float32(golden.config["random_p"])
-    output, transpose = jax.vjp(lambda x: apply(x, draws, ada.GROUPS["bgc"], p, impl), images)
+    output, transpose = jax.vjp(lambda x: apply(x, inputs, ada.GROUPS["bgc"], p, impl), images)
     assert_close(output, nhwc(golden["out/random_draws"]), 1e-5)
     (gradient,) = transpose(jnp.asarray(nhwc(golden["in/grad_seed"])))
     assert_close(gradient, nhwc(golden["out/random_draws_vjp"]), 1e-5)
@@ -110,7 +110,7 @@ def test_forms_agree_also_far_beyond_the_mirrored_border(shape):
     """In float64, where only a different formula would show; at a fifth of the size most samples are beyond it."""
     with jax.enable_x64(True):
         images = np.random.RandomState(0).standard_normal(shape)
-        params = ada.parameters(ada.draw(jax.random.key(1), shape, ada.GROUPS["bg"]), ada.GROUPS["bg"], 1.0)
+        params = ada.parameters(ada.sample_inputs(jax.random.key(1), shape, ada.GROUPS["bg"]), ada.GROUPS["bg"], 1.0)
         for zoom in (1.0, 0.2, 5.0):
             one, other = (transform(images, params | {"scale": params["scale"] * zoom}, impl) for impl in IMPLS)
             assert one.dtype == np.float64
@@ -122,7 +122,7 @@ def test_windows_of_large_images(zoom, fit):
     """Images of 96 px and more are sampled square by square; zoomed out too far, as a whole. In float64, as above."""
     with jax.enable_x64(True):
         images, operations = np.random.RandomState(0).standard_normal((1, 96, 104, 1)), ada.GROUPS["bg"]
-        params = ada.parameters(ada.draw(jax.random.key(1), images.shape, operations), operations, 1.0)
+        params = ada.parameters(ada.sample_inputs(jax.random.key(1), images.shape, operations), operations, 1.0)
         params["scale"] = params["scale"] * zoom
         affine = ada_geometry.inverse_affine({k: jnp.asarray(v, float) for k, v in params.items()}, images.shape)
         assert bool(ada_sampling._Windows(affine, *images.shape[1:3]).fit) == fit
@@ -142,9 +142,9 @@ def test_windows_of_large_images(zoom, fit):
 def test_one_pass_of_bfloat16_is_as_good_as_bfloat16():
     """What activations in bfloat16 cost the images anyway."""
     images = some_images(2, 16)
-    draws = ada.draw(jax.random.key(1), images.shape, ada.GROUPS["bg"])
+    inputs = ada.sample_inputs(jax.random.key(1), images.shape, ada.GROUPS["bg"])
     exact, rounded = (
-        jax.jit(functools.partial(ada.apply, operations=ada.GROUPS["bg"], p=1.0, precision=precision))(images, draws)
+        jax.jit(functools.partial(ada.apply, operations=ada.GROUPS["bg"], p=1.0, precision=precision))(images, inputs)
         for precision in ("float32", "bfloat16")
     )
     assert rounded.dtype == np.float32
@@ -157,10 +157,10 @@ def test_r1_through_the_augmentation(impl):
     """Reverse over reverse and forward over reverse against finite differences."""
     with jax.enable_x64(True):
         images, operations = some_images(1, 6, dtype=np.float64), ("rotate", "xfrac", "contrast", "hue")
-        draws = ada.draw(jax.random.key(1), images.shape, operations)
+        inputs = ada.sample_inputs(jax.random.key(1), images.shape, operations)
 
         def logits(x):
-            return jnp.tanh(apply(x, draws, operations, 0.8, impl)).sum()
+            return jnp.tanh(apply(x, inputs, operations, 0.8, impl)).sum()
 
         def penalty_of(x):
             return jnp.square(jax.grad(logits)(x)).sum()
@@ -175,36 +175,36 @@ def test_r1_through_the_augmentation(impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_images_are_augmented_each_by_its_own_draws(impl):
+def test_images_are_augmented_each_by_its_own_inputs(impl):
     images = some_images(4)
-    draws = ada.draw(jax.random.key(2), images.shape, ada.OPERATIONS)
-    one = apply(images[2:3], {k: v[2:3] for k, v in draws.items()}, ada.OPERATIONS, 0.7, impl)
-    assert_close(one[0], apply(images, draws, ada.OPERATIONS, 0.7, impl)[2], 1e-5)
+    inputs = ada.sample_inputs(jax.random.key(2), images.shape, ada.OPERATIONS)
+    one = apply(images[2:3], {k: v[2:3] for k, v in inputs.items()}, ada.OPERATIONS, 0.7, impl)
+    assert_close(one[0], apply(images, inputs, ada.OPERATIONS, 0.7, impl)[2], 1e-5)
 
 
 def test_grey_images_are_the_grey_of_colour_images():
     """What every operation but noise does to one channel is what it does to three equal ones, averaged."""
     images, operations = some_images(channels=1), ada.GROUPS["bgcf"]
-    draws = ada.draw(jax.random.key(3), images.shape, operations)
-    three = apply(np.repeat(images, 3, axis=3), draws, operations, 1.0)
-    assert_close(apply(images, draws, operations, 1.0)[..., 0], three.mean(axis=3), 1e-5)
+    inputs = ada.sample_inputs(jax.random.key(3), images.shape, operations)
+    three = apply(np.repeat(images, 3, axis=3), inputs, operations, 1.0)
+    assert_close(apply(images, inputs, operations, 1.0)[..., 0], three.mean(axis=3), 1e-5)
 
 
 def test_strength_zero_changes_nothing_but_by_resampling():
     images = some_images()
-    draws = ada.draw(jax.random.key(4), images.shape, ada.OPERATIONS)
+    inputs = ada.sample_inputs(jax.random.key(4), images.shape, ada.OPERATIONS)
     rest = tuple(name for name in ada.OPERATIONS if name not in ada.GROUPS["bg"])
-    assert_close(apply(images, draws, rest, 0.0), images, 1e-6)
+    assert_close(apply(images, inputs, rest, 0.0), images, 1e-6)
     # The filter of the resampling is orthonormal; bilinear sampling on its grid is exact where nothing moves.
-    assert_close(apply(images, draws, ada.GROUPS["bg"], 0.0), images, 1e-5)
-    np.testing.assert_array_equal(apply(images, draws, (), 1.0), images)
+    assert_close(apply(images, inputs, ada.GROUPS["bg"], 0.0), images, 1e-5)
+    np.testing.assert_array_equal(apply(images, inputs, (), 1.0), images)
 
 
 def test_strength_is_the_share_of_images_that_an_operation_changes():
     n, p = 8192, 0.3
     operations = ada.OPERATIONS
-    draws = ada.draw(jax.random.key(5), (n, 2, 2, 1), operations)
-    params = ada.parameters(draws, operations, jnp.float32(p))
+    inputs = ada.sample_inputs(jax.random.key(5), (n, 2, 2, 1), operations)
+    params = ada.parameters(inputs, operations, jnp.float32(p))
     changed = {
         name: np.asarray(params[name]) != 0 for name in ("xint", "xfrac", "brightness", "hue", "noise", "cutout")
     }
@@ -220,8 +220,8 @@ def test_strength_is_the_share_of_images_that_an_operation_changes():
 
 
 def test_magnitudes():
-    draws = ada.draw(jax.random.key(6), (8192, 2, 2, 1), ada.OPERATIONS)
-    params = ada.parameters(draws, ada.OPERATIONS, 1.0)
+    inputs = ada.sample_inputs(jax.random.key(6), (8192, 2, 2, 1), ada.OPERATIONS)
+    params = ada.parameters(inputs, ada.OPERATIONS, 1.0)
     deviations = {"scale": 0.2, "aniso": 0.2, "contrast": 0.5, "saturation": 1.0}
     for name, deviation in deviations.items():
         assert abs(np.log2(params[name]).std() / deviation - 1) < 0.04, name
@@ -233,10 +233,10 @@ def test_magnitudes():
     assert params["xint"].shape == params["xfrac"].shape == (8192, 2)
 
 
-def test_draws_depend_neither_on_other_operations_nor_on_each_other():
+def test_random_inputs_depend_neither_on_other_operations_nor_on_each_other():
     shape = (4096, 2, 2, 1)
-    everything = ada.draw(jax.random.key(7), shape, ada.OPERATIONS)
-    for name, value in ada.draw(jax.random.key(7), shape, ("hue", "cutout")).items():
+    everything = ada.sample_inputs(jax.random.key(7), shape, ada.OPERATIONS)
+    for name, value in ada.sample_inputs(jax.random.key(7), shape, ("hue", "cutout")).items():
         np.testing.assert_array_equal(value, everything[name])
     columns = np.concatenate([np.asarray(v, np.float64).reshape(4096, -1) for v in everything.values()], axis=1)
     assert np.abs(np.corrcoef(columns.T) - np.eye(columns.shape[1])).max() < 0.09
@@ -286,16 +286,16 @@ from noisytwins_jax.training.augment import ada
 mesh = Mesh(np.array(jax.devices()), ("data",))
 split, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
 x = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
-draws = ada.draw(jax.random.key(1), x.shape, ada.OPERATIONS)
+inputs = ada.sample_inputs(jax.random.key(1), x.shape, ada.OPERATIONS)
 for impl in ("matmul", "gather"):
-    def both(x, draws, p):
-        y, transpose = jax.vjp(lambda x: ada.apply(x, draws, ada.OPERATIONS, p, impl), x)
+    def both(x, inputs, p):
+        y, transpose = jax.vjp(lambda x: ada.apply(x, inputs, ada.OPERATIONS, p, impl), x)
         return y, transpose(y)[0]
-    compiled = jax.jit(both, in_shardings=(split, split, everywhere), out_shardings=split).lower(x, draws, 0.7).compile()
+    compiled = jax.jit(both, in_shardings=(split, split, everywhere), out_shardings=split).lower(x, inputs, 0.7).compile()
     print(len(re.findall(r"(all-|collective-|reduce-scatter)[a-z-]*\\(", compiled.as_text())))
-    split_draws = jax.device_put(draws, split)
-    result = compiled(jax.device_put(x, split), split_draws, jax.device_put(0.7, everywhere))
-    print(max(float(jnp.abs(a - b).max()) for a, b in zip(result, jax.jit(both)(x, draws, 0.7))) < 1e-4)
+    split_inputs = jax.device_put(inputs, split)
+    result = compiled(jax.device_put(x, split), split_inputs, jax.device_put(0.7, everywhere))
+    print(max(float(jnp.abs(a - b).max()) for a, b in zip(result, jax.jit(both)(x, inputs, 0.7))) < 1e-4)
 """
 
 
