@@ -1,1 +1,1 @@
-"""What the programs of a run cost on TPUs that need not exist."""
+"""Costs of a run's programs on TPUs, estimated by the TPU compiler without a TPU."""

@@ -1,8 +1,8 @@
-"""``--mode=compile``: every program of a run through the TPU compiler, for TPUs that need not be there.
+"""``--mode=compile``: compile every program of a run with the TPU compiler, without a TPU, and print its costs.
 
-The last line on stdout is the result as JSON; before it stands the same for people, and progress goes to stderr. Cycles
-are the compiler's estimate for one core: no communication, no waiting for memory or the host (`tpu.hlo`). Nothing is
-measured on a TPU.
+The last line on stdout is the result as JSON; before it comes the same as text, and progress goes to stderr. Cycles are the
+compiler's estimate for one core, without communication and without waiting for memory or the host (`tpu_cost.hlo`). Nothing
+is measured on a TPU.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from noisytwins_jax.metrics.extractors.registry import abstract_extractor
 from noisytwins_jax.metrics.protocols import CLASSIFIER, parse_extractors
 from noisytwins_jax.models.fir import default_up_impl
 from noisytwins_jax.models.model import Model
-from noisytwins_jax.tpu_cost.chips import Chip, chip_of, communication_seconds
+from noisytwins_jax.tpu_cost.chips import Chip, communication_seconds, get_chip
 from noisytwins_jax.tpu_cost.comparison import compare_results, read_result
 from noisytwins_jax.tpu_cost.hlo import read_program
 from noisytwins_jax.tpu_cost.model_flops import count_flops, network_flops, program_flops
@@ -42,31 +42,32 @@ from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.utils.errors import UserError, did_you_mean, first_line
 from noisytwins_jax.utils.sharding import Layout
 
-_AT_ONCE = 4  # programs; the compiler takes one to three gigabytes for each of the large ones
+_PARALLEL_COMPILATIONS = 4  # the compiler needs one to three gigabytes for each of the large programs
 
 
 def compile_run(
     config: RunConfig, topology: str, programs: list[str] | None = None, compare: str | None = None
 ) -> dict[str, Any]:
-    """Compiles the programs of a run, prints what they cost, and returns it.
+    """Compile the programs of a run, print their costs and return them.
 
-    Programs are those of training (`training.programs`), ``sampler`` and the evaluation's extractors (``classifier``,
-    ``inception``, ``clip``, ``dinov2``); these take a batch of the run's size, split over the mesh. In the program of several steps every branch counts, as if all were always due. The data not being there, tables of
-    instances (IC-GAN) are compiled for a few images: their memory, 2 bytes × images × features, is not in the figures.
+    Programs are those of training (`training.phases`), ``sampler`` and the evaluation's extractors (``classifier``,
+    ``inception``, ``clip``, ``dinov2``); the latter take a batch of the run's size, split over the mesh. In the program of
+    several steps every branch counts, as if every phase were due in every step. As the data are not read, tables of
+    instances (IC-GAN) are compiled for a few images: their memory, 2 bytes × images × features, is not included.
 
     Args:
-      config: the run; its data need not be there.
-      topology: TPU cores, as ``v3:2x2``; see `tpu.topology`.
-      programs: some of the names; all by default.
+      config: the run; its data need not exist here.
+      topology: TPU cores, as ``v3:2x2``; see `tpu_cost.topology`.
+      programs: names of the programs to compile; all by default.
       compare: file whose last line is an earlier result.
 
     Returns:
-      What the JSON line says: what was compiled, ``programs`` (`_figures`), the average ``step`` (`_amortised_step`) and
-      ``fields``, the configuration. Megabytes are 10⁶ bytes.
+      The content of the JSON line: the run and the topology, ``programs`` (`_costs`), the average ``step``
+      (`_average_step`) and ``fields``, the configuration. Megabytes are 10⁶ bytes.
 
     Raises:
       UserError: no compiler, no such topology or program, a batch that the mesh cannot divide, a file without a result;
-        and at the end, when all is printed, if programs do not compile, for want of memory for example.
+        and at the end, after all output, if programs do not compile, for example for lack of memory.
     """
     jax.config.update("jax_platforms", "cpu")  # nothing runs: only the compiler is a TPU's
     if config.up_impl == "auto":
@@ -81,28 +82,28 @@ def compile_run(
             f"This run has no program {unknown[0]!r}; {did_you_mean(unknown[0], lowered)} "
             f"(It has {', '.join(lowered)}.)"
         )
-    chip = chip_of(topology)
+    chip = get_chip(topology)
     result = _header(config, layout, topology, chip)
     names = list(dict.fromkeys(programs or lowered))
     print(
-        f"Compiling {', '.join(names)} for {topology}: minutes each, if networks are large.",
+        f"Compiling {', '.join(names)} for {topology}: minutes for each, if networks are large.",
         file=sys.stderr,
         flush=True,
     )
-    with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
-        figures = pool.map(lambda name: _compile(name, lowered[name], flops[name], layout.num_devices, chip), names)
-        result["programs"] = dict(zip(names, figures, strict=True))
-    result["step"] = _amortised_step(config, rates, result["programs"], chip)
+    with ThreadPoolExecutor(min(_PARALLEL_COMPILATIONS, os.cpu_count() or 1)) as pool:
+        costs = pool.map(lambda name: _compile(name, lowered[name], flops[name], layout.num_devices, chip), names)
+        result["programs"] = dict(zip(names, costs, strict=True))
+    result["step"] = _average_step(config, rates, result["programs"], chip)
     result["fields"] = flatten(config)
 
     print(format_result(result))
     if earlier is not None:
         print(f"\n{compare_results(earlier, result)}")
     print(f"\n{json.dumps(result)}", flush=True)
-    if failed := {name: figures["error"] for name, figures in result["programs"].items() if "error" in figures}:
+    if failed := {name: costs["error"] for name, costs in result["programs"].items() if "error" in costs}:
         raise UserError(
-            f"There are no figures of {', '.join(failed)} for {topology} ({next(iter(failed.values()))}); where memory "
-            "lacks, lower --config.batch_size, or take more cores or --config.mesh.fsdp."
+            f"{', '.join(failed)} cannot be compiled for {topology} ({next(iter(failed.values()))}); if memory is too small, "
+            "lower --config.batch_size, or take more cores or --config.mesh.fsdp."
         )
     return result
 
@@ -124,17 +125,17 @@ def _lower(
     networks = network_flops(config, channels, classes)
     flops = program_flops(config, networks)
     rates = runs_per_step(build_phases(step), config.optimizer.discriminator_updates)
-    a_step = sum(rate * flops[name] for name, rate in rates.items())
-    flops |= {SEVERAL: config.steps_per_dispatch * a_step}
+    step_flops = sum(rate * flops[name] for name, rate in rates.items())
+    flops |= {SEVERAL: config.steps_per_dispatch * step_flops}
     flops |= {"sampler": config.batch_size * networks["generator"]}
-    flops |= {kind: flops_of_one for kind, (_, flops_of_one) in extractors.items()}
+    flops |= {kind: extractor_flops for kind, (_, extractor_flops) in extractors.items()}
     return lowered, {name: flops[name] for name in lowered}, rates
 
 
 def _lower_sampler(
     config: RunConfig, model: Model, step: TrainingStep, layout: Layout, instances: InstanceTable | None
 ) -> jax.stages.Lowered:
-    program = sample_program(model, config.z)
+    program: Any = sample_program(model, config.z)
     variables = step.abstract_state(layout.replicated).ema
     rows = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=layout.split)
     seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=layout.replicated)
@@ -144,10 +145,10 @@ def _lower_sampler(
 def _lower_extractors(
     config: RunConfig, model: Model, layout: Layout, classes: int
 ) -> dict[str, tuple[jax.stages.Lowered, float]]:
-    """The programs of the evaluation's extractors and their FLOPs, by kind."""
+    """Trace the evaluation's extractors; return their programs and FLOPs, by kind."""
     protocol = config.evaluation.settings.protocol
     images = jax.ShapeDtypeStruct((config.batch_size, *model.image_shape), jnp.uint8, sharding=layout.split)
-    found = {}
+    lowered = {}
     for kind, network in parse_extractors(protocol, config.evaluation.extractors).items():
         if kind == CLASSIFIER:
             shape = jax.eval_shape(
@@ -158,8 +159,8 @@ def _lower_extractors(
             extractor = abstract_extractor(kind, network, protocol)
             variables, apply = extractor.variables, extractor.apply
         on_mesh = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.replicated), variables)
-        found[kind] = jax.jit(apply).lower(on_mesh, images), count_flops(apply, variables, images)
-    return found
+        lowered[kind] = jax.jit(apply).lower(on_mesh, images), count_flops(apply, variables, images)
+    return lowered
 
 
 def _header(config: RunConfig, layout: Layout, topology: str, chip: Chip) -> dict[str, Any]:
@@ -182,7 +183,7 @@ def _header(config: RunConfig, layout: Layout, topology: str, chip: Chip) -> dic
     }
 
 
-# Without it, libtpu 0.0.52 makes programs for v6e that jaxlib 0.10.2 has no form for, where there are scatters.
+# Without it, libtpu 0.0.52 compiles scatters for v6e into programs that jaxlib 0.10.2 cannot read.
 _READABLE = "--xla_tpu_enable_offloading_scatter_to_sparsecore=false"
 
 
@@ -199,14 +200,14 @@ def _compile(name: str, program: jax.stages.Lowered, flops: float, cores: int, c
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
-        print(f"jaxlib cannot read {name} as libtpu made it: {first_line(error)}", file=sys.stderr, flush=True)
+        print(f"jaxlib cannot read {name} as libtpu compiled it: {first_line(error)}", file=sys.stderr, flush=True)
         return {"error": "jaxlib cannot read the compiled program; LIBTPU_INIT_ARGS=" + _READABLE + " may help"}
-    return _figures(compiled, text, flops, cores, chip) | {"compile_s": round(seconds, 1)}
+    return _costs(compiled, text, flops, cores, chip) | {"compile_s": round(seconds, 1)}
 
 
-def _figures(compiled: jax.stages.Compiled, text: str, flops: float, cores: int, chip: Chip) -> dict[str, Any]:
-    """Of one core and one run of a program: cycles, arithmetic, memory, communication, and where cycles go."""
-    read = read_program(text, cores)
+def _costs(compiled: jax.stages.Compiled, text: str, flops: float, cores: int, chip: Chip) -> dict[str, Any]:
+    """Collect the costs of one run of a program on one core: cycles, FLOPs, memory and communication."""
+    summary = read_program(text, cores)
     memory = compiled.memory_analysis()
     parts = {
         "arguments": memory.argument_size_in_bytes,
@@ -215,8 +216,8 @@ def _figures(compiled: jax.stages.Compiled, text: str, flops: float, cores: int,
         "temporary": memory.temp_size_in_bytes,
     }
     total = parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporary"]
-    cycles = read.pop("cycles")
-    sent = sum(entry["sent_bytes"] for entry in read["collectives"].values())
+    cycles = summary.pop("cycles")
+    sent = sum(entry["sent_bytes"] for entry in summary["collectives"].values())
     return {
         "mcycles": cycles / 1e6,
         "ms": 1e3 * cycles / chip.clock_hz,
@@ -227,29 +228,31 @@ def _figures(compiled: jax.stages.Compiled, text: str, flops: float, cores: int,
         "fits": total <= chip.memory,
         "sent_mb": sent / 1e6,
         "communication_ms": 1e3 * communication_seconds(sent, chip),
-        **read,
+        **summary,
     }
 
 
-def _amortised_step(
+def _average_step(
     config: RunConfig, rates: dict[str, float], programs: dict[str, dict[str, Any]], chip: Chip
 ) -> dict[str, Any] | None:
-    """A step on average, every program as often as its interval says: the compiled ones; ``None`` if there are none.
+    """Compute the costs of an average step from the compiled programs, weighted by their intervals; ``None`` without any.
 
-    ``images_per_s`` are real images that the discriminator is shown, on the whole mesh, if cycles were all that takes
-    time; ``images_per_s_waiting`` if the cores also waited for all communication. Both and ``mfu`` are ``None`` while
-    programs are missing.
+    ``images_per_s`` counts real images of the discriminator, on the whole mesh, if cycles took all of the time;
+    ``images_per_s_waiting`` if the cores also waited for all communication. Both and ``mfu`` are ``None`` if programs are
+    missing.
     """
-    done = {name: rate for name, rate in rates.items() if "error" not in programs.get(name, {"error": "not compiled"})}
-    if not done:
+    compiled = {
+        name: rate for name, rate in rates.items() if "error" not in programs.get(name, {"error": "not compiled"})
+    }
+    if not compiled:
         return None
 
     def total(field: str) -> float:
-        return sum(rate * programs[name][field] for name, rate in done.items())
+        return sum(rate * programs[name][field] for name, rate in compiled.items())
 
-    ms, communication, missing = total("ms"), total("communication_ms"), sorted(rates.keys() - done.keys())
+    ms, communication, missing = total("ms"), total("communication_ms"), sorted(rates.keys() - compiled.keys())
     return {
-        "runs": done,
+        "runs": compiled,
         "missing": missing,
         "mcycles": total("mcycles"),
         "ms": ms,

@@ -1,7 +1,7 @@
-"""What the TPU compiler says of a program it made: the optimised HLO as text in, figures out.
+"""Costs of a compiled program, read from its optimised HLO.
 
-Every fusion, and what stands alone beside them, carries the compiler's own ``estimated_cycles``: a static model of one core,
-without communication, waiting for memory or the host. The rest is read from shapes and attributes.
+Fusions and unfused instructions carry the TPU compiler's own ``estimated_cycles``: a static model of one core, without
+communication and without waiting for memory or the host. The rest is read from shapes and attributes.
 """
 
 import math
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# Their time is not rightly in the estimate: it is left out, or a loop of unknown length counts once, and every branch.
+# Not estimated correctly: without an estimate, or a loop of unknown length counts once, and every branch counts.
 _UNCOUNTED = ("while", "conditional", "gather", "scatter", "sort")
-# Left out where they stand alone; in fusions they are not.
+# Without an estimate when not fused.
 _UNCOUNTED_ALONE = ("pad", "reduce-window")
 _MOVES = {"bitcast", "broadcast", "concatenate", "constant", "convert", "copy", "dynamic-slice", "dynamic-update-slice"}
 _MOVES |= {
@@ -50,7 +50,7 @@ _OUTPUT_LABELS = re.compile(r"dim_labels=\w+->(\w+)")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of HLO; `text` is the line from the opcode on, `computation` the one that it stands in."""
+    """A line of HLO; `text` is the line from the opcode on, `computation` the one that contains it."""
 
     name: str
     shape: str
@@ -59,25 +59,25 @@ class Instruction:
     computation: str
 
 
-def read_program(text: str, num_devices: int, dearest: int = 10) -> dict[str, Any]:
-    """Sums up a compiled program.
+def read_program(text: str, num_devices: int, most_expensive: int = 10) -> dict[str, Any]:
+    """Summarise the costs of a compiled program.
 
     Args:
       text: its HLO after optimisation.
-      num_devices: devices that it is for: the group of collectives that name none.
-      dearest: how many of the dearest instructions to list.
+      num_devices: devices that it is compiled for: the group of collectives that name none.
+      most_expensive: how many of the most expensive instructions to list.
 
     Returns:
       cycles: estimated, of one core; loops of a known length count as often as they run.
-      kinds: cycles by kind of operation, the dearest kind first; a fusion counts for its dearest kind of operation.
-      dearest: ``{cycles, result, where}``; what is fused into an instruction counts with it.
+      kinds: cycles by kind of operation, the most expensive first; a fusion counts as its most expensive kind.
+      most_expensive: ``{cycles, result, where}``; fused instructions count with their fusion.
       collectives: by opcode ``{count, bytes, sent_bytes}``: how many, bytes by dtype of the whole arrays (what is
         reduced, or the result of gathering), and bytes that a core sends if it is done in a ring.
-      uncounted: how many there are of instructions whose time is not rightly in `cycles`: it may be left out, a loop of
-        unknown length counts once, and of branches each.
+      uncounted: the number of instructions, by opcode, whose time is not correctly in `cycles`: without an estimate, loops
+        of unknown length (counted once) and conditionals (every branch counted).
     """
     instructions, repeats = parse(text)
-    held, trips = _opcodes_within(instructions), _trips(instructions)
+    work, trips = _work_by_computation(instructions), _trip_counts(instructions)
     fused = {name for i in instructions if i.opcode == "fusion" for name in _CALLED.findall(i.text)}
     costs, kinds, uncounted = [], Counter(), Counter()
     for instruction in instructions:
@@ -85,7 +85,7 @@ def read_program(text: str, num_devices: int, dearest: int = 10) -> dict[str, An
         if cycles := _CYCLES.search(instruction.text):
             cost = int(cycles[1]) * times
             costs.append((cost, instruction))
-            kinds[_kind(instruction, held)] += cost
+            kinds[_kind(instruction, work)] += cost
         elif times and instruction.opcode in _UNCOUNTED_ALONE and instruction.computation not in fused:
             uncounted[instruction.opcode] += 1
         loop = _LOOP.search(instruction.text)
@@ -97,8 +97,9 @@ def read_program(text: str, num_devices: int, dearest: int = 10) -> dict[str, An
     return {
         "cycles": sum(cost for cost, _ in costs),
         "kinds": dict(kinds.most_common()),
-        "dearest": [
-            {"cycles": cost, "result": _plain(i.shape)[:80], "where": _where(i)} for cost, i in costs[:dearest]
+        "most_expensive": [
+            {"cycles": cost, "result": _plain_shape(i.shape)[:80], "where": _name_stack(i)}
+            for cost, i in costs[:most_expensive]
         ],
         "collectives": _collectives(instructions, repeats, num_devices),
         "uncounted": dict(uncounted),
@@ -106,7 +107,7 @@ def read_program(text: str, num_devices: int, dearest: int = 10) -> dict[str, An
 
 
 def parse(text: str) -> tuple[list[Instruction], Counter[str]]:
-    """All instructions, and how often each computation runs (0 for one that nothing calls)."""
+    """Parse all instructions, and count how often each computation runs (0 for one that nothing calls)."""
     instructions: list[Instruction] = []
     computation, entry, order = "", "", []
     for line in text.splitlines():
@@ -115,14 +116,14 @@ def parse(text: str) -> tuple[list[Instruction], Counter[str]]:
                 computation = header["name"]
                 order.append(computation)
                 entry = computation if header["entry"] else entry
-        elif found := _INSTRUCTION.match(line):
-            rest = line[found.end("shape") + 1 :]
-            instructions.append(Instruction(found["name"], found["shape"], found["opcode"], rest, computation))
+        elif match := _INSTRUCTION.match(line):
+            rest = line[match.end("shape") + 1 :]
+            instructions.append(Instruction(match["name"], match["shape"], match["opcode"], rest, computation))
     return instructions, _repeats(instructions, order, entry)
 
 
 def _repeats(instructions: list[Instruction], order: list[str], entry: str) -> Counter[str]:
-    trips = _trips(instructions)
+    trips = _trip_counts(instructions)
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for instruction in instructions:
         text = instruction.text
@@ -133,14 +134,14 @@ def _repeats(instructions: list[Instruction], order: list[str], entry: str) -> C
         if loop := _LOOP.search(text):
             calls[instruction.computation].append((loop[2], trips.get(loop[1], 1)))
     repeats = Counter({entry: 1})
-    for computation in reversed(order):  # a computation stands before those that call it
+    for computation in reversed(order):  # a computation comes before its callers
         for name, times in calls[computation]:
             repeats[name] += repeats[computation] * times
     return repeats
 
 
-def _trips(instructions: list[Instruction]) -> dict[str, int]:
-    """How often loops run, by their condition: as the compiler notes, or those that count from 0 to a constant, as JAX's."""
+def _trip_counts(instructions: list[Instruction]) -> dict[str, int]:
+    """Return how often loops run, by their condition: as noted by the compiler, or counted from 0 to a constant (JAX)."""
     loops = {loop[1]: instruction.text for instruction in instructions if (loop := _LOOP.search(instruction.text))}
     trips = {condition: int(noted[1]) for condition, text in loops.items() if (noted := _TRIPS.search(text))}
     within: dict[str, list[Instruction]] = defaultdict(list)
@@ -155,10 +156,10 @@ def _trips(instructions: list[Instruction]) -> dict[str, int]:
     return trips
 
 
-def _opcodes_within(instructions: list[Instruction]) -> dict[str, set[str]]:
-    """The kinds of work of each computation, with all that it calls."""
+def _work_by_computation(instructions: list[Instruction]) -> dict[str, set[str]]:
+    """Return the kinds of work of each computation, including those it calls."""
     within: dict[str, set[str]] = defaultdict(set)
-    for instruction in instructions:  # called ones first
+    for instruction in instructions:  # callees come first
         for called in _CALLED.findall(instruction.text) if instruction.opcode == "fusion" else []:
             within[instruction.computation] |= within[called]
         within[instruction.computation].add(_work(instruction))
@@ -166,7 +167,7 @@ def _opcodes_within(instructions: list[Instruction]) -> dict[str, set[str]]:
 
 
 def _work(instruction: Instruction) -> str:
-    """An opcode, where convolutions are told apart: the compiler writes matrix products as convolutions too."""
+    """Return the opcode, with kinds of convolution distinguished: the compiler writes matrix products as convolutions too."""
     opcode, text = instruction.opcode, instruction.text
     if opcode == "dot":
         return "matrix product"
@@ -183,10 +184,10 @@ def _work(instruction: Instruction) -> str:
     return "matrix product" if of_one_pixel or to_one_pixel else "convolution"
 
 
-def _kind(instruction: Instruction, held: dict[str, set[str]]) -> str:
+def _kind(instruction: Instruction, work: dict[str, set[str]]) -> str:
     works = {_work(instruction)}
     for called in _CALLED.findall(instruction.text) if instruction.opcode == "fusion" else []:
-        works |= held[called]
+        works |= work[called]
     for kind in ("convolution", "depthwise convolution", "matrix product"):
         if kind in works:
             return kind
@@ -198,23 +199,23 @@ def _kind(instruction: Instruction, held: dict[str, set[str]]) -> str:
 
 
 def _collectives(instructions: list[Instruction], repeats: Counter[str], num_devices: int) -> dict[str, dict]:
-    # The result of an asynchronous collective stands where it ends, the rest where it starts.
+    # The result of an asynchronous collective is in its end instruction, the rest in its start.
     results = {
         operand[1]: instruction.shape
         for instruction in instructions
         if instruction.opcode.endswith("-done") and (operand := re.search(r"%([\w.\-]+)\)", instruction.text))
     }
-    found: dict[str, dict] = {}
-    seen = set()
+    collectives: dict[str, dict] = {}
+    channels = set()
     for instruction in instructions:
         opcode = instruction.opcode.removesuffix("-start")
         if opcode not in COLLECTIVES:
             continue
-        # The compiler spreads one collective over several fusions, which all name its channel.
+        # The compiler may split one collective into several fusions with the same channel.
         if channel := _CHANNEL.search(instruction.text):
-            if (opcode, channel[1]) in seen:
+            if (opcode, channel[1]) in channels:
                 continue
-            seen.add((opcode, channel[1]))
+            channels.add((opcode, channel[1]))
         group = _group_size(instruction.text, num_devices)
         sizes: Counter[str] = Counter()
         for dtype, extents in _arrays(results.get(instruction.name, instruction.shape)):
@@ -222,20 +223,22 @@ def _collectives(instructions: list[Instruction], repeats: Counter[str], num_dev
         if opcode == "reduce-scatter":
             sizes = Counter({dtype: size * group for dtype, size in sizes.items()})
         elif opcode == "all-reduce" and instruction.computation.startswith("all-reduce-scatter"):
-            opcode = "reduce-scatter"  # as the TPU compiler writes one: its result is cut afterwards
+            opcode = "reduce-scatter"  # as the TPU compiler writes it: the result is sliced afterwards
         times = repeats[instruction.computation]
-        entry = found.setdefault(opcode, {"count": 0, "bytes": Counter(), "sent_bytes": 0})
+        entry = collectives.setdefault(opcode, {"count": 0, "bytes": Counter(), "sent_bytes": 0})
         entry["count"] += times
         entry["sent_bytes"] += round(_ring_share(opcode, group) * sum(sizes.values()) * times)
         for dtype, size in sizes.items():
             entry["bytes"][dtype] += size * times
     return {
-        opcode: {**found[opcode], "bytes": dict(found[opcode]["bytes"])} for opcode in COLLECTIVES if opcode in found
+        opcode: {**collectives[opcode], "bytes": dict(collectives[opcode]["bytes"])}
+        for opcode in COLLECTIVES
+        if opcode in collectives
     }
 
 
 def _ring_share(opcode: str, group: int) -> float:
-    """Bytes that a device sends for each byte of the whole array, among `group` devices in a ring."""
+    """Return the bytes that a device sends per byte of the whole array, among `group` devices in a ring."""
     if opcode == "collective-permute":
         return 1.0
     return (2 if opcode == "all-reduce" else 1) * (group - 1) / group
@@ -260,13 +263,13 @@ def _itemsize(dtype: str) -> int:
     return 1 if dtype == "pred" else max(1, int(re.sub(r"\D", "", dtype)) // 8)
 
 
-def _plain(shape: str) -> str:
-    """A shape without layouts and counts: ``(f32[8], bf16[16,4])``."""
+def _plain_shape(shape: str) -> str:
+    """Return a shape without layouts and counts: ``(f32[8], bf16[16,4])``."""
     return re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape)
 
 
-def _where(instruction: Instruction) -> str:
-    """Where in the model: the instruction's JAX name stack without the program's own name."""
+def _name_stack(instruction: Instruction) -> str:
+    """Return the instruction's JAX name stack, without the program's own name."""
     source = _WHERE.search(instruction.text)
     where = re.sub(r"^jit\(\w+\)/", "", source[1]) if source else instruction.name
     return where if len(where) <= 100 else "…" + where[-99:]

@@ -1,8 +1,8 @@
-"""The arithmetic that a model asks for, whatever the compiler makes of it: what utilisation is measured against.
+"""FLOPs of the networks, independent of the compiler: the numerator of model FLOPs utilisation (MFU).
 
-Counted are the multiply-adds of convolutions and dense layers, times two. Filters (depthwise convolutions) and elementwise
-operations are left out, and a convolution counts at the smaller of its input and its output: a transposed convolution
-at the low resolution, so that zeros that are stuffed in do not count, nor the rows that a padded border adds.
+They are the multiply-adds of convolutions and dense layers, times two. Filters (depthwise convolutions) and elementwise
+operations do not count, and a convolution counts at the smaller of its input and its output: a transposed convolution at
+the low resolution, without stuffed zeros and without padded borders.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from noisytwins_jax.training.build_model import build_model
 
 
 def network_flops(config: RunConfig, channels: int, num_classes: int) -> dict[str, float]:
-    """FLOPs of one image through each network, forward: ``generator`` and ``discriminator`` (without augmentation).
+    """Count forward FLOPs of one image for each network: ``generator`` and ``discriminator`` (without augmentation).
 
-    The discriminator's include its pass over the image of a low resolution, where a run has one.
+    The discriminator's include its pass over a low-resolution image, where a run has one.
     """
-    # Of one form, whatever the run's is.
+    # The result must not depend on the run's form of convolutions.
     model = build_model(dataclasses.replace(config, up_impl="conv"), channels, num_classes)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     n = config.discriminator.mbstd_group_size
@@ -34,15 +34,15 @@ def network_flops(config: RunConfig, channels: int, num_classes: int) -> dict[st
     key = jax.eval_shape(lambda: jax.random.key(0))
     noise = [array(dim) for dim in model.class_noise_dims]
     instances = array(model.instance_features) if model.instance_features else None
-    draws = GeneratorInputs(array(model.z_dim), labels, noise[0], None, None, None, key, instances)
+    inputs = GeneratorInputs(array(model.z_dim), labels, noise[0], None, None, None, key, instances)
     low_images = None if model.low_shape is None else array(*model.low_shape)
 
-    def generate(variables: dict, draws: GeneratorInputs) -> Any:
-        _, conditioning, _ = model.map(variables, draws)
-        return model.synthesize(variables, conditioning, draws.key)
+    def generate(variables: dict, inputs: GeneratorInputs) -> Any:
+        _, conditioning, _ = model.map(variables, inputs)
+        return model.synthesize(variables, conditioning, inputs.key)
 
     return {
-        "generator": count_flops(generate, variables[0], draws) / n,
+        "generator": count_flops(generate, variables[0], inputs) / n,
         "discriminator": count_flops(
             model.discriminate,
             variables[1],
@@ -53,11 +53,11 @@ def network_flops(config: RunConfig, channels: int, num_classes: int) -> dict[st
 
 
 def program_flops(config: RunConfig, networks: dict[str, float]) -> dict[str, float]:
-    """FLOPs of one call of each training program, over all devices, where `networks` are those of `network_flops`.
+    """Compute FLOPs of one call of each training program, over all devices, from the result of `network_flops`.
 
-    A gradient costs as much as the pass it is of, for inputs and for parameters each: the generator's update is 3 G (its
-    own pass and both gradients) + 2 D (a pass and the gradient of its input), the discriminator's G + 2 · 3 D, R1 and
-    path length, which differentiate a gradient, 6 of their network.
+    The gradients with respect to inputs and to parameters each cost as much as the forward pass: the generator's update is
+    3 G (forward and both gradients) + 2 D (forward and the gradient of its input), the discriminator's G + 2 · 3 D; R1 and
+    path length, which differentiate a gradient, 6 times their network.
     """
     g, d, n = networks["generator"], networks["discriminator"], config.batch_size
     return {
@@ -72,7 +72,7 @@ def program_flops(config: RunConfig, networks: dict[str, float]) -> dict[str, fl
 
 
 def count_flops(function: Any, *arguments: Any) -> float:
-    """FLOPs of a function of arrays or ``jax.ShapeDtypeStruct``: twice its multiply-adds, as the module says."""
+    """Count FLOPs of a function of arrays or ``jax.ShapeDtypeStruct``, as the module's docstring defines them."""
     return 2.0 * _multiply_adds(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
@@ -81,7 +81,7 @@ def _multiply_adds(jaxpr: Any) -> float:
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
         if name == "conv_general_dilated":
-            total += _of_convolution(equation)
+            total += _convolution_multiply_adds(equation)
         elif name == "dot_general":
             (contracted, _), _ = parameters["dimension_numbers"]
             shape = equation.invars[0].aval.shape
@@ -95,7 +95,7 @@ def _multiply_adds(jaxpr: Any) -> float:
     return total
 
 
-def _of_convolution(equation: Any) -> float:
+def _convolution_multiply_adds(equation: Any) -> float:
     if equation.params["feature_group_count"] > 1:
         return 0.0
     numbers = equation.params["dimension_numbers"]
@@ -109,8 +109,8 @@ def _of_convolution(equation: Any) -> float:
 
 
 def _jaxprs(value: Any) -> list[Any]:
-    """The jaxprs in a parameter of an equation."""
+    """Return the jaxprs in a parameter of an equation."""
     if isinstance(value, (tuple, list)):
         return [jaxpr for item in value for jaxpr in _jaxprs(item)]
-    value = getattr(value, "jaxpr", value)  # of a closed one
+    value = getattr(value, "jaxpr", value)  # opens a ClosedJaxpr
     return [value] if hasattr(value, "eqns") else []

@@ -1,26 +1,26 @@
-"""The TPU compiler, without a TPU: libtpu as a library, and the devices of a topology that need not exist."""
+"""The TPU compiler without a TPU: libtpu as a library, and the devices of a topology to compile for."""
 
 import importlib.metadata
 import importlib.util
 
-from noisytwins_jax.tpu_cost.chips import TOPOLOGIES, chip_of
+from noisytwins_jax.tpu_cost.chips import TOPOLOGIES, get_chip
 from noisytwins_jax.utils.errors import UserError, first_line
 from noisytwins_jax.utils.platform import expect_no_tpu
 
 
 def tpu_devices(topology: str) -> list:
-    """The cores of a topology, as devices to compile for.
+    """Return the cores of a topology as devices to compile for.
 
     Args:
       topology: as ``v3:2x2`` (8 cores), ``v4:2x2x1``, ``v5e:2x2``.
 
     Raises:
-      UserError: without libtpu, for a name that the compiler does not know, or if libtpu cannot be used just now.
+      UserError: libtpu is not installed or is in use, or the compiler does not know the name.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("The TPU compiler is not installed; install it with: pip install libtpu (Linux only).")
-    if chip_of(topology) is None:
-        raise UserError(f"--topology={topology} is no TPU that is known here; give one of {TOPOLOGIES}.")
+    if get_chip(topology) is None:
+        raise UserError(f"--topology={topology} is not a known TPU topology; give one of {TOPOLOGIES}.")
     expect_no_tpu()
     from jax.experimental import topologies
 
@@ -39,7 +39,7 @@ def tpu_devices(topology: str) -> list:
 
 
 def compiler_version() -> str:
-    """libtpu's version, of whichever package brings it."""
+    """Return libtpu's version, from whichever package provides it."""
     for package in ("libtpu", "libtpu-nightly"):
         try:
             return importlib.metadata.version(package)

@@ -19,13 +19,15 @@ from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.data.registry import classes_and_channels, load_data
 from noisytwins_jax.tpu_cost import compile as compile_module
 from noisytwins_jax.tpu_cost import topology as topology_module
-from noisytwins_jax.tpu_cost.chips import CHIPS, chip_of, communication_seconds
+from noisytwins_jax.tpu_cost.chips import CHIPS, communication_seconds, get_chip
 from noisytwins_jax.tpu_cost.comparison import compare_results, read_result
 from noisytwins_jax.tpu_cost.compile import compile_run
 from noisytwins_jax.tpu_cost.hlo import parse, read_program
 from noisytwins_jax.tpu_cost.model_flops import count_flops, network_flops, program_flops
 from noisytwins_jax.tpu_cost.topology import tpu_devices
-from noisytwins_jax.training.phases import runs_per_step
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.phases import build_phases, runs_per_step
+from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.utils.errors import UserError
 
 FEW_PROGRAMS = tiny_config(**{"path_length.weight": 0.0, "r1.gamma": 0.0, "augment.diffaugment": ""})
@@ -93,7 +95,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {{
 
 
 def test_cycles_are_summed_and_named():
-    read = read_program(HLO, num_devices=8, dearest=2)
+    read = read_program(HLO, num_devices=8, most_expensive=2)
     assert read["cycles"] == 1000 + 200 + 40 + 7 + 3 + 5 * 10  # a loop of five
     assert read["kinds"] == {
         "convolution": 1000,  # the filter that is fused into it counts with it
@@ -102,21 +104,21 @@ def test_cycles_are_summed_and_named():
         "matrix product": 40,
         "elementwise": 3,
     }
-    first = read["dearest"][0]
+    first = read["most_expensive"][0]
     assert first["where"] == "jvp(Discriminator)/b8/conv0/conv_general_dilated"
     assert first == first | {"cycles": 1000, "result": "(u8[16,8], bf16[16,8,8,4])"}
-    assert len(read["dearest"]) == 2 and read["dearest"][1]["cycles"] == 200
+    assert len(read["most_expensive"]) == 2 and read["most_expensive"][1]["cycles"] == 200
     assert read["uncounted"] == {"sort": 1}
 
 
-def test_a_loop_of_unknown_length_counts_once_and_is_said():
+def test_a_loop_of_unknown_length_counts_once_and_is_reported():
     read = read_program(HLO.replace("direction=LT", "direction=NE"), 8)
     assert read["cycles"] == 1000 + 200 + 40 + 7 + 3 + 10
     assert read["uncounted"] == {"while": 1, "sort": 1}
 
 
 @pytest.mark.parametrize("opcode", ["pad", "reduce-window"])
-def test_what_has_no_estimate_when_it_stands_alone_is_said(opcode):
+def test_what_has_no_estimate_when_not_fused_is_reported(opcode):
     alone = HLO.replace("  ROOT %result", f"  %alone.9 = f32[10]{{0}} {opcode}(%x, %x)\n  ROOT %result")
     assert read_program(alone, 8)["uncounted"] == {opcode: 1, "sort": 1}
     assert read_program(alone, 8)["cycles"] == read_program(HLO, 8)["cycles"]
@@ -182,8 +184,8 @@ def test_flops_of_single_operations():
 def test_chips_have_their_published_peaks():
     peaks = {chip.name: chip.peak_flops * chip.cores / 1e12 for chip in CHIPS}
     assert peaks == pytest.approx({"v2": 46, "v3": 123, "v4": 275, "v5e": 197, "v5p": 459, "v6e": 918}, rel=0.01)
-    assert chip_of("v4:2x2x1").name == "v4" and chip_of("v9:1x1") is None
-    assert communication_seconds(300e9, chip_of("v4:2x2x1")) == pytest.approx(
+    assert get_chip("v4:2x2x1").name == "v4" and get_chip("v9:1x1") is None
+    assert communication_seconds(300e9, get_chip("v4:2x2x1")) == pytest.approx(
         2.0
     )  # a core has half of its chip's links
 
@@ -200,13 +202,14 @@ def test_classes_are_known_without_the_data():
 
 def test_programs_run_as_often_as_their_intervals_say():
     config = tiny_config(**{"optimizer.discriminator_updates": 2, "r1.interval": 4, "path_length.interval": 5})
-    runs = runs_per_step(config)
+    phases = build_phases(TrainingStep(config, build_model(config, 1, 4)))
+    runs = runs_per_step(phases, batches=2)
     assert runs["discriminator"] == 2 and runs["r1"] == 0.5 and runs["path_length"] == 0.2 and runs["average"] == 1
 
 
 @pytest.fixture
 def this_machine(monkeypatch):
-    """The compiler of this machine's CPU in place of a TPU's: everything but its figures."""
+    """The compiler of this machine's CPU in place of a TPU's: everything but its estimates."""
     monkeypatch.setattr(compile_module, "tpu_devices", lambda _: jax.devices()[:1])
 
 
@@ -214,7 +217,7 @@ def test_a_run_is_compiled_printed_and_compared(this_machine, tmp_path, capsys):
     result = compile_run(FEW_PROGRAMS, "v3:1x1", ["average", "classifier"])
     out, err = capsys.readouterr()
     assert json.loads(out.splitlines()[-1]) == json.loads(json.dumps(result))
-    assert "TPUs want --config.up_impl=conv --config.dtype=bfloat16" in out
+    assert "Faster on TPUs: --config.up_impl=conv --config.dtype=bfloat16." in out
     assert "average: " in err and "classifier: " in err
     average = result["programs"]["average"]
     assert average["memory_mb"]["aliased"] > 0.9 * average["memory_mb"]["arguments"] > 0
@@ -226,8 +229,8 @@ def test_a_run_is_compiled_printed_and_compared(this_machine, tmp_path, capsys):
     other = dataclasses.replace(FEW_PROGRAMS, generator=dataclasses.replace(FEW_PROGRAMS.generator, channel_max=16))
     compile_run(other, "v3:1x1", ["average"], str(tmp_path / "earlier.txt"))
     out, _ = capsys.readouterr()
-    assert "Another config.generator.channel_max: 8 → 16." in out
-    assert "classifier: only there." in out
+    assert "Different config.generator.channel_max: 8 → 16." in out
+    assert "classifier: only in the earlier result." in out
 
 
 def test_differences_are_in_per_cent():
@@ -245,13 +248,13 @@ def test_differences_are_in_per_cent():
     assert "50 → 40 (-20.0 %)" in text and "25 → 20 (-20.0 %)" in text
     assert "80 → 100 (+25.0 %)" in text
     assert "r1: all-reduce 1 → 2 (f32 4 MB → f32 8 MB)." in text
-    assert "Another config.batch_size: 64 → 128." in text and "class_list" not in text
+    assert "Different config.batch_size: 64 → 128." in text and "class_list" not in text
 
 
 @pytest.mark.parametrize("text", ["", "no result\n", "[1, 2]\n", '{"topology": "v3:1x1"}\n', "3\n"])
 def test_a_file_without_a_result_is_refused(tmp_path, text):
     (tmp_path / "file").write_text(text)
-    with pytest.raises(UserError, match="no result of --mode=compile"):
+    with pytest.raises(UserError, match="not a result of --mode=compile"):
         read_result(tmp_path / "file")
 
 
@@ -260,7 +263,7 @@ def test_a_file_that_is_not_there_is_refused_first(tmp_path):
         compile_run(tiny_config(), "v3:1x1", None, str(tmp_path / "none"))
 
 
-def test_what_a_user_gets_wrong_is_one_sentence(this_machine):
+def test_user_errors(this_machine):
     with pytest.raises(UserError, match=r"no program 'discriminate'; did you mean 'discriminator'\?"):
         compile_run(FEW_PROGRAMS, "v3:1x1", ["discriminate"])
     config = tiny_config(batch_size=9)
@@ -273,7 +276,7 @@ def test_no_compiler_and_unknown_topologies(monkeypatch):
     with pytest.raises(UserError, match="pip install libtpu"):
         tpu_devices("v3:2x2")
     monkeypatch.setattr(topology_module.importlib.util, "find_spec", lambda _: object())
-    with pytest.raises(UserError, match="v9:1x1 is no TPU that is known here; give one of v2:2x2"):
+    with pytest.raises(UserError, match="v9:1x1 is not a known TPU topology; give one of v2:2x2"):
         tpu_devices("v9:1x1")
 
 
@@ -301,18 +304,18 @@ def test_the_digits_step_on_eight_cores_of_a_v4():
     assert result["cores"] == 8 and result["cores_per_chip"] == 2
     programs = result["programs"]
     assert set(programs) == {"generator", "average", "discriminator", "r1"}
-    for name, figures in programs.items():
-        assert figures["mcycles"] > 0.01 and figures["fits"]
-        assert sum(figures["kinds"].values()) == round(1e6 * figures["mcycles"])
-        assert "all-to-all" not in figures["collectives"]
+    for name, costs in programs.items():
+        assert costs["mcycles"] > 0.01 and costs["fits"]
+        assert sum(costs["kinds"].values()) == round(1e6 * costs["mcycles"])
+        assert "all-to-all" not in costs["collectives"]
         if name == "average":
-            assert not figures["collectives"]
+            assert not costs["collectives"]
         else:
-            gradients = figures["collectives"]["all-reduce"]
+            gradients = costs["collectives"]["all-reduce"]
             assert gradients["count"] == 1 and set(gradients["bytes"]) == {"f32"}
             assert 0.1e6 < gradients["bytes"]["f32"] < 0.4e6  # 43 thousand parameters and more
             # The compiler counts FLOPs that the model does not ask for (filters, noise), and not fewer.
-            assert 0.8 < figures["compiler_gflop"] / figures["model_gflop"] < 2
+            assert 0.8 < costs["compiler_gflop"] / costs["model_gflop"] < 2
     step = result["step"]
     assert step["missing"] == []
     rates = {"generator": 1, "average": 1, "discriminator": 1, "r1": 1 / 16}
@@ -321,7 +324,7 @@ def test_the_digits_step_on_eight_cores_of_a_v4():
     assert 0 < step["mfu"] < 0.1 and 0 < step["communication_ms"] < step["ms"]
 
 
-def test_a_program_that_jaxlib_cannot_read_is_said(capsys):
+def test_a_program_that_jaxlib_cannot_read_is_reported(capsys):
     """As libtpu's scatters for v6e."""
 
     class Unreadable:
@@ -331,6 +334,6 @@ def test_a_program_that_jaxlib_cannot_read_is_said(capsys):
         def as_text(self):
             raise jax.errors.JaxRuntimeError("INTERNAL: async-update instruction should have 1 operands but sees 4")
 
-    figures = compile_module._compile("generator", Unreadable(), 1.0, 8, chip_of("v6e:2x4"))
-    assert figures.keys() == {"error"} and "LIBTPU_INIT_ARGS=--xla_tpu_enable_offloading" in figures["error"]
+    costs = compile_module._compile("generator", Unreadable(), 1.0, 8, get_chip("v6e:2x4"))
+    assert costs.keys() == {"error"} and "LIBTPU_INIT_ARGS=--xla_tpu_enable_offloading" in costs["error"]
     assert "jaxlib cannot read generator" in capsys.readouterr().err
