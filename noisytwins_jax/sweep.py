@@ -1,11 +1,11 @@
-"""``python -m noisytwins_jax.sweep``: methods, seeds and grids of one configuration on this machine, then compared.
+"""``python -m noisytwins_jax.sweep``: train methods, seeds and grids of one configuration on this machine and compare them.
 
-Runs are processes of their own, `--jobs` at a time. With several at a time each has one core on CPUs:
-small networks gain nothing from more. The same command goes on where it was stopped; runs already finished with this
-configuration are left as they are.
+Each run is a process of its own; `--jobs` run at the same time. With several at the same time each has one core on CPUs:
+small networks gain nothing from more. The same command resumes a stopped sweep; runs already finished with this
+configuration are not run again.
 
-With `--grid config.FIELD=VALUE,VALUE` (again for another field) every combination of the values is run, once a seed.
-A run that fails does not stop the others. The finished ones end as a table (.txt; run by run in .csv) and a plot (.png).
+With `--grid config.FIELD=VALUE,VALUE` (may be repeated for other fields) every combination of the values is run, once per
+seed. A run that fails does not stop the others. The results are a table (.txt; run by run in .csv) and a plot (.png).
 """
 
 import argparse
@@ -34,56 +34,58 @@ class Run(NamedTuple):
 
     workdir: Path
     method: str
-    point: dict[str, str]  # values of the grid's fields, as typed, by short name
+    point: dict[str, str]  # values of the grid's fields, as given, by short name
     seed: str
     options: list[str]  # of `noisytwins_jax.main`: the configuration and its fields
     config: RunConfig
 
     @property
     def command(self) -> list[str]:
-        """What trains and evaluates it."""
+        """The command that trains and evaluates it."""
         return [sys.executable, "-m", "noisytwins_jax.main", *self.options, f"--workdir={self.workdir}"]
 
     def evaluation(self) -> dict | None:
-        """Its numbers, once it was trained to the end and evaluated with exactly this configuration; else None."""
+        """Return its evaluation if it was trained to the end and evaluated with exactly this configuration, else None."""
         evaluation, report, config = (self.workdir / name for name in (EVALUATION_FILE, REPORT_FILE, CONFIG_FILE))
         if not (evaluation.exists() and report.exists()):
             return None
         if read_config(self.workdir) != json.loads(json.dumps(flatten(self.config))):
             return None
-        if report.stat().st_mtime_ns < config.stat().st_mtime_ns:  # written last of all, and first: started again since
+        if (
+            report.stat().st_mtime_ns < config.stat().st_mtime_ns
+        ):  # a run writes its config first, its report last: restarted since
             return None
-        result, asked = json.loads(evaluation.read_text()), self.config.evaluation
-        measured = [result["protocol"].get(name) for name in ("name", "n_fake_per_class", "k", "seed")]
-        measured.append(list(result["protocol"].get("extractors") or {}))
-        chosen = list(parse_extractors(asked.settings.protocol, asked.extractors))
-        if measured != [asked.protocol, asked.samples_per_class, asked.settings.k, asked.seed, chosen]:
-            return None  # evaluated in another way since
+        result, options = json.loads(evaluation.read_text()), self.config.evaluation
+        protocol = [result["protocol"].get(name) for name in ("name", "n_fake_per_class", "k", "seed")]
+        protocol.append(list(result["protocol"].get("extractors") or {}))
+        extractors = list(parse_extractors(options.settings.protocol, options.extractors))
+        if protocol != [options.protocol, options.samples_per_class, options.settings.k, options.seed, extractors]:
+            return None  # evaluated with other options since
         return result if result["protocol"]["step"] >= self.config.total_steps else None
 
 
 def plan(config: str, methods: str, seeds: str, grids: Sequence[str], overrides: Sequence[str], out: Path) -> list[Run]:
-    """Every run of a sweep; the arguments are those of the command.
+    """Build every run of a sweep from the options of the command.
 
     Raises:
       UserError: one of the configurations is not valid, or two runs would be the same.
     """
-    path, _, words = config.partition(":")
+    path, _, preset = config.partition(":")
     swept = parse_grids(grids)
     names = short_names(list(swept))
-    if again := [o for o in overrides if o.partition("=")[0].lstrip("-") in swept]:
-        raise UserError(f"{again[0]} is a field of --grid too; give it in one place.")
+    if duplicates := [o for o in overrides if o.partition("=")[0].lstrip("-") in swept]:
+        raise UserError(f"{duplicates[0]} is a field of --grid too; give it in one place.")
     runs: dict[Path, Run] = {}
-    several = bool(swept) or "," in seeds  # a grid's runs always name their seed, so that seeds can be added later
+    with_seed = bool(swept) or "," in seeds  # runs of a grid always name their seed, so that seeds can be added later
     for method, values, seed in itertools.product(
         methods.split(","), itertools.product(*swept.values()), seeds.split(",")
     ):
-        options = [f"--config={path}:{method}" + (f",{words}" if words else ""), f"--config.seed={seed}"]
+        options = [f"--config={path}:{method}" + (f",{preset}" if preset else ""), f"--config.seed={seed}"]
         options += [*(f"--{field}={value}" for field, value in zip(swept, values, strict=True)), *overrides]
         parsed = load_config(options)
         point = dict(zip(names, values, strict=True))
         parts = [name + ("" if is_number(value) else "-") + value for name, value in point.items()]
-        name = "-".join([parsed.name, *parts, *([f"seed{seed}"] if several else [])])
+        name = "-".join([parsed.name, *parts, *([f"seed{seed}"] if with_seed else [])])
         workdir = out / re.sub(r"[^\w.+-]+", "_", name)
         if workdir in runs:
             raise UserError(f"Two runs would be {workdir}; name every method, seed and value once.")
@@ -92,33 +94,33 @@ def plan(config: str, methods: str, seeds: str, grids: Sequence[str], overrides:
 
 
 def parse_grids(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Values by field, from texts such as ``config.noisytwins.sigma=0,0.1``.
+    """Parse texts such as ``config.noisytwins.sigma=0,0.1`` into values by field.
 
     Raises:
-      UserError: a text of another form, a field twice, or the seed, which has its own option.
+      UserError: a malformed text, a field twice, or the seed, which has its own option.
     """
     grids: dict[str, list[str]] = {}
     for text in texts:
         field, _, values = text.partition("=")
-        words = [word.strip() for word in values.split(",")]
-        if not re.fullmatch(r"config(\.\w+)+", field) or not all(words):
+        parsed = [value.strip() for value in values.split(",")]
+        if not re.fullmatch(r"config(\.\w+)+", field) or not all(parsed):
             raise UserError(
                 f"--grid takes a field and its values, as in --grid config.noisytwins.sigma=0,0.1,0.3, not {text!r}."
             )
         if field in grids:
             raise UserError(f"--grid has {field} twice; give all of its values at once.")
         if field in ("config.seed", "config.name"):
-            raise UserError(f"--grid cannot sweep {field}; seeds are given with --seeds, and names are made here.")
-        grids[field] = words
+            raise UserError(f"--grid cannot sweep {field}; seeds are given with --seeds, and the sweep chooses names.")
+        grids[field] = parsed
     return grids
 
 
 def short_names(fields: Sequence[str]) -> list[str]:
-    """As many last words of each field as tell it from the others: ``sigma``; ``ema.kimg`` beside ``ada.kimg``."""
+    """Return the shortest unambiguous suffix of each field: ``sigma``, but ``ema.kimg`` and ``ada.kimg``."""
 
     def tails(field: str) -> list[str]:
-        words = field.split(".")
-        return [".".join(words[-n:]) for n in range(1, len(words) + 1)]
+        parts = field.split(".")
+        return [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
 
     return [next(tail for tail in tails(field) if sum(tail in tails(f) for f in fields) == 1) for field in fields]
 
@@ -131,18 +133,20 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Fields for all runs are set as in noisytwins_jax.main: --config.total_kimg=64",
     )
-    parser.add_argument("--config", required=True, help="configuration file; words after the method as file.py:WORDS")
-    parser.add_argument("--methods", required=True, help="methods of the file, with commas between")
-    parser.add_argument("--seeds", default="0", help="seeds, with commas between (default: 0)")
+    parser.add_argument(
+        "--config", required=True, help="configuration file; options after the method as file.py:OPTIONS"
+    )
+    parser.add_argument("--methods", required=True, help="comma-separated methods of the file")
+    parser.add_argument("--seeds", default="0", help="comma-separated seeds (default: 0)")
     parser.add_argument("--grid", action="append", default=[], metavar="FIELD=VALUES", help="a field and its values")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="directory of the runs (default: runs)")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
+    """Run the command; return its exit status."""
     arguments, overrides = build_parser().parse_known_args(argv)
     try:
         return _sweep_and_compare(arguments, overrides)
@@ -150,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # by now the runs have saved their states and ended
-        print("Stopped; the same command goes on.", file=sys.stderr)
+        print("Stopped; the same command resumes.", file=sys.stderr)
         return 130
 
 
@@ -166,7 +170,7 @@ def _sweep_and_compare(arguments: argparse.Namespace, overrides: Sequence[str]) 
         return 0
     stem = Path(arguments.config.partition(":")[0]).stem
     waiting = {run.workdir.name.removeprefix(f"{stem}-"): run for run in runs if run.workdir not in finished}
-    print(f"{len(runs)} runs in {out.absolute()}, {len(finished)} of them finished already.", flush=True)
+    print(f"{len(runs)} runs in {out.absolute()}, {len(finished)} of them already finished.", flush=True)
     failed = run_all({name: run.command for name, run in waiting.items()}, arguments.jobs, keep_going=bool(grids))
     if not grids:
         groups: dict[str, list[Path]] = {}
@@ -182,7 +186,7 @@ def _sweep_and_compare(arguments: argparse.Namespace, overrides: Sequence[str]) 
     if failed:
         raise UserError(
             f"{len(failed)} of {len(runs)} runs failed ({', '.join(failed)}; their last lines are above); the same "
-            "command tries them again."
+            "command retries them."
         )
     return 0
 

@@ -1,4 +1,4 @@
-"""What a user can get wrong: one sentence before anything is compiled, and nothing left behind."""
+"""User errors: one error message before anything is compiled, and no files left behind."""
 
 import dataclasses
 import os
@@ -12,13 +12,15 @@ import tiny_biggan
 from paths import ROOT
 
 from noisytwins_jax.config import RunConfig, default_config, parse_config
-from noisytwins_jax.config.groups import AugmentConfig, DiscriminatorConfig, GeneratorConfig, PathLengthConfig, R1Config
+from noisytwins_jax.config.groups import AugmentConfig, DiscriminatorConfig, GeneratorConfig
 from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.evaluation.evaluate import evaluate
 from noisytwins_jax.generation import sample as sample_module
 from noisytwins_jax.generation.sample import sample
 from noisytwins_jax.generation.trained_generator import TrainedGenerator
 from noisytwins_jax.losses.noisytwins import NoisyTwins
+from noisytwins_jax.losses.path_length import PathLength
+from noisytwins_jax.losses.r1 import R1
 from noisytwins_jax.train import train
 from noisytwins_jax.training.workdir import open_workdir, write_config
 from noisytwins_jax.utils.errors import UserError
@@ -49,7 +51,7 @@ def nothing_is_compiled():
 
 
 def refused(function, *arguments, **options) -> str:
-    """The message of a refusal: one sentence, or two clauses, on one line; a command to run may be the end of it."""
+    """Return the message of a `UserError`: a sentence on one line, which may end with a command to run."""
     with pytest.raises(UserError) as error:
         function(*arguments, **options)
     message = str(error.value)
@@ -125,7 +127,7 @@ def test_networks_that_cannot_be_leave_nothing(tmp_path, changes, message):
             "it must be a multiple of 6, for example --config.batch_size=",
         ),
         (
-            {"batch_size": 24, "path_length": PathLengthConfig(weight=2.0, batch_fraction=1 / 6)},
+            {"batch_size": 24, "path_length": PathLength(weight=2.0, batch_fraction=1 / 6)},
             "The path-length batch of 4 images does not divide among 3 devices",
         ),
     ],
@@ -155,7 +157,7 @@ def test_workdir_of_another_configuration(tmp_path, restored_cache_option):
     workdir = open_workdir(tmp_path / "run", TINY)
     write_config(workdir, TINY)
     before = (workdir / "config.json").read_bytes()
-    other = dataclasses.replace(TINY, batch_size=32, r1=R1Config(gamma=1.0), total_kimg=7.0)
+    other = dataclasses.replace(TINY, batch_size=32, r1=R1(gamma=1.0), total_kimg=7.0)
     for verb in (train, evaluate, sample):
         if verb is not train:
             (workdir / "checkpoints").mkdir(exist_ok=True)

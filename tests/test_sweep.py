@@ -1,4 +1,4 @@
-"""Sweeps: what is planned, what is run again, and what is collected. The runs are stubs but for the last test's."""
+"""Sweeps: planning, resuming and collecting results. Only the last test runs real runs, the others stubs."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ GRIDS = ["config.noisytwins.sigma=0,0.1", "config.noisytwins.weight=0.1,0.4"]
 NUMBERS = ("fid", "ifid", "tail_ifid", "precision", "recall", "tail_recall", "w_ratio", "class_accuracy")
 
 
-def test_runs_everything_and_says_who_speaks(capfd):
+def test_every_line_of_output_names_its_run(capfd):
     commands = {name: [sys.executable, "-c", f"print('hello from {name}')"] for name in ("a", "b", "c")}
     assert run_all(commands, jobs=2) == []
     printed = capfd.readouterr().out
@@ -44,13 +44,13 @@ def test_a_failing_run_stops_the_others(capfd):
     assert "[bad] no such thing" in capfd.readouterr().out
 
 
-def test_a_failing_run_of_many_can_be_left_behind(capfd):
+def test_other_runs_continue_after_a_failure_with_keep_going(capfd):
     commands = {"bad": [sys.executable, "-c", "import sys; sys.exit(3)"], "good": [sys.executable, "-c", "print('hi')"]}
     assert run_all(commands, jobs=1, keep_going=True) == ["bad"]
     assert "[good] hi" in capfd.readouterr().out
 
 
-def test_a_grid_is_every_combination_once_a_seed(tmp_path):
+def test_a_grid_is_every_combination_once_per_seed(tmp_path):
     runs = plan(DIGITS, "noisytwins", "0,1", GRIDS, ["--config.total_kimg=2"], tmp_path)
     assert len(runs) == 8
     assert runs[1].workdir == tmp_path / "digits_lt-noisytwins-sigma0-weight0.1-seed1"
@@ -109,7 +109,7 @@ def test_grids_that_cannot_be_read(grids, message):
         (["--jobs=0"], "--jobs must be at least 1"),
     ],
 )
-def test_mistakes_are_answered_before_anything_starts(tmp_path, capsys, monkeypatch, options, message):
+def test_mistakes_are_reported_before_anything_starts(tmp_path, capsys, monkeypatch, options, message):
     monkeypatch.setattr(sweep, "run_all", lambda *_, **__: pytest.fail("started"))
     arguments = [f"--config={DIGITS}", "--methods=noisytwins", f"--out={tmp_path / 'runs'}", *options]
     assert sweep.main(arguments) == 2
@@ -119,16 +119,16 @@ def test_mistakes_are_answered_before_anything_starts(tmp_path, capsys, monkeypa
 
 
 def finish_run(run: sweep.Run, ifid: float, step: int | None = None) -> None:
-    """The files of an evaluated run that a sweep looks at."""
+    """Write the files of an evaluated run that a sweep reads."""
     run.workdir.mkdir(parents=True, exist_ok=True)
     (run.workdir / "config.json").write_text(json.dumps(flatten(run.config)))
     metrics = dict.fromkeys(NUMBERS, 0.5) | {"ifid": ifid, "tail_recall": None}
-    to_scalars = run.config.evaluation
+    options = run.config.evaluation
     protocol = {
-        "name": to_scalars.protocol,
-        "n_fake_per_class": to_scalars.samples_per_class,
-        "k": to_scalars.settings.k,
-        "seed": to_scalars.seed,
+        "name": options.protocol,
+        "n_fake_per_class": options.samples_per_class,
+        "k": options.settings.k,
+        "seed": options.seed,
     }
     protocol["extractors"] = {"classifier": {}}
     protocol["step"] = run.config.total_steps if step is None else step
@@ -156,11 +156,11 @@ def test_what_counts_as_finished(tmp_path):
     assert run.evaluation() is None
 
 
-def test_a_grid_goes_on_and_collects_what_is_finished(tmp_path, capsys, monkeypatch):
+def test_a_grid_resumes_and_collects_finished_runs(tmp_path, capsys, monkeypatch):
     started = []
 
     def stub(commands, jobs, keep_going):
-        """Finishes what is asked for, but for the points with σ = 0.1 and λ = 0.4."""
+        """Finish the requested runs, except those with σ = 0.1 and λ = 0.4 while `fails` is set."""
         assert jobs == 2 and keep_going
         started.append(list(commands))
         wanted = [shlex.join(command) for command in commands.values()]
@@ -201,13 +201,13 @@ def test_a_grid_goes_on_and_collects_what_is_finished(tmp_path, capsys, monkeypa
     assert len(lines) == 8 and all(line.startswith("# finished: ") for line in lines)
 
 
-def test_an_interrupt_is_one_sentence(tmp_path, capsys, monkeypatch):
+def test_an_interrupt_prints_one_line(tmp_path, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweep, "run_all", interrupted)
     assert sweep.main([f"--config={DIGITS}", "--methods=noisytwins", f"--out={tmp_path}"]) == 130
-    assert capsys.readouterr().err == "Stopped; the same command goes on.\n"
+    assert capsys.readouterr().err == "Stopped; the same command resumes.\n"
 
 
 def test_dry_run_prints_the_commands(tmp_path, capsys, monkeypatch):
@@ -229,7 +229,7 @@ def test_a_real_grid(tmp_path):
     for finished in (0, 2):
         result = subprocess.run(command, env=tiny_run.environment(1), capture_output=True, text=True, timeout=TIMEOUT)
         assert result.returncode == 0, result.stderr
-        assert f"2 runs in {tmp_path}, {finished} of them finished already." in result.stdout
+        assert f"2 runs in {tmp_path}, {finished} of them already finished." in result.stdout
         assert result.stdout.count("Compiling") == 2 - finished
     rows = list(csv.DictReader((tmp_path / "digits_lt-noisytwins-weight.csv").read_text().splitlines()))
     assert [row["weight"] for row in rows] == ["0.05", "0.5"]
