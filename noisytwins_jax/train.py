@@ -104,7 +104,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
         WorkdirLock(workdir),
         batches,
         contextlib.closing(MetricsWriter(workdir, disable=not primary)) as writer,
-        contextlib.closing(Progress(config.total_kimg, disable=not primary or None)) as progress,
+        contextlib.closing(Progress(config.total_kimg, disable=not primary)) as progress,
         Checkpoints(workdir, writable=True, keep=collapse.keep if collapse.watched else 2) as checkpoints,
     ):
         write_config(workdir, config)

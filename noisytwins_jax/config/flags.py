@@ -1,4 +1,4 @@
-"""Configurations on the command line: what is wrong with one, in an error message, and one from a list of options."""
+"""Configurations on the command line: error messages, and loading from a list of options."""
 
 import re
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ NO_CONFIG = "There is no configuration; give --config=configs/<dataset>.py[:<met
 
 
 def explain(error: Exception, argv: list[str]) -> str:
-    """What is wrong, in the user's words; raises `error` again if it is a mistake in a config file's code."""
+    """Return an error message for the user; raise `error` again if it is a bug in a config file."""
     origin: BaseException = error
     while (inner := origin.__cause__ or origin.__context__) is not None:
         origin = inner
-    if isinstance(origin, UserError):  # raised by the config file: everything around it is wrapping
+    if isinstance(origin, UserError):  # raised by the config file, and wrapped in other exceptions
         return str(origin)
     if isinstance(error, OSError):
         reason = str(error).rpartition("failure to load: ")[2].splitlines()[-1].strip().rstrip(".")
@@ -39,10 +39,10 @@ def explain(error: Exception, argv: list[str]) -> str:
 
 
 def load_config(options: Sequence[str]) -> RunConfig:
-    """The configuration that `noisytwins_jax.main` would train with these options.
+    """Load the configuration that `noisytwins_jax.main` would train with these options.
 
     Raises:
-      UserError: what `main` would say.
+      UserError: as in `main`.
     """
     argv = ["sweep", *options]
     values = flags.FlagValues()

@@ -1,4 +1,4 @@
-"""From an `ml_collections.ConfigDict` to the typed `RunConfig` and back, and how two configurations differ."""
+"""Conversion between `ml_collections.ConfigDict`, flat dicts and the typed `RunConfig`, and their differences."""
 
 import dataclasses
 import types
@@ -10,10 +10,10 @@ import ml_collections
 
 from noisytwins_jax.config.run_config import RunConfig
 from noisytwins_jax.config.validation import validate_cross_fields
-from noisytwins_jax.utils.config_fields import objection
+from noisytwins_jax.utils.config_fields import validate
 from noisytwins_jax.utils.errors import UserError, did_you_mean
 
-# Fields that change how a run is computed, watched or measured, not what is trained: a workdir accepts other values.
+# Fields that change how a run is computed, monitored or evaluated, not what is trained: a workdir accepts other values.
 FREE_FIELDS = (
     "checkpoint_interval_kimg",
     "collapse.",
@@ -37,7 +37,7 @@ FREE_FIELDS = (
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """The default tree, for a config file to change."""
+    """Build the default tree, for a config file to change."""
     config = ml_collections.ConfigDict(dataclasses.asdict(RunConfig()))
     for path, hint in _optional_fields(RunConfig):
         parent, _, name = path.rpartition(".")
@@ -47,11 +47,10 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def parse_config(config: ml_collections.ConfigDict) -> RunConfig:
-    """The typed form of a tree.
+    """Parse and validate a tree.
 
     Raises:
-      UserError: for an unknown field, a word that a field does not take, a number out of range, or numbers that do not
-        fit together.
+      UserError: a field is unknown, a value is not allowed or out of range, or fields do not fit together.
     """
     run = _build(RunConfig, config.to_dict())
     validate_cross_fields(run)
@@ -59,7 +58,7 @@ def parse_config(config: ml_collections.ConfigDict) -> RunConfig:
 
 
 def parse_flat(fields: Mapping[str, Any]) -> RunConfig:
-    """The typed form of what `flatten` gives; fields that are not there have their defaults.
+    """Parse and validate the fields that `flatten` returns; missing fields have their defaults.
 
     Raises:
       UserError: as `parse_config`.
@@ -77,7 +76,7 @@ def parse_flat(fields: Mapping[str, Any]) -> RunConfig:
 
 
 def flatten(run: RunConfig) -> dict[str, Any]:
-    """All fields by dotted path, in order of definition."""
+    """Return all fields by dotted path, in order of definition."""
 
     def walk(node: dict, prefix: str) -> dict[str, Any]:
         flat: dict[str, Any] = {}
@@ -89,14 +88,14 @@ def flatten(run: RunConfig) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Fields in which two flattened configurations would train differently, as ``name: old → new``."""
+    """List the fields in which two flattened configurations would train differently, as ``name: old → new``."""
     missing = object()
     changed = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name, missing), new.get(name, missing)
         if before != after and not name.startswith(FREE_FIELDS):
-            shown = ["(absent)" if value is missing else repr(value) for value in (before, after)]
-            changed.append(f"{name}: {shown[0]} → {shown[1]}")
+            texts = ["(absent)" if value is missing else repr(value) for value in (before, after)]
+            changed.append(f"{name}: {texts[0]} → {texts[1]}")
     return changed
 
 
@@ -108,27 +107,27 @@ def _build(cls: type, values: dict, prefix: str = "config.") -> Any:
             raise UserError(f"There is no field {prefix}{name}; {did_you_mean(name, fields)}")
         if nested := _nested(fields[name]):
             value = _build(nested, value, f"{prefix}{name}.")
-        elif words := objection(fields[name].metadata, value):
-            raise UserError(f"{prefix}{name} {words}")
+        elif problem := validate(fields[name].metadata, value):
+            raise UserError(f"{prefix}{name} {problem}")
         parsed[name] = value
     return cls(**parsed)
 
 
 def _nested(entry: dataclasses.Field) -> type | None:
-    """The dataclass that a field holds, if it holds one."""
+    """Return the dataclass that a field holds, if it holds one."""
     cls = type(entry.default) if entry.default_factory is dataclasses.MISSING else entry.default_factory
     return cls if dataclasses.is_dataclass(cls) else None
 
 
 def _optional_fields(cls: type, prefix: str = "") -> list[tuple[str, type]]:
-    """Paths and types of fields that may be None: ConfigDict needs a typed placeholder for those."""
-    found, hints = [], typing.get_type_hints(cls)
+    """List paths and types of fields that may be None: ConfigDict needs a typed placeholder for those."""
+    optional, hints = [], typing.get_type_hints(cls)
     for entry in dataclasses.fields(cls):
         if nested := _nested(entry):
-            found += _optional_fields(nested, f"{prefix}{entry.name}.")
+            optional += _optional_fields(nested, f"{prefix}{entry.name}.")
         elif isinstance(hints[entry.name], types.UnionType):
-            found.append((f"{prefix}{entry.name}", typing.get_args(hints[entry.name])[0]))
-    return found
+            optional.append((f"{prefix}{entry.name}", typing.get_args(hints[entry.name])[0]))
+    return optional
 
 
 def _descend(node: ml_collections.ConfigDict, path: str) -> Any:

@@ -1,7 +1,7 @@
-"""What the files in ``configs/`` share: the words behind the colon, and the smoke form of a run.
+"""Presets of the files in ``configs/``: the options after the colon, BigGAN's recipe, and the smoke form of a run.
 
 ``--config=configs/inat19.py:noisytwins,128,smoke`` names a method, a resolution and the smoke form, in any order; each
-may be left out: the first method and the first resolution of the file are its defaults.
+is optional: the first method and the first resolution of the file are its defaults.
 """
 
 import math
@@ -14,14 +14,14 @@ import ml_collections
 from noisytwins_jax.models.biggan.architectures import default_z_dim
 from noisytwins_jax.utils.errors import UserError, did_you_mean
 
-# BigGAN's recipe (Brock et al., ICLR 2019, appendix C), and what of StyleGAN2's is off.
+# BigGAN's recipe (Brock et al., ICLR 2019, appendix C), with StyleGAN2's regularisers off.
 BIGGAN = {
     "network": "biggan",
     "loss": "hinge",
     "style_mixing": 0.0,
     "discriminator.mbstd_group_size": 1,
     "r1.gamma": 0.0,
-    "r1.interval": 1,  # 1: Adam's constants are not corrected for it
+    "r1.interval": 1,  # 1: no correction of Adam's constants
     "path_length.weight": 0.0,
     "path_length.interval": 1,
     "optimizer.generator_lr": 5e-5,
@@ -37,12 +37,12 @@ BIGGAN = {
 
 
 def ema_kimg(decay: float, batch_size: int) -> float:
-    """The half-life, in thousands of images, of an average that keeps `decay` of itself at each step."""
+    """Compute the half-life, in thousands of images, of a moving average with this decay per step."""
     return batch_size * math.log(0.5) / math.log(decay) / 1000
 
 
 def biggan(resolution: int, batch_size: int, width: int, ema_decay: float = 0.9999) -> dict[str, Any]:
-    """The fields of a BigGAN run: the recipe, and what follows from the size. A step shows ``2 · batch_size`` images."""
+    """Build the fields of a BigGAN run: the recipe, and those that depend on size. A step has ``2 · batch_size`` images."""
     return BIGGAN | {
         "batch_size": batch_size,
         "generator.z_dim": default_z_dim(resolution, deep=False),
@@ -58,52 +58,52 @@ class Preset(NamedTuple):
     name: str  # of the run: <dataset>[_<resolution>]-<method>[-smoke]
     method: str
     resolution: int  # pixels
-    smoke: bool  # whether only to see that everything works
+    smoke: bool  # whether to shrink the run to a quick test
 
 
-def parse_preset(file: str, words: str, methods: Sequence[str], resolutions: Sequence[int]) -> Preset:
-    """Reads the words behind the colon.
+def parse_preset(file: str, options: str, methods: Sequence[str], resolutions: Sequence[int]) -> Preset:
+    """Parse the options after the colon.
 
     Args:
-      file: path of the configuration file, which names the data set.
-      words: with commas between them.
-      methods: methods of the file, its default first.
-      resolutions: resolutions of the file in pixels, its default first.
+      file: path of the configuration file, whose name is that of the data set.
+      options: comma-separated.
+      methods: methods of the file, the default first.
+      resolutions: resolutions of the file in pixels, the default first.
 
     Raises:
-      UserError: a word is unknown (the nearest one is named), or two of them say the same.
+      UserError: an option is unknown (the message names the nearest one), or two are of the same kind.
     """
     dataset = Path(file).stem
     valid = {"method": list(methods), "resolution": [str(r) for r in resolutions], "form": ["smoke"]}
-    found: dict[str, str] = {}
-    for word in words.split(","):
-        kind = next((kind for kind in valid if word in valid[kind]), None)
+    given: dict[str, str] = {}
+    for option in options.split(","):
+        kind = next((kind for kind in valid if option in valid[kind]), None)
         if kind is None:
-            kind = "resolution" if word.isdigit() else "method"
-            nearest = did_you_mean(word, valid[kind] if kind == "resolution" else [*methods, "smoke"])
-            raise UserError(f"configs/{dataset}.py has no {kind} {word!r}; {nearest}")
-        if kind in found:
-            raise UserError(f"configs/{dataset}.py takes one {kind}, not both {found[kind]!r} and {word!r}.")
-        found[kind] = word
-    method = found.get("method", methods[0])
-    resolution = int(found.get("resolution", resolutions[0]))
+            kind = "resolution" if option.isdigit() else "method"
+            nearest = did_you_mean(option, valid[kind] if kind == "resolution" else [*methods, "smoke"])
+            raise UserError(f"configs/{dataset}.py has no {kind} {option!r}; {nearest}")
+        if kind in given:
+            raise UserError(f"configs/{dataset}.py takes one {kind}, not both {given[kind]!r} and {option!r}.")
+        given[kind] = option
+    method = given.get("method", methods[0])
+    resolution = int(given.get("resolution", resolutions[0]))
     size = "" if resolution == resolutions[0] else f"_{resolution}"
-    suffix = "-smoke" if "form" in found else ""
-    return Preset(f"{dataset}{size}-{method}{suffix}", method, resolution, "form" in found)
+    suffix = "-smoke" if "form" in given else ""
+    return Preset(f"{dataset}{size}-{method}{suffix}", method, resolution, "form" in given)
 
 
 def smoke(
     config: ml_collections.ConfigDict, num_classes: int, resolution: int = 16, channels: int = 3
 ) -> ml_collections.ConfigDict:
-    """Shrinks a run until it ends within seconds on a CPU: four steps of tiny networks on random images.
+    """Shrink a run so that it takes seconds on a CPU: four steps of tiny networks on random images.
 
-    The number of classes and everything that the method switches on stay, and all of it acts within the first two
-    steps: schedules begin at once, and the strength of adaptive augmentation starts where images are changed.
+    The number of classes and everything that the method switches on stay, and act within the first two steps: schedules
+    begin at once, and the probability of adaptive augmentation starts above 0.
     """
     per_class = max(4, 400 // num_classes)
     config.update(batch_size=8, total_kimg=0.032, log_interval_kimg=0.008, checkpoint_interval_kimg=0.032)
     config.w_ratio_interval_kimg = 0.016
-    config.dtype = "float32"  # what CPUs are fast at
+    config.dtype = "float32"  # bfloat16 is slow on CPUs
     config.data.update(name="synthetic", resolution=resolution)
     config.data.options = {
         "num_classes": num_classes,

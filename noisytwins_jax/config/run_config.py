@@ -1,10 +1,10 @@
-"""The tree of configuration fields: `RunConfig`, of the groups in `config.groups` and of the losses.
+"""The tree of configuration fields, `RunConfig`: the groups in `config.groups`, the losses, and fields of its own.
 
 A config file (``configs/<dataset>.py``) starts from `default_config()`, changes fields and returns the tree as an
 `ml_collections.ConfigDict`; every field can then be overridden on the command line (``--config.r1.gamma=0.1``). Code
 takes the typed, frozen form that `parse_config` returns. Defaults are those common to the published NoisyTwins runs.
 
-Units: ``kimg`` is thousands of real images shown to the discriminator; a ``step`` is one update of the generator.
+Units: ``kimg`` is thousands of real images seen by the discriminator; a ``step`` is one update of the generator.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class RunConfig(Losses):
-    """Everything that defines a run."""
+    """The configuration of a run."""
 
     name: str = "run"  # <dataset>-<method>; the default workdir is runs/<name>
     seed: int = number(0, at_least=0, at_most=2**32 - 1)
@@ -79,10 +79,8 @@ class RunConfig(Losses):
     fake_labels: str = choice("uniform", "empirical")  # classes of generated images (empirical: as in the training set)
     style_mixing: float = number(0.0, at_least=0, at_most=1)  # probability that a batch mixes the styles of two latents
     dtype: str = choice("float32", "bfloat16")  # of activations; parameters are always float32
-    steps_per_dispatch: int = number(1, at_least=1)  # in one program, so that small networks need not wait for the host
-    up_impl: str = choice(
-        "auto", "conv", "shift"
-    )  # form of the resampling convolutions; auto: by platform, see models.fir
+    steps_per_dispatch: int = number(1, at_least=1)  # in one program, so that small networks do not wait for the host
+    up_impl: str = choice("auto", "conv", "shift")  # of the resampling convolutions; auto: by platform, see models.fir
     log_interval_kimg: float = number(1.0, at_least=0)
     w_ratio_interval_kimg: float = number(10.0, at_least=0)  # share of W's variance within classes; 0 for never
     memorisation_interval_kimg: float = number(0.0, at_least=0)  # D's accuracy on images trained with and held out
@@ -108,39 +106,39 @@ class RunConfig(Losses):
 
     @property
     def losses(self) -> dict[str, Loss]:
-        """The losses that are switched on, by name; the adversarial one comes first."""
+        """Return the losses that are switched on, by name; the adversarial one comes first."""
         others = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(Losses)}
         every = {"adversarial": Adversarial(self.loss, self.loss_margin)} | others
         return {name: loss for name, loss in every.items() if loss.active}
 
     @property
     def z(self) -> Latents:
-        """The distribution of the generator's latents."""
+        """Return the distribution of the generator's latents."""
         return Latents(self.generator.z_dim, self.latents.kind, (self.latents.low_std, self.latents.high_std))
 
     @property
     def has_mapping_network(self) -> bool:
-        """Whether there is a W that says something of the images: BigGAN's is z and the class embedding."""
+        """Return whether there is a mapping network; BigGAN's W is just z and the class embedding."""
         return self.network == "stylegan2"
 
     @property
     def truncation_kind(self) -> str:
-        """How generated images are truncated unless somebody says otherwise."""
+        """Return the default truncation of generated images."""
         return self.evaluation.truncation_kind or ("psi" if self.has_mapping_network else "threshold")
 
     @property
     def makes_twins(self) -> bool:
-        """Whether the generator's update makes its batch of twins."""
+        """Return whether the generator's update samples its batch as twins."""
         return any(loss.twins for loss in self.losses.values())
 
     @property
     def total_steps(self) -> int:
-        """Generator updates of the whole run."""
+        """Return the number of generator updates of the whole run."""
         return -(-round(self.total_kimg * 1000) // self.images_per_step)
 
     @property
     def images_per_step(self) -> int:
-        """Real images the discriminator sees in one step."""
+        """Return the number of real images seen by the discriminator in one step."""
         return self.batch_size * self.optimizer.discriminator_updates
 
     def lazy_batch(self, loss: Loss) -> int:

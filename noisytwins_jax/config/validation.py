@@ -1,4 +1,4 @@
-"""What fields of a configuration must be together, where each is fine alone."""
+"""Validation across fields of a configuration, each of which is valid by itself."""
 
 from noisytwins_jax.config.groups import EvaluationConfig, traced_steps
 from noisytwins_jax.config.run_config import RunConfig
@@ -8,7 +8,7 @@ from noisytwins_jax.utils.errors import UserError
 
 
 def validate_cross_fields(run: RunConfig) -> None:
-    """Raises a `UserError` for fields that are fine alone and not together."""
+    """Raise a `UserError` for fields that do not fit together."""
     if run.network != "stylegan2":
         _check_biggan(run)
     if run.instances.neighbours > 0:
@@ -44,22 +44,22 @@ def validate_cross_fields(run: RunConfig) -> None:
             f"config.data.tail_below={run.data.tail_below} is above config.data.head_above={run.data.head_above}; classes "
             "in between are the medium ones."
         )
-    traced_steps(run.profile.steps)  # refuses what is no range
+    traced_steps(run.profile.steps)  # raises if it is not a range
     _check_evaluation(run.evaluation)
     for strength in run.evaluation.sweep:
         check_truncation(run.truncation_kind, strength, run.latents.kind, run.has_mapping_network)
     if run.spectra.clamp > 0 and run.spectra.interval == 0:
         raise UserError(
-            "config.spectra.clamp acts whenever singular values are looked at, which config.spectra.interval=0 says never; "
-            "give for example --config.spectra.interval=100."
+            "config.spectra.clamp acts whenever singular values are computed, which is never with "
+            "config.spectra.interval=0; give for example --config.spectra.interval=100."
         )
     if run.latents.high_std < run.latents.low_std:
         raise UserError("config.latents.high_std is below config.latents.low_std; it must not be.")
 
 
 def _check_biggan(run: RunConfig) -> None:
-    """Refuses what acts in the mapping or synthesis network of StyleGAN2, or on another head of its discriminator."""
-    _ = run.biggan.attention_resolutions  # refuses what are no resolutions
+    """Raise for options that need StyleGAN2's mapping or synthesis network, or another head of its discriminator."""
+    _ = run.biggan.attention_resolutions  # raises if it is not a list of resolutions
     needing = {
         "style_mixing": run.style_mixing,
         "path_length.weight": run.path_length.weight,
@@ -84,7 +84,7 @@ def _check_biggan(run: RunConfig) -> None:
 
 
 def _check_instances(run: RunConfig) -> None:
-    """Refuses what instances cannot be given to, or would contradict."""
+    """Raise for options that do not work with instances."""
     if run.network == "stylegan2":
         raise UserError(
             "config.instances.neighbours conditions BigGAN's networks on training images; set it to 0, or give "
@@ -102,7 +102,7 @@ def _check_instances(run: RunConfig) -> None:
         )
     if run.memorisation_interval_kimg > 0:
         raise UserError(
-            "config.memorisation_interval_kimg looks at images held out, which are no instances for the discriminator; "
+            "config.memorisation_interval_kimg needs held-out images, which are no instances for the discriminator; "
             "set it to 0, or config.instances.neighbours."
         )
 
@@ -115,7 +115,7 @@ def _check_evaluation(evaluation: EvaluationConfig) -> None:
             f"config.evaluation.samples_per_class={settings.samples_per_class} is too few for {settings.k} neighbours; it "
             "must be larger."
         )
-    _ = evaluation.sweep  # refuses what is no list of numbers
+    _ = evaluation.sweep  # raises if it is not a list of numbers
 
 
 def _check_utlo(run: RunConfig) -> None:

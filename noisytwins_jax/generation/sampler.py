@@ -52,7 +52,7 @@ class Sampler:
     ):
         self._layout = Layout(jax.local_devices())
         self._batching = {"per_device_batch": per_device_batch, "prefetch": prefetch}
-        self._arguments = self._layout.put_everywhere((variables, instances))
+        self._arguments = self._layout.replicate_to_devices((variables, instances))
         kind = truncation and truncation.kind
         self._program = sample_program(model, latents, kind)
         self._interpolation_program = interpolation_program(model, latents, kind)

@@ -81,7 +81,7 @@ def _compute(
     layout = Layout(jax.local_devices())
     program = _pass_program(model, latents, batch, truncation and truncation.kind)
     strength = None if truncation is None else np.float32(truncation.strength)
-    arguments = layout.put_everywhere((variables, instances))
+    arguments = layout.replicate_to_devices((variables, instances))
     structure = jax.tree.structure({"batch_stats": variables["batch_stats"]})
 
     def compute(numbers: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -89,7 +89,7 @@ class Embedder:
         self._layout = Layout(jax.local_devices())
         self._batching = {"per_device_batch": per_device_batch, "prefetch": prefetch}
         self.extractors = dict(extractors)
-        self._variables = {name: self._layout.put_everywhere(x.variables) for name, x in self.extractors.items()}
+        self._variables = {name: self._layout.replicate_to_devices(x.variables) for name, x in self.extractors.items()}
 
     def embed_images(self, images: np.ndarray) -> dict[str, Features]:
         """Compute the features of images uint8 ``[n, H, W, C]`` on the host, by extractor."""

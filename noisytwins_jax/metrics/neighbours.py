@@ -108,7 +108,7 @@ def _compare_on_devices(
 ) -> Iterator[_BallBlock]:
     """Do the same as :func:`_compare_on_host`; only pairs within rounding error of a radius are decided on the host."""
     keys = DeviceKeys(y, np.arange(len(y)), x)
-    y_bounds = keys.layout.put_everywhere(keys.radius_bounds(y_radius))
+    y_bounds = keys.layout.replicate_to_devices(keys.radius_bounds(y_radius))
     x_bounds = keys.radius_bounds(x_radius)
     for rows, block in keys.row_blocks(x, *x_bounds):
         row_inside, pairs, column_covers, column_inside, y_unsure, x_unsure = (

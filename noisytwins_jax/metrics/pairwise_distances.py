@@ -105,7 +105,7 @@ class DeviceKeys:
     def __init__(self, keys: np.ndarray, subset: np.ndarray, queries: np.ndarray):
         self.frame = Frame(keys, queries)
         self.layout = Layout(jax.local_devices())
-        everywhere, norms = self.layout.put_everywhere, np.empty(len(subset), np.float32)
+        everywhere, norms = self.layout.replicate_to_devices, np.empty(len(subset), np.float32)
         points = jnp.zeros((len(subset), keys.shape[1]), jnp.float32, device=self.layout.replicated)
         for start in range(0, len(subset), _KEY_BLOCK):  # in place: the host never holds a second copy of all keys
             block = slice(start, start + _KEY_BLOCK)

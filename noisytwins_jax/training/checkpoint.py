@@ -40,8 +40,8 @@ class Checkpoints:
 
     The latest, the best one and pinned ones are kept. The best has the lowest distance of those that were evaluated under
     the protocol of the last evaluation. Two of the latest are kept by default, so that a run whose newest checkpoint is
-    damaged on disk can resume from an intact one. To detect damage, every file's CRC-32 is stored: the array storage finds
-    missing and short files, but not changed values.
+    damaged on disk can resume from an intact one. To detect damage, every file's CRC-32 is stored: the array storage
+    finds missing and short files, but not changed values.
 
     Saving copies the state off the device before it returns: donating the state to the next program is safe.
 
@@ -97,7 +97,7 @@ class Checkpoints:
         return sorted(self._records.evaluations)
 
     def best_step(self) -> int | None:
-        """Return the step of the checkpoint with the lowest distance under the protocol used last; None if none has one."""
+        """Return the step with the lowest distance under the protocol used last; None if no checkpoint has a distance."""
         return self._records.best_step(self.steps())
 
     def record(self, step: int, distance: float | None, protocol: str) -> None:

@@ -1,4 +1,4 @@
-"""Interventions in a run: frozen networks, other learning rates, reset moments (BigGAN, Brock et al. 2019, appendix H)."""
+"""Interventions in a run: frozen networks, learning rates, reset moments (BigGAN, Brock et al. 2019, appendix H)."""
 
 from typing import Any
 

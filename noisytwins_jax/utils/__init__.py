@@ -1,1 +1,1 @@
-"""What every other folder may use, and nothing of this project is used in."""
+"""Utilities that every other folder may import."""

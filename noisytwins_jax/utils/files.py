@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes of files, and a full disk."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from noisytwins_jax.utils.retry import is_full, retry
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write to, which in the end takes the place of `path`; readers see the old file or the whole new one."""
+    """Yield a temporary path that replaces `path` at the end: readers see the old file or the complete new one."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -22,7 +22,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file as `replacing` does; renamed again, too, while storage fails for a moment."""
+    """Write a file atomically, trying again after transient errors of storage."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
 
     def write() -> None:
@@ -37,10 +37,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def handle_disk_full(workdir: Path) -> Iterator[None]:
-    """Says it in a sentence if the disk is full.
+    """Convert errors of a full disk into an error message.
 
     Raises:
-      UserError: the body could not write for want of space.
+      UserError: the body could not write, as there is no space left.
     """
     try:
         yield

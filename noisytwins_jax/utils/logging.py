@@ -1,4 +1,4 @@
-"""What a run says while it trains: ``metrics.jsonl``, TensorBoard, and one progress bar."""
+"""Logging of a run: ``metrics.jsonl``, TensorBoard, and a progress bar."""
 
 import contextlib
 import json
@@ -24,16 +24,16 @@ LINE_INTERVAL = 10.0  # seconds between progress lines when there is no terminal
 
 
 def quiet_libraries() -> None:
-    """Keeps libraries' chatter off the screen; absl's shows with ``--verbosity``.
+    """Silence log messages of libraries; absl's are shown with ``--verbosity``.
 
-    That of asyncio is about checkpoint files that could not be written, of which there is a sentence of our own.
+    Those of asyncio are about checkpoint files that could not be written, which `CheckpointRetry` reports.
     """
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """Returns the record on a line, or None if the line is torn (a crash in mid-write) or is not a record."""
+    """Parse the record on a line; None if the line is torn (a crash in mid-write) or is not a record."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -42,14 +42,14 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads a ``metrics.jsonl``.
+    """Read a ``metrics.jsonl``.
 
     Args:
-      path: the file, or the run's directory that holds it.
+      path: the file, or the run's directory.
 
     Returns:
       The records in the order written: ``{"step": int, name: float | None, ...}``. None stands for a number that was
-      not finite. Torn lines are left out.
+      not finite. Torn lines are skipped.
 
     Raises:
       UserError: there is no such file.
@@ -62,21 +62,21 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class MetricsWriter:
-    """Writes a run's numbers and pictures to ``<workdir>/metrics.jsonl`` and ``<workdir>/tensorboard``.
+    """Writer of a run's metrics and images to ``<workdir>/metrics.jsonl`` and ``<workdir>/tensorboard``.
 
-    ``metrics.jsonl`` has one JSON object a line, flushed as it is written, so that it can be followed with ``tail -f``
+    ``metrics.jsonl`` has one JSON object per line, flushed as it is written, so that it can be followed with ``tail -f``
     and survives a killed process. Numbers that are not finite are written as null (JSON has no NaN).
     """
 
     def __init__(self, workdir: str | os.PathLike, disable: bool = False):
-        """Opens the files of ``workdir`` for appending, creating the directory if needed.
+        """Open the files of `workdir` for appending, creating the directory if needed.
 
         Args:
           workdir: a directory of the local file system.
-          disable: True writes nothing at all (every process of a multi-process run but the first).
+          disable: write nothing (in all processes of a run but the primary one).
 
         Raises:
-          UserError: ``workdir`` is an address such as gs://bucket/run, which cannot be appended to.
+          UserError: `workdir` is an address such as gs://bucket/run, which cannot be appended to.
         """
         if "://" in os.fspath(workdir):
             raise UserError(f"Metrics are appended to a local file, which {workdir} is not; give a local directory.")
@@ -93,7 +93,7 @@ class MetricsWriter:
         self._file = self._path.open("a", encoding="utf-8")
 
     def _rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Atomically rewrites the file with the readable records for which ``keep`` is true."""
+        """Atomically rewrite the file with the readable records for which `keep` is true."""
         lines = self._path.read_bytes().splitlines() if self._path.exists() else []
         kept = [line for line in lines if (record := _parse(line)) is not None and keep(record)]
         temporary = self._path.with_suffix(".tmp")
@@ -101,10 +101,10 @@ class MetricsWriter:
         temporary.replace(self._path)
 
     def truncate_after(self, step: int) -> None:
-        """Drops what was logged for steps later than ``step``: call it when a run resumes from a checkpoint.
+        """Discard the records of steps later than `step`; call it when a run resumes from a checkpoint.
 
-        The steps between the checkpoint and the crash are about to be run again; without this, curves are doubled.
-        TensorBoard's files are append-only; there, the later steps are marked as superseded.
+        The steps after the checkpoint are about to be run again; without this, they would be logged twice. TensorBoard's
+        files are append-only; there, the later steps are marked as superseded.
         """
         if self._disable:
             return
@@ -115,7 +115,7 @@ class MetricsWriter:
         self._close_board()
 
     def write_scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Logs numbers (Python, NumPy or device scalars; these are fetched here) under their names."""
+        """Log scalars (of Python, NumPy or on a device, from which they are fetched) by name."""
         if self._disable:
             return
         numbers = {name: float(value) for name, value in values.items()}
@@ -126,7 +126,7 @@ class MetricsWriter:
             self._open_board().add_scalar(name, number, step)
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray | Image.Image]) -> None:
-        """Logs pictures, each a PIL image or uint8 [H, W, C] with C = 1 or 3, to TensorBoard."""
+        """Log images, each a PIL image or uint8 [H, W, C] with C = 1 or 3, to TensorBoard."""
         if self._disable:
             return
         for name, image in images.items():
@@ -134,7 +134,7 @@ class MetricsWriter:
             self._open_board().add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flushes and closes the files; the writer is not used again."""
+        """Flush and close the files."""
         if not self._disable:
             self._file.close()
             self._close_board()
@@ -151,13 +151,13 @@ class MetricsWriter:
 
     def _close_board(self) -> None:
         if self._board is not None:
-            with contextlib.suppress(OSError):  # of a disk that is full, which is said elsewhere
+            with contextlib.suppress(OSError):  # a full disk, which is reported elsewhere
                 self._board.close()
             self._board = None
 
 
 def format_duration(seconds: float) -> str:
-    """Formats a duration as people say it: ``42 s``, ``3 min 12 s``, ``5 h 04 min``, ``2 d 03 h``."""
+    """Format a duration as ``42 s``, ``3 min 12 s``, ``5 h 04 min`` or ``2 d 03 h``."""
     total = round(max(seconds, 0.0))
     minutes, s = divmod(total, 60)
     hours, m = divmod(minutes, 60)
@@ -170,42 +170,38 @@ def format_duration(seconds: float) -> str:
 
 
 def _draws_bars(stream: TextIO) -> bool:
-    """Whether a bar would be seen: a terminal, and one with a size: without, as in some containers, tqdm is mute."""
+    """Return whether a stream is a terminal with a size; without one, as in some containers, tqdm draws nothing."""
     if not stream.isatty():
         return False
     try:
         return min(os.get_terminal_size(stream.fileno())) > 0
-    except OSError:  # a terminal that is not a device of this machine has no size to ask for
+    except OSError:  # a terminal that is not a device of this machine has no size
         return True
 
 
 class Progress:
-    """One progress bar for a training run: kimg, images per second, losses and the time left.
+    """Progress bar of a training run: kimg, images per second, losses and the time left.
 
-    Where standard error is not a terminal (a batch job's log), a plain line is printed every ten seconds or so instead.
+    If standard error is not a terminal (a batch job's log), a plain line is printed about every ten seconds instead.
     """
 
     def __init__(
         self,
         total_kimg: float,
-        start_kimg: float = 0.0,
-        disable: bool | None = None,
+        disable: bool = False,
         *,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Starts the bar.
+        """Create the bar; it is drawn at the first update.
 
         Args:
-          total_kimg: length of the run, in thousands of real images shown to the discriminator.
-          start_kimg: where a resumed run starts, same unit.
-          disable: True says nothing (every process but the first); None and False report, the form being chosen by
-            whether ``stream`` is a terminal.
-          stream: where to report; standard error by default.
-          clock: seconds, monotonic; replaced in tests.
+          total_kimg: length of the run, in thousands of real images seen by the discriminator.
+          disable: print nothing (in all processes but the primary one).
+          stream: standard error by default.
+          clock: returns seconds, monotonic; replaced in tests.
         """
-        self._total, self._kimg = float(total_kimg), float(start_kimg)
-        self._disable = bool(disable)
+        self._total, self._disable = float(total_kimg), disable
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._mark: tuple[float, float] | None = None  # (kimg, seconds) of the last update
@@ -215,7 +211,7 @@ class Progress:
         self._bar: tqdm | None = None
 
     def update(self, kimg: float, **numbers: Any) -> None:
-        """Reports that ``kimg`` thousand images have been shown in all, with numbers (losses, ...) to display."""
+        """Update the bar to `kimg` thousand images in all, with numbers (losses, ...) to display."""
         if self._disable:
             return
         self._measure(kimg)
@@ -229,7 +225,7 @@ class Progress:
         if self._bar is None and _draws_bars(self._stream):
             self._bar = tqdm(
                 total=self._total,
-                initial=self._kimg,
+                initial=kimg,
                 file=self._stream,
                 dynamic_ncols=True,
                 bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
@@ -243,12 +239,12 @@ class Progress:
             self._print_line()
 
     def _measure(self, kimg: float) -> None:
-        """Smooths the speed over updates; the time before the first update, which holds compilation, is left out."""
+        """Smooth the speed over updates; the time before the first update, which includes compilation, is left out."""
         now = self._clock()
         if self._mark is not None and now > self._mark[1]:
             rate = (kimg - self._mark[0]) / (now - self._mark[1])
             self._rate = rate if math.isnan(self._rate) else 0.7 * self._rate + 0.3 * rate
-        self._mark, self._kimg = (kimg, now), kimg
+        self._mark = kimg, now
 
     def _print_line(self) -> None:
         if self._line is not None:
@@ -256,7 +252,7 @@ class Progress:
             self._line, self._printed_at = None, self._clock()
 
     def write(self, message: str) -> None:
-        """Prints a sentence without breaking the bar."""
+        """Print a message without breaking the bar."""
         if self._disable:
             return
         if self._bar is not None:
@@ -265,7 +261,7 @@ class Progress:
             print(message, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Ends the bar, leaving its last state on the screen."""
+        """End the bar, leaving its last state on the screen."""
         if self._bar is not None:
             self._bar.close()
         elif not self._disable:

@@ -1,6 +1,6 @@
-"""What the processes of a run do together outside the compiled programs: share work, and let the first one write.
+"""Communication between the processes of a run outside compiled programs.
 
-Every process must call these functions, in the same order; with one process they do nothing special.
+All processes must call these functions, in the same order, unless stated otherwise. The primary process is the first.
 """
 
 import contextlib
@@ -22,40 +22,40 @@ T = TypeVar("T")
 
 
 def print_on_primary(text: str, file: TextIO | None = None) -> None:
-    """Prints on the first process only; the others need not call it."""
+    """Print on the primary process only; the others need not call it."""
     if jax.process_index() == 0:
         print(text, file=file or sys.stdout, flush=True)
 
 
 def broadcast_from_primary(function: Callable[[], T]) -> T:
-    """Calls ``function()`` on the first process while the others wait; all return its result, which can be pickled.
+    """Call `function` on the primary process while the others wait; return its result, which is pickled, on all.
 
     Raises:
-      UserError: in all processes, if ``function`` raises it.
+      UserError: in all processes, if `function` raises it.
     """
     if jax.process_count() == 1:
         return function()
-    first = jax.process_index() == 0
+    primary = jax.process_index() == 0
     with raise_on_all_processes():
-        data = pickle.dumps(function()) if first else b""
+        data = pickle.dumps(function()) if primary else b""
     size = int(broadcast_one_to_all(np.int32(len(data))))
-    content = np.frombuffer(data, np.uint8) if first else np.zeros(size, np.uint8)
+    content = np.frombuffer(data, np.uint8) if primary else np.zeros(size, np.uint8)
     return pickle.loads(np.asarray(broadcast_one_to_all(content)).tobytes())
 
 
 def distributed_map(compute: Callable[[np.ndarray], tuple[np.ndarray, ...]], n: int) -> tuple[np.ndarray, ...]:
-    """What `compute` gives for rows 0 to n - 1: each process computes an equal part of them, and all get everything.
+    """Compute rows 0 to n - 1, each process an equal part of them; return all rows on all processes.
 
     Args:
-      compute: row numbers int64 ``[m]``, m ≥ 1 → arrays ``[m, …]`` on the host. The first rows go to the first process;
-        where n does not divide, the last row is computed more than once.
-      n: at least 1.
+      compute: row indices int64 ``[m]``, m ≥ 1 → arrays ``[m, …]`` on the host. The first rows go to the first process;
+        if the number of processes does not divide n, the last row is computed more than once.
+      n: number of rows, at least 1.
 
     Returns:
-      Arrays ``[n, …]``, bit for bit those of the process that computed them.
+      Arrays ``[n, …]``, bit-identical on all processes.
 
     Raises:
-      UserError: in all processes, if ``compute`` raises it in one.
+      UserError: in all processes, if `compute` raises it in one.
     """
     processes = jax.process_count()
     if processes == 1:
@@ -68,19 +68,19 @@ def distributed_map(compute: Callable[[np.ndarray], tuple[np.ndarray, ...]], n: 
 
 
 def local_copy(tree: PyTree) -> PyTree:
-    """A tree of which this process holds every array whole, from one that may be spread over processes."""
+    """Return a copy on the host of a tree that is spread over processes; a tree that is not is returned as it is."""
     spread = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and not x.is_fully_addressable]
     if not spread:
         return tree
     mesh = spread[0].sharding.mesh  # type: ignore[attr-defined]  # spread arrays have a NamedSharding
-    whole = jax.jit(lambda leaves: leaves, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
-    return jax.tree.map(np.asarray, whole)
+    replicated = jax.jit(lambda leaves: leaves, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return jax.tree.map(np.asarray, replicated)
 
 
 def _gather_rows(x: np.ndarray) -> np.ndarray:
-    """Puts the processes' rows together. As bytes: devices do not hold every type that the host has."""
+    """Concatenate the rows of all processes. As bytes: devices do not support every type of the host."""
     x = np.ascontiguousarray(x)
-    if not x.size:  # rows of nothing
+    if not x.size:  # empty rows
         return np.zeros((jax.process_count() * len(x), *x.shape[1:]), x.dtype)
     row_bytes = x.reshape(len(x), -1).view(np.uint8)
     gathered = np.ascontiguousarray(process_allgather(row_bytes, tiled=True))
@@ -89,14 +89,14 @@ def _gather_rows(x: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def raise_on_all_processes() -> Iterator[None]:
-    """If the body raises in some processes, the others raise a `UserError` instead of waiting for them for ever.
+    """Raise a `UserError` in all processes if the body raises in some, so that the others do not wait forever.
 
-    To be entered by all processes, with a body that may fail in one of them (reading files, for example) and in which
-    the processes do not wait for each other.
+    All processes must enter it, with a body that may fail in one of them (reading files, for example) and in which they
+    do not wait for each other.
 
     Raises:
-      Exception: the body's own.
-      UserError: in the other processes: what the first of those that failed said, with its number.
+      Exception: of the body, in the processes where it failed.
+      UserError: in the other processes: the message of the first process that failed, with its number.
     """
     own = None
     try:
@@ -112,7 +112,7 @@ def raise_on_all_processes() -> Iterator[None]:
 
 
 def gather_strings(text: str) -> list[str]:
-    """Every process's text, in the order of processes. All processes must call it; one alone has its own."""
+    """Return the texts of all processes, in their order."""
     if jax.process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode(), np.uint8)
@@ -124,17 +124,14 @@ def gather_strings(text: str) -> list[str]:
 
 
 def gather_rows(row: np.ndarray) -> jax.Array:
-    """``[n]`` of every process as ``[processes, n]`` on every device.
-
-    All processes must call it, with the same shape and dtype. It returns before the devices have done it.
-    """
+    """Gather ``[n]`` of every process, all of the same dtype, as ``[processes, n]`` on every device, asynchronously."""
     sharding, replicate = _process_layout()
     return replicate(jax.make_array_from_process_local_data(sharding, row[None]))
 
 
 @functools.cache
 def _process_layout() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
-    """A row for each process, and the program that gathers the rows."""
+    """Return the sharding of one row per process, and the program that gathers the rows."""
     devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     mesh = Mesh(np.array(devices).reshape(jax.process_count(), -1), ("process", "local"))
     gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -142,9 +139,11 @@ def _process_layout() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
 
 
 def name_processes(processes: list[int]) -> str:
-    """``process 3``, ``processes 0 and 2``, ``processes 0, 1, 2 and 61 others``."""
+    """Name processes as ``process 3``, ``processes 0 and 2`` or ``processes 0, 1, 2 and 61 others``."""
     if len(processes) == 1:
         return f"process {processes[0]}"
-    shown = [str(p) for p in processes] if len(processes) <= 4 else [*map(str, processes[:3])]
-    last = shown.pop() if len(processes) <= 4 else f"{len(processes) - 3} others"
-    return f"processes {', '.join(shown)} and {last}"
+    if len(processes) <= 4:
+        *names, last = map(str, processes)
+    else:
+        names, last = [str(process) for process in processes[:3]], f"{len(processes) - 3} others"
+    return f"processes {', '.join(names)} and {last}"

@@ -1,4 +1,4 @@
-"""The look that all figures share, and how a figure becomes a picture."""
+"""The style that all figures share, and their rendering."""
 
 import io
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of ``width`` x ``height`` inches at 144 dots an inch, outside pyplot's global state."""
+    """Create an empty figure of ``width`` x ``height`` inches at 144 dots per inch, outside pyplot's global state."""
     figure = Figure(figsize=(width, height), dpi=144, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def style_axes(axes: Axes, title: str = "") -> Axes:
-    """Thin rules, no box, and the title at the left."""
+    """Style axes with thin rules, no box, and the title on the left."""
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=INK)
     axes.tick_params(labelsize=8, colors=FAINT, length=3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -35,23 +35,23 @@ def style_axes(axes: Axes, title: str = "") -> Axes:
 
 
 def rank_colours(count: int) -> np.ndarray:
-    """RGBA [count, 4], dark for the head to bright for the tail, on a perceptually uniform map."""
+    """Return RGBA colours [count, 4], dark for the head to bright for the tail, of a perceptually uniform map."""
     # The last eighth of the map is too pale to see on white.
     return matplotlib.colormaps["plasma"](np.linspace(0.0, 0.88, max(count, 1))[:count])
 
 
 def figure_png(figure: Figure) -> bytes:
-    """Renders a figure as PNG."""
+    """Render a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def figure_image(figure: Figure) -> Image.Image:
-    """Renders a figure as an RGB picture."""
+    """Render a figure as an RGB image."""
     return Image.open(io.BytesIO(figure_png(figure))).convert("RGB")
 
 
 def short_names(names: Sequence[str], longest: int = 18) -> list[str]:
-    """Names cut to a length that fits a legend or an axis."""
+    """Shorten names to fit a legend or an axis."""
     return [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]

@@ -1,4 +1,4 @@
-"""Named randomness: every draw comes from a key folded from (seed, step, purpose)."""
+"""Named randomness: every random number comes from a key folded from (seed, step, purpose)."""
 
 import zlib
 
@@ -8,10 +8,10 @@ Array = jax.Array
 
 
 def purpose_key(key: Array, step: Array | int, purpose: str) -> Array:
-    """The key for one purpose at one step: a pure function of (seed, step, purpose), the same on every device."""
+    """Derive the key for one purpose at one step: a pure function of (seed, step, purpose), the same on every device."""
     return jax.random.fold_in(jax.random.fold_in(key, step), zlib.crc32(purpose.encode()))
 
 
 def sample_keys(seed: Array | int, indices: Array) -> Array:
-    """One key a sample, by its global index ``[n]``: a sample depends on neither batch size nor device count."""
+    """Derive one key per sample from its global index ``[n]``: samples depend on neither batch size nor device count."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), indices)

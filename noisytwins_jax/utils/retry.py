@@ -1,4 +1,4 @@
-"""Storage that fails for a moment: which errors pass by themselves, and waiting until they do."""
+"""Transient errors of storage: their classification, and retries."""
 
 import errno
 import random
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Of network and mounted storage (NFS, FUSE mounts of buckets), and of a machine short of something for a moment.
+# Of network and mounted storage (NFS, FUSE mounts of buckets), and of a machine that is short of resources for a moment.
 TRANSIENT = frozenset(
     {
         errno.EIO,
@@ -30,25 +30,26 @@ TRANSIENT = frozenset(
     }
 )
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # no space, quota reached, file too large
-LONGEST_WAIT = 60.0  # seconds
+MAX_WAIT = 60.0  # seconds
 
 
 def retry(fn: Callable[[], T], what: str, attempts: int = 6, first_wait: float = 1.0) -> T:
-    """Calls ``fn`` again while it fails for reasons that pass by themselves, waiting twice as long each time.
+    """Call `fn` again while it fails with transient errors, with exponential backoff.
 
-    Each wait is drawn from half to one and a half times its length, so that many processes do not come back at once.
+    Each wait is multiplied by a random factor from 0.5 to 1.5, so that many processes do not retry at once.
 
     Args:
-      fn: what to do; it must be safe to do again after it failed half-way.
-      what: for the messages on stderr, as ``Reading batch 12``.
-      attempts: calls at most, at least 1. Six take about half a minute.
+      fn: the function; it must be safe to call again after it failed half-way.
+      what: description for the messages on stderr, such as ``Reading batch 12``.
+      attempts: maximal number of calls, at least 1. Six take about half a minute.
       first_wait: seconds before the second call.
 
     Returns:
-      What ``fn`` returned.
+      The result of `fn`.
 
     Raises:
-      OSError: of the last attempt, or at once one that is not in `TRANSIENT`. Whatever else ``fn`` raises.
+      OSError: of the last attempt, or at once if it is not in `TRANSIENT`.
+      Exception: any other error of `fn`.
     """
     wait = first_wait
     for attempt in range(1, attempts + 1):
@@ -57,7 +58,7 @@ def retry(fn: Callable[[], T], what: str, attempts: int = 6, first_wait: float =
         except OSError as error:
             if error.errno not in TRANSIENT or attempt == attempts:
                 raise
-            pause = min(wait, LONGEST_WAIT) * random.uniform(0.5, 1.5)
+            pause = min(wait, MAX_WAIT) * random.uniform(0.5, 1.5)
             reason = error.strerror or type(error).__name__
             print(f"{what} failed ({reason}); trying again in {pause:.1f} s.", file=sys.stderr, flush=True)
         time.sleep(pause)
@@ -66,28 +67,28 @@ def retry(fn: Callable[[], T], what: str, attempts: int = 6, first_wait: float =
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether what failed may work when it is done again; looks at the causes of ``error`` too."""
+    """Return whether an error, or one of its causes, is transient, so that a retry may succeed."""
     numbers = _numbers(error)
     return not numbers & FULL and bool(numbers & TRANSIENT)
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether there was no space left to write to; looks at the causes of ``error`` too."""
+    """Return whether an error, or one of its causes, is that no space was left."""
     return bool(_numbers(error) & FULL)
 
 
 def system_error(error: BaseException) -> BaseException:
-    """The one of ``error`` and its causes that the operating system gave; ``error`` if none."""
+    """Return the first of `error` and its causes that comes from the operating system; `error` if none does."""
     return next((cause for cause in _causes(error) if _own_numbers(cause)), error)
 
 
 def _numbers(error: BaseException) -> set[int]:
-    """The operating system's error numbers in ``error`` and its causes."""
+    """Collect the operating system's error numbers of `error` and its causes."""
     return set().union(*map(_own_numbers, _causes(error)))
 
 
 def _own_numbers(error: BaseException) -> set[int]:
-    # TensorStore, which writes the arrays of checkpoints, has the number in its text only.
+    # TensorStore, which writes the arrays of checkpoints, has the number in its message only.
     numbers = set(map(int, re.findall(r"os_error_code='?(\d+)", str(error))))
     return numbers | ({error.errno} if isinstance(error, OSError) and error.errno else set())
 

@@ -1,4 +1,4 @@
-"""How a run's arrays lie over devices, and how its processes come together: the one place for the mesh of a run."""
+"""The mesh and shardings of a run, and the initialisation of its processes."""
 
 import collections
 import contextlib
@@ -19,23 +19,23 @@ from noisytwins_jax.utils.errors import TryAgainError, UserError, first_line
 Array = jax.Array
 PyTree = Any
 JOIN_SECONDS = 300.0  # machines of a pod do not start at the same moment
-MOST_CPU_DEVICES = 32  # beyond, each has several cores
+MAX_CPU_DEVICES = 32  # with more cores, a device has several
 SPLIT_FROM = 2**14  # elements: smaller arrays are not worth a message of their own
 
 
 class Layout:
-    """A mesh of two axes, ``data`` × ``fsdp``: batches are split over both, and the state over the second.
+    """A mesh of two axes, ``data`` × ``fsdp``: batches are sharded over both, and the state over the second.
 
-    Programs stay functions of the global batch: XLA turns a mean over a split batch into a mean over all devices.
+    Programs stay functions of the global batch: XLA turns a mean over a sharded batch into a mean over all devices.
 
-    With ``fsdp`` = 1 every device has the whole state. Otherwise groups of that many neighbouring devices share one copy
-    of every large parameter, its optimiser's moments and its moving average (fully sharded data parallelism): programs
-    gather parameters to use them, and reduce and scatter their gradients, so that a device updates its part only.
+    With ``fsdp`` = 1 the state is replicated. Otherwise groups of that many neighbouring devices share one copy of every
+    large parameter, its optimiser's moments and its moving average (fully sharded data parallelism): programs gather
+    parameters to use them, and reduce and scatter their gradients, so that a device updates only its part.
 
     Args:
-      devices: default all devices of all processes, ordered by process so that a process's rows are contiguous.
-      fsdp: devices that share one copy of the state; divides their number.
-      split_from: elements of an array from which it is split.
+      devices: by default all devices of all processes, ordered by process so that a process's rows are contiguous.
+      fsdp: number of devices that share one copy of the state; it must divide the number of devices.
+      split_from: number of elements from which an array of the state is sharded.
 
     Raises:
       UserError: `fsdp` does not divide the number of devices.
@@ -56,37 +56,37 @@ class Layout:
 
     @property
     def num_devices(self) -> int:
-        """Devices of the mesh."""
+        """Return the number of devices of the mesh."""
         return self.mesh.size
 
     def batch(self, x: Array) -> Array:
-        """Inside a program: splits the leading axis over devices."""
+        """Shard the leading axis over devices; call inside a program."""
         return x if self.num_devices == 1 else jax.lax.with_sharding_constraint(x, self.split)
 
     def replicate(self, x: Array) -> Array:
-        """Inside a program: gathers to every device."""
+        """Replicate an array on every device; call inside a program."""
         return x if self.num_devices == 1 else jax.lax.with_sharding_constraint(x, self.replicated)
 
     def gather(self, params: PyTree) -> PyTree:
-        """Inside a program: parameters as they are used, whole on every device."""
+        """Replicate sharded parameters on every device, to use them; call inside a program."""
         return jax.tree.map(lambda x: self.replicate(x) if self._is_split(x) else x, params)
 
     def scatter(self, gradients: PyTree) -> PyTree:
-        """Inside a program: gradients as the optimiser takes them, split as the parameters are kept."""
+        """Shard gradients as the parameters are stored, for the optimiser; call inside a program."""
 
         def one(x: Array) -> Array:
             if not self._is_split(x):
                 return x
-            # Said to be whole first, or XLA would carry the split back into the layers and redistribute activations. On
-            # accelerators it turns a sum that is then split into one reduce-scatter.
+            # Replicated first, or XLA would propagate the sharding back into the layers and redistribute activations. On
+            # accelerators it merges the sum and the split into one reduce-scatter.
             return jax.lax.with_sharding_constraint(self.replicate(x), self._parameter_sharding(x.shape))
 
         return jax.tree.map(one, gradients)
 
     def state_shardings(self, state: PyTree) -> PyTree:
-        """How a state lies between programs: a sharding for each leaf of a tree of arrays or of their shapes.
+        """Return the shardings of a state between programs, for each leaf of a tree of arrays or of their shapes.
 
-        Split are large leaves below a node named ``params`` or ``opt_state``; the rest is on every device.
+        Large leaves below a node named ``params`` or ``opt_state`` are sharded; the rest is replicated.
         """
 
         def one(path: tuple[Any, ...], x: Any) -> NamedSharding:
@@ -96,11 +96,11 @@ class Layout:
         return jax.tree_util.tree_map_with_path(one, state)
 
     def split_at(self, axis: int) -> NamedSharding:
-        """The sharding of arrays whose batch axis is `axis`."""
+        """Return the sharding of arrays whose batch axis is `axis`."""
         return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
 
     def put_batch(self, batch: dict[str, np.ndarray], batch_axis: int = 0) -> dict[str, Array]:
-        """Outside: this process's rows of a global batch, onto its devices."""
+        """Put this process's rows of a global batch on its devices; call outside programs."""
         sharding = self.split_at(batch_axis)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
@@ -112,14 +112,14 @@ class Layout:
         per_device_batch: int,
         prefetch: int = 1,
     ) -> tuple[np.ndarray, ...]:
-        """Outside, on a mesh of this process's devices alone: a compiled function of many rows, in batches of one shape.
+        """Apply a compiled program to many rows in batches of one shape, on a mesh of this process's devices alone.
 
         Args:
           program: (variables, *batch) → arrays with a row for each row of the batch, which depends on that row alone.
-          variables: on every device; see `put_everywhere`.
+          variables: replicated on every device; see `replicate_to_devices`.
           arrays: ``[n, …]`` each; the last batch is padded with zeros.
           per_device_batch: rows per device and call. A device's program does not depend on the number of devices, so
-            results are the same to the last bit on any number of them.
+            results are bit-identical on any number of them.
           prefetch: batches in flight at once; with 2 or more, devices do not wait for the host.
 
         Returns:
@@ -132,9 +132,9 @@ class Layout:
             results.append([np.asarray(y)[:count] for y in outputs])
 
         for start in range(0, max(1, len(arrays[0])), batch):
-            some = [x[start : start + batch] for x in arrays]
-            count = len(some[0])
-            padded = [np.pad(x, [(0, batch - count)] + [(0, 0)] * (x.ndim - 1)) for x in some]
+            rows = [x[start : start + batch] for x in arrays]
+            count = len(rows[0])
+            padded = [np.pad(x, [(0, batch - count)] + [(0, 0)] * (x.ndim - 1)) for x in rows]
             in_flight.append((program(variables, *jax.device_put(padded, self.split)), count))
             if len(in_flight) == prefetch:
                 collect()
@@ -142,17 +142,17 @@ class Layout:
             collect()
         return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
 
-    def put_everywhere(self, tree: PyTree) -> PyTree:
-        """Outside: a copy on every device of the mesh."""
+    def replicate_to_devices(self, tree: PyTree) -> PyTree:
+        """Put a copy of a tree on every device of the mesh; call outside programs."""
         return jax.device_put(tree, self.replicated)
 
     def check_batch_size(self, batch_size: int, mbstd_group_size: int, twins: bool, path_length_batch: int = 0) -> None:
-        """Refuses batch sizes that devices, minibatch-standard-deviation groups or twins cannot divide.
+        """Check that devices, minibatch-standard-deviation groups and twins divide the batch size.
 
         `path_length_batch`, of path-length regularisation (0 for none), only has to divide among devices.
 
         Raises:
-          UserError: with the nearest batch size that would do.
+          UserError: they do not; the message has the nearest batch size that works.
         """
         unit = self.num_devices * mbstd_group_size
         if twins:
@@ -180,9 +180,9 @@ class Layout:
 
 
 def split_axis(shape: tuple[int, ...], parts: int, split_from: int) -> int | None:
-    """The axis along which an array of parameters is split into `parts`: the first of the largest that divide.
+    """Return the axis along which an array of parameters is split into `parts`: the first of the largest that divide.
 
-    None where it is not split: into one part, below `split_from` elements, or where no axis divides.
+    None if it is not split: with one part, below `split_from` elements, or if no axis divides.
     """
     axes = [axis for axis, n in enumerate(shape) if n % parts == 0]
     if parts == 1 or math.prod(shape) < split_from or not axes:
@@ -191,34 +191,33 @@ def split_axis(shape: tuple[int, ...], parts: int, split_from: int) -> int | Non
 
 
 def use_all_cores() -> None:
-    """On CPUs, makes every core a device; to be called before anything that touches a device.
+    """On CPUs, make every core a device; call it before JAX initialises its devices.
 
-    For programs of many independent rows: two devices of one core each make 1.25 times as many Inception features as one
-    device of two. The environment may say otherwise (``JAX_NUM_CPU_DEVICES``), and where devices are known already this
-    does nothing.
+    For programs of many independent rows: two devices of one core each compute 1.25 times as many Inception features as
+    one device of two. The environment takes precedence (``JAX_NUM_CPU_DEVICES``), and after initialisation this does
+    nothing.
     """
-    told = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", "")
-    if not told:
+    given = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", "")
+    if not given:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        with contextlib.suppress(RuntimeError):  # somebody has looked for devices already: they stay what they are
-            jax.config.update("jax_num_cpu_devices", min(cores, MOST_CPU_DEVICES))
+        with contextlib.suppress(RuntimeError):  # devices are initialised already
+            jax.config.update("jax_num_cpu_devices", min(cores, MAX_CPU_DEVICES))
 
 
 def join_processes(
     coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float = JOIN_SECONDS
 ) -> None:
-    """Makes this process one of a run's; to be called before anything that touches a device.
+    """Join this process to those of a run; call it before JAX initialises its devices.
 
     Args:
-      coordinator: ``host:port`` of the first process; or ``"auto"`` where JAX finds out by itself: Cloud TPU, GKE's
-        JobSet, SLURM.
-      num_processes: how many there are; None for ``"auto"``.
-      process_id: which this is, from 0; None for ``"auto"``.
+      coordinator: ``host:port`` of the first process; or ``"auto"`` where JAX can find it: Cloud TPU, GKE's JobSet, SLURM.
+      num_processes: number of processes; None for ``"auto"``.
+      process_id: index of this process, from 0; None for ``"auto"``.
       timeout: seconds to wait for the others.
 
     Raises:
       TryAgainError: the processes do not find each other.
-      UserError: something is missing or out of range, or the port is in use.
+      UserError: an argument is missing or out of range, or the port is in use.
     """
     if coordinator == "auto":
         if (num_processes, process_id) != (None, None):
@@ -233,10 +232,10 @@ def join_processes(
     def initialize() -> None:
         try:
             jax.distributed.initialize(**arguments, initialization_timeout=10**6, shutdown_timeout_seconds=60)
-        except Exception as error:  # of many types: what a cluster is, is read from files, variables and the network
+        except Exception as error:  # of many types: clusters are detected by files, variables and the network
             failures.append(error)
 
-    # In a thread, because JAX ends the whole process when its own timeout is over.
+    # In a thread, because JAX ends the whole process after its own timeout.
     thread = threading.Thread(target=initialize, daemon=True)
     thread.start()
     thread.join(timeout)
@@ -257,7 +256,7 @@ def join_processes(
 def _explicit_processes(
     coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
 ) -> dict[str, Any]:
-    """Arguments of ``jax.distributed.initialize``, when the coordinator's port is free there or answers here."""
+    """Build the arguments of ``jax.distributed.initialize``; check that the coordinator's port is free, or answers."""
     given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
     if missing:
@@ -295,7 +294,7 @@ def _check_port_is_free(port: int) -> None:
 
 
 def _wait_for_coordinator(host: str, port: int, timeout: float) -> None:
-    """Returns when the first process answers; JAX itself would end this one with a stack trace if it never does."""
+    """Wait until the first process answers; JAX itself would end this one with a stack trace if it never does."""
     deadline = time.monotonic() + timeout
     while True:
         try:

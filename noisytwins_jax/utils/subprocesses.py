@@ -1,4 +1,4 @@
-"""Commands side by side on this machine, each a process of its own."""
+"""Commands run in parallel on this machine, each in a process of its own."""
 
 import os
 import subprocess
@@ -14,13 +14,13 @@ _ONE_CORE = {
 
 
 def run_all(commands: dict[str, list[str]], jobs: int, keep_going: bool = False) -> list[str]:
-    """Runs commands by name, `jobs` at a time, each line of their output behind its name.
+    """Run commands by name, `jobs` at a time, printing each line of their output with its name.
 
     Returns:
-      The names of those that failed, with `keep_going`; else none did.
+      The names of those that failed, with `keep_going`; without it, none did.
 
     Raises:
-      UserError: a run failed; the others are stopped (they save their state).
+      UserError: a command failed, without `keep_going`; the others are stopped (runs save their state).
     """
     waiting, running, failed = list(commands.items()), {}, []
     try:
@@ -34,7 +34,7 @@ def run_all(commands: dict[str, list[str]], jobs: int, keep_going: bool = False)
             if process.returncode:
                 failed.append(name)
             if failed and not keep_going:
-                raise UserError(f"The run {name} failed (its last lines are above); mend it and run the same command.")
+                raise UserError(f"The run {name} failed (its last lines are above); fix it and run the same command.")
     finally:
         for process, _ in running.values():
             process.terminate()
@@ -60,7 +60,7 @@ def _start(name: str, command: list[str], one_core: bool) -> tuple[subprocess.Po
 
 
 def _wait_for_any(running: dict[str, tuple[subprocess.Popen, threading.Thread]]) -> str:
-    """The name of a process that has ended."""
+    """Wait for any process to end; return its name."""
     while True:
         for name, (process, _) in running.items():
             try:

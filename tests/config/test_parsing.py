@@ -206,7 +206,7 @@ def test_mistakes_are_one_sentence(command_line, capsys, arguments, message):
 def test_mistakes_in_a_config_files_code_are_shown_where_they_are(command_line, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from noisytwins_jax.config.run_config import default_config\n\ndef get_config():\n    default_config().nowhere.x\n"
+        "from noisytwins_jax.config import default_config\n\ndef get_config():\n    default_config().nowhere.x\n"
     )
     with pytest.raises(AttributeError, match="nowhere"):
         command_line(f"--config={path}")

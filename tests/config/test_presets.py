@@ -126,9 +126,9 @@ def method_fields(dataset: str) -> dict[str, dict]:
 
 def rows(dataset: str, smoke: bool = False) -> list[str]:
     """Every row of a data set: method × resolution."""
-    words = ",smoke" if smoke else ""
+    suffix = ",smoke" if smoke else ""
     return [
-        f"{dataset}:{m},{size}{words}"
+        f"{dataset}:{m},{size}{suffix}"
         for m in methods_program.config_file(dataset).METHODS
         for size in SIZES[dataset][0]
     ]
@@ -260,7 +260,7 @@ def test_methods_of_digits_differ_from_the_baseline_in_the_method_only():
         assert bool(changed) == (row != "digits_lt:baseline,8")
 
 
-# --- words behind the colon ------------------------------------------------------------------------------------------
+# --- options after the colon ------------------------------------------------------------------------------------------
 
 
 def test_noisytwins_is_the_default():
@@ -273,7 +273,7 @@ def test_noisytwins_is_the_default():
 
 
 @pytest.mark.parametrize(
-    ("words", "name"),
+    ("options", "name"),
     [
         ("noisytwins", "inat19-noisytwins"),
         ("128", "inat19_128-noisytwins"),
@@ -283,8 +283,8 @@ def test_noisytwins_is_the_default():
         ("smoke,128,gsr", "inat19_128-gsr-smoke"),
     ],
 )
-def test_words_come_in_any_order(words, name):
-    assert methods_program.run_config(f"inat19:{words}").name == name
+def test_options_come_in_any_order(options, name):
+    assert methods_program.run_config(f"inat19:{options}").name == name
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_words_come_in_any_order(words, name):
         ("inat19:simclr", "configs/inat19.py has no method 'simclr'; did you mean "),
     ],
 )
-def test_mistaken_words_are_one_sentence(row, message):
+def test_mistaken_options_are_one_error_message(row, message):
     with pytest.raises(UserError) as error:
         methods_program.run_config(row)
     assert str(error.value).startswith(message)
@@ -400,8 +400,8 @@ def problems(report: dict, devices: int) -> list[str]:
     """What is wrong with a row's two steps."""
     if "error" in report:
         return [report["error"]]
-    dataset, _, words = report["row"].partition(":")
-    method, metrics = words.split(",")[0], report["metrics"]
+    dataset, _, options = report["row"].partition(":")
+    method, metrics = options.split(",")[0], report["metrics"]
     config = methods_program.run_config(report["row"])
     wanted = {"loss/generator", "loss/discriminator"} | TERMS.get(method, set())
     wanted |= {"loss/r1"} if config.r1.gamma > 0 else set()

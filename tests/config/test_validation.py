@@ -35,7 +35,7 @@ INSTANCES = {"instances.neighbours": 3, "fake_labels": "empirical", "evaluation.
             "Truncation std changes nothing here, as the mapping network normalises its latents",
         ),
         ({"latents.high_std": 0.1}, "config.latents.high_std is below config.latents.low_std"),
-        ({"spectra.clamp": 1.0}, "config.spectra.clamp acts whenever singular values are looked at"),
+        ({"spectra.clamp": 1.0}, "config.spectra.clamp acts whenever singular values are computed"),
         ({"instances.neighbours": 3}, "config.instances.neighbours conditions BigGAN's networks"),
     ],
 )
@@ -67,7 +67,7 @@ def test_of_any_network(changes, message):
             "config.instances.neighbours goes beside a class embedding",
         ),
         (INSTANCES | {"fake_labels": "uniform"}, "give --config.fake_labels=empirical"),
-        (INSTANCES | {"memorisation_interval_kimg": 1.0}, "config.memorisation_interval_kimg looks at images held out"),
+        (INSTANCES | {"memorisation_interval_kimg": 1.0}, "config.memorisation_interval_kimg needs held-out images"),
     ],
 )
 def test_of_biggan(changes, message):

@@ -12,7 +12,7 @@ from loss_contexts import BARE, discriminator_context, generator_context, jit, p
 from noisytwins_jax.config.run_config import Losses
 from noisytwins_jax.losses.base import Loss
 from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
-from noisytwins_jax.utils.config_fields import objection
+from noisytwins_jax.utils.config_fields import validate
 
 EVERY = {f.name: f.default for f in dataclasses.fields(Losses)}
 DEFAULTS = {name: loss for name, loss in EVERY.items() if not loss.lazy}  # of every update
@@ -95,7 +95,7 @@ def test_is_off_by_default_and_says_which_values_its_fields_take(name):
     assert EVERY[name].active == (name == "r1")  # R1 is part of every published run
     for field in dataclasses.fields(EVERY[name]):
         assert isinstance(field.default, bool) or field.metadata, field.name
-        assert objection(field.metadata, field.default) is None, field.name
+        assert validate(field.metadata, field.default) is None, field.name
 
 
 @pytest.mark.parametrize("name", [name for name, loss in EVERY.items() if loss.lazy])

@@ -135,8 +135,8 @@ def test_fsdp_must_divide_the_devices():
 @pytest.mark.parametrize(("told", "devices"), [({}, "cores"), ({"JAX_NUM_CPU_DEVICES": "3"}, 3)])
 def test_evaluation_takes_a_device_for_each_core(told, devices):
     program = (
-        "import os, jax; from noisytwins_jax.utils.sharding import use_all_cores, MOST_CPU_DEVICES; use_all_cores();"
-        "print(jax.device_count(), min(len(os.sched_getaffinity(0)), MOST_CPU_DEVICES)); use_all_cores()"
+        "import os, jax; from noisytwins_jax.utils.sharding import use_all_cores, MAX_CPU_DEVICES; use_all_cores();"
+        "print(jax.device_count(), min(len(os.sched_getaffinity(0)), MAX_CPU_DEVICES)); use_all_cores()"
     )
     environment = tiny_run.environment(1)
     del environment["JAX_NUM_CPU_DEVICES"]

@@ -214,7 +214,7 @@ def test_standing_statistics_are_those_of_the_table(model, networks):
     ("changes", "message"),
     [
         ({"fake_labels": "uniform"}, "--config.fake_labels=empirical"),
-        ({"memorisation_interval_kimg": 1.0}, "config.memorisation_interval_kimg looks at images held out"),
+        ({"memorisation_interval_kimg": 1.0}, "config.memorisation_interval_kimg needs held-out images"),
         ({"biggan.shared_embedding": False, "biggan.skip_z": False}, "config.biggan.shared_embedding to True"),
         ({"instances.extractor": "resnet"}, "config.instances.extractor is 'classifier' or 'inception'"),
     ],

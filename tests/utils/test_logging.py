@@ -103,7 +103,7 @@ class Clock:
 
 def test_progress_prints_a_line_every_ten_seconds_without_a_terminal():
     stream, clock = io.StringIO(), Clock()
-    progress = Progress(96.0, 0.0, stream=stream, clock=clock)
+    progress = Progress(96.0, stream=stream, clock=clock)
     for second in range(25):
         clock.now = 100.0 + second
         progress.update(second * 1.5, loss_d=1.25)
@@ -117,9 +117,9 @@ def test_progress_prints_a_line_every_ten_seconds_without_a_terminal():
     assert lines[4].startswith("36.0/96.0 kimg")
 
 
-def test_progress_leaves_the_first_compilation_and_the_resumed_part_out_of_the_speed():
+def test_progress_leaves_the_first_compilation_and_a_resumed_runs_past_out_of_the_speed():
     stream, clock = io.StringIO(), Clock()
-    progress = Progress(100.0, 50.0, stream=stream, clock=clock)
+    progress = Progress(100.0, stream=stream, clock=clock)
     clock.now += 600.0
     progress.update(50.1)
     clock.now += 10.0
@@ -133,7 +133,7 @@ def test_progress_bar_on_a_terminal():
             return True
 
     stream = Terminal()
-    progress = Progress(10.0, 5.0, stream=stream)
+    progress = Progress(10.0, stream=stream)
     progress.update(7.5, loss_g=0.125)
     progress.write("checkpoint saved")
     progress.close()

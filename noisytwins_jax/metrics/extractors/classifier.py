@@ -234,7 +234,7 @@ def _predict(params: Params, images: np.ndarray, num_classes: int) -> tuple[np.n
     layout = Layout(jax.local_devices())
     program = functools.partial(extract, num_classes=num_classes)
     features, logits = layout.map_batches(
-        program, layout.put_everywhere(params), images, per_device_batch=_INFERENCE_BATCH
+        program, layout.replicate_to_devices(params), images, per_device_batch=_INFERENCE_BATCH
     )
     return features, logits
 

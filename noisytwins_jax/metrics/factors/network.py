@@ -163,7 +163,7 @@ def predict(params: Params, images: np.ndarray | ImageSource, num_classes: int) 
     if not len(images):
         return Predictions(np.zeros(0, np.int32), np.zeros((0, params["factors"]["bias"].size), np.float32))
     layout = Layout(jax.local_devices())
-    variables = layout.put_everywhere(params)
+    variables = layout.replicate_to_devices(params)
     results = []
     for start in range(0, len(images), _IMAGES_AT_ONCE):
         block = _read(images, np.arange(start, min(start + _IMAGES_AT_ONCE, len(images))))
