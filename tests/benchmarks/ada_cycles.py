@@ -1,18 +1,19 @@
-"""What ADA costs on a TPU beside the discriminator, by the real TPU compiler and without a TPU.
+"""Costs of ADA on a TPU relative to the discriminator, estimated by the TPU compiler without a TPU.
 
     pip install libtpu
     python tests/benchmarks/ada_cycles.py --resolutions=64,128 --topologies=v3:2x2,v4:2x2x1
     python tests/benchmarks/ada_cycles.py --resolutions=64 --topologies=v3:2x2 --discriminator --impls=
 
-From 96 px on "matmul" samples by windows and, if those do not do for a batch, without; here is the usual case alone.
+From 96 px on "matmul" samples from windows, or without them if they are too small for a batch; only the usual case, with
+windows, is measured.
 
 One row for each formulation of the geometric operations: millions of `estimated_cycles` of one core (see README.md) for
-the augmentation of 16 float32 images ("forward"), with their gradient ("+ gradient"), and with the gradient's gradient,
-which is R1's part ("+ R1"), all of the pipeline `bgc`; temporary memory of the second. `uncounted` are gathers, scatters
-and loops in it, whose time is not, or once only, in the estimate; `collectives` must be 0. The discriminator is that of
-`inat19_64` (bfloat16), forward and gradients of its parameters and of its images, on their way to the augmentation; it
+the augmentation of 16 float32 images ("forward"), with their gradient ("+ gradient"), and with the gradient's gradient
+as in R1 ("+ R1"), all of the pipeline `bgc`; and the temporary memory of the second. `uncounted` are gathers, scatters and
+loops in it, whose time is missing or counted once in the estimate; `collectives` must be 0. The discriminator is that of
+`inat19_64` (bfloat16), forward and gradients with respect to its parameters and to its images (for the augmentation); it
 takes four to six minutes to compile for each row.
-ada_cycles.txt keeps the figures.
+ada_cycles.txt holds the results.
 """
 
 import argparse
@@ -20,11 +21,11 @@ import os
 from collections.abc import Callable
 from unittest import mock
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: only the compiler is a TPU's
+os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: only the compiler is that of a TPU
 
 import jax
 import jax.numpy as jnp
-from workloads import workload
+from workloads import build_workload
 
 from noisytwins_jax.models.model import DiscriminatorInputs
 from noisytwins_jax.tpu_cost.hlo import read_program
@@ -40,7 +41,7 @@ _HEADER = ("topology", "px", "what", "forward", "+ gradient", "+ R1", "MB", "unc
 
 
 def main() -> None:
-    """Prints a table."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topologies", default="v3:2x2,v4:2x2x1")
     parser.add_argument("--resolutions", default="64,128")
@@ -71,20 +72,20 @@ def _augmentation(
 ) -> list:
     shape = (_IMAGES * layout.num_devices, resolution, resolution, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=layout.split)
-    draws = jax.eval_shape(lambda: ada.draw(jax.random.key(0), shape, operations))
-    draws = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.split), draws)
+    inputs = jax.eval_shape(lambda: ada.sample_inputs(jax.random.key(0), shape, operations))
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.split), inputs)
     p = jax.ShapeDtypeStruct((), jnp.float32, sharding=layout.replicated)
 
-    def forward(x, draws, p):
+    def forward(x, inputs, p):
         with mock.patch.object(jax.lax, "cond", lambda fit, windows, whole, x: windows(x)):
-            return ada.apply(x, draws, operations, p, impl, precision)
+            return ada.apply(x, inputs, operations, p, impl, precision)
 
-    def gradient(x, draws, p, cotangent):
-        y, transpose = jax.vjp(lambda x: forward(x, draws, p), x)
+    def gradient(x, inputs, p, cotangent):
+        y, transpose = jax.vjp(lambda x: forward(x, inputs, p), x)
         return y, transpose(cotangent)[0]
 
-    def r1(x, draws, p, cotangent):
-        y, transpose = jax.vjp(lambda x: forward(x, draws, p), x)
+    def r1(x, inputs, p, cotangent):
+        y, transpose = jax.vjp(lambda x: forward(x, inputs, p), x)
         penalty, second = jax.value_and_grad(lambda g: jnp.square(transpose(g)[0]).sum())(cotangent)
         return y, penalty, second
 
@@ -92,20 +93,20 @@ def _augmentation(
         return jax.jit(f).lower(*args)
 
     return [
-        lower(forward, images, draws, p),
-        lower(gradient, images, draws, p, images),
-        lower(lambda *a: r1(*a)[::2], images, draws, p, images),
+        lower(forward, images, inputs, p),
+        lower(gradient, images, inputs, p, images),
+        lower(lambda *a: r1(*a)[::2], images, inputs, p, images),
     ]
 
 
 def _discriminator(layout: Layout, resolution: int) -> jax.stages.Lowered:
-    config = workload("inat19_64", None, "conv", "bfloat16", [f"data.resolution={resolution}"])
+    config = build_workload("inat19_64", None, "conv", "bfloat16", [f"data.resolution={resolution}"])
     model = build_model(config, 3, 1010)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0)))[1]
 
     def loss(params, images, labels, noise):
-        said, _ = model.discriminate({**variables, "params": params}, DiscriminatorInputs(images, labels, noise))
-        return jax.nn.softplus(said.logits).mean()
+        output, _ = model.discriminate({**variables, "params": params}, DiscriminatorInputs(images, labels, noise))
+        return jax.nn.softplus(output.logits).mean()
 
     def struct(shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.replicated)

@@ -1,9 +1,9 @@
-"""How fast the extractors are beside the same networks in PyTorch, with the same weights on the same cores or GPU.
+"""Speed of the extractors and of the same networks in PyTorch, with the same weights on the same cores or GPU.
 
     python tests/benchmarks/extractors.py --network=inception
 
-Weights are drawn at random; images are already of the network's size, so resizing is left out on both sides. Both take
-turns. Prints one JSON line; README.md explains the fields. Without PyTorch the peer is left out.
+Weights are random; images are of the network's size, so that resizing is not measured. Both run alternately. Prints one
+JSON line; README.md explains the fields. Without PyTorch only ours is measured.
 """
 
 import argparse
@@ -24,21 +24,19 @@ _NETWORKS = ("inception", "clip-vit-b32", "clip-vit-l14")
 
 
 def main() -> None:
-    """Prints one JSON line."""
+    """Print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=_NETWORKS, default="inception")
-    parser.add_argument(
-        "--batch", type=int, default=0, help="images on each device; by default 8 on CPUs, 64 elsewhere"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each, in turns; their median counts")
+    parser.add_argument("--batch", type=int, default=0, help="images per device (default: 8 on CPUs, 64 elsewhere)")
+    parser.add_argument("--rounds", type=int, default=5, help="alternating measurements of each; the median counts")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     args = parser.parse_args()
     use_all_cores()  # as --mode=evaluate does
-    rows = args.batch or (8 if jax.default_backend() == "cpu" else 64)
-    batch = rows * jax.local_device_count()
+    per_device_batch = args.batch or (8 if jax.default_backend() == "cpu" else 64)
+    batch = per_device_batch * jax.local_device_count()
     state, size, run = _ours(args.network)
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-    programs: dict[str, Callable[[], np.ndarray]] = {"ours": run(images, rows)}
+    programs: dict[str, Callable[[], np.ndarray]] = {"ours": run(images, per_device_batch)}
     with contextlib.suppress(ImportError):
         programs["pytorch"] = _torch(args.network, state, images)
     results = {name: program() for name, program in programs.items()}  # warm
@@ -57,27 +55,27 @@ def main() -> None:
 
 
 def _ours(network: str) -> tuple[dict[str, np.ndarray], int, Callable]:
-    """Random tensors by the public names, the size of images, and what makes the program of some images."""
+    """Return random tensors by the public names, the size of images, and a function that builds the program of images."""
     if network == "inception":
         shapes = {key: shape for key, shape in inception.state_dict_shapes().items() if not inception.is_optional(key)}
-        state = _draw(shapes)
+        state = _sample_weights(shapes)
         extractor = inception.inception_extractor(inception.from_state_dict(state), "0" * 64, "tf1")
         size = inception.SIZE
     else:
         config = clip.CONFIGS[network]
-        state = _draw(clip.state_dict_shapes(config, "openai"))
+        state = _sample_weights(clip.state_dict_shapes(config, "openai"))
         variables, config = clip.from_state_dict(state)
         extractor, size = clip.clip_extractor(variables, config, "0" * 64, "openai"), config.image_size
 
-    def run(images: np.ndarray, rows: int) -> Callable[[], np.ndarray]:
-        embedder = Embedder({"": extractor}, rows)
+    def run(images: np.ndarray, per_device_batch: int) -> Callable[[], np.ndarray]:
+        embedder = Embedder({"": extractor}, per_device_batch)
         return lambda: embedder.embed_images(images)[""].features
 
     return state, size, run
 
 
-def _draw(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Weights that keep the signal's size, and statistics of batch normalisation that do something."""
+def _sample_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Sample weights that preserve the signal's scale, and batch statistics that are not the identity."""
     rng = np.random.default_rng(1)
     state = {}
     for key, shape in shapes.items():

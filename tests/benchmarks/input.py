@@ -1,10 +1,10 @@
-"""How fast prepared images reach the devices: our pipeline beside a PyTorch DataLoader over a folder of the same images.
+"""Speed of the input pipeline from prepared images to the devices, and of a PyTorch DataLoader over the same images.
 
     python tests/benchmarks/input.py --resolution=64 --images=20000
 
-Draws petals, writes them as prepared shards and as the PNG files that the peer reads (already of the final size: what
-resizing costs is left out), and reads both for some seconds each, in turns, shuffled, in batches of 128, ours onto the
-device. Prints one JSON line; README.md explains the fields. Without PyTorch the peer is left out.
+Draws petals, writes them as prepared shards and as PNG files for PyTorch (of the final size, so that resizing is not
+measured), and reads both alternately for some seconds each, shuffled, in batches of 128, ours onto the device. Prints one
+JSON line; README.md explains the fields. Without PyTorch only ours is measured.
 """
 
 import argparse
@@ -31,15 +31,13 @@ _CLASSES = 20
 
 
 def main() -> None:
-    """Prints one JSON line."""
+    """Print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each, in turns; their median counts")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="the peer's processes, and our threads"
-    )
+    parser.add_argument("--rounds", type=int, default=3, help="alternating measurements of each; the median counts")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="PyTorch's processes, and our threads")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source = _prepared(Path(folder) / "data", args.resolution, args.images)
@@ -94,7 +92,7 @@ def _ours(source: PreparedSource, threads: int) -> Iterator[Iterator]:
 
 @contextlib.contextmanager
 def _pytorch(torch, folder: Path, workers: int) -> Iterator[Iterator]:
-    """An ImageFolder as torchvision has it (which is not installed): decode, flip, to a tensor; every class a folder."""
+    """Read batches as with torchvision's ImageFolder (not a dependency): decode, flip, convert; one folder per class."""
     files = sorted((path, int(path.parent.name)) for path in folder.glob("*/*.png"))
 
     class ImageFolder(torch.utils.data.Dataset):

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/preparing.py --images=50000 --resolution=64
 
-Draws petals as JPEG files of 160×120 pixels, starts the command on them, kills it with SIGKILL when a third of the shards are
-there, and starts it again. Prints one JSON line; README.md explains the fields.
+Draws petals as JPEG files of 160×120 pixels, prepares them, kills the command with SIGKILL when a third of the shards are
+complete, and starts it again. Prints one JSON line; README.md explains the fields.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _SIZE = (160, 120)
 
 
 def main() -> None:
-    """Prints one JSON line."""
+    """Print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--resolution", type=int, default=64)
@@ -61,16 +61,16 @@ def _parts(source: Path, images: int) -> list[tuple[Path, int, int]]:
 def _write_jpegs(folder: Path, label: int, count: int) -> None:
     folder.mkdir(parents=True)
     for i in range(count):
-        if i % 50 == 0:  # drawing is dear: each drawing fifty times, a little darker every time
-            drawn = Image.fromarray(draw(label, i, 128)[0]).resize(_SIZE)
-            pixels = np.asarray(drawn, np.float32)
+        if i % 50 == 0:  # drawing is expensive: each picture fifty times, a little darker every time
+            picture = Image.fromarray(draw(label, i, 128)[0]).resize(_SIZE)
+            pixels = np.asarray(picture, np.float32)
         file = io.BytesIO()
         Image.fromarray((pixels * (1 - (i % 50) / 200)).astype(np.uint8)).save(file, "JPEG", quality=90)
         (folder / f"{i}.jpg").write_bytes(file.getvalue())
 
 
 def _watch(command: list[str], shards_done=None, until: float = 1.0) -> dict:
-    """Runs a command, kills its processes when a share of the shards is there, and measures all of them together."""
+    """Run a command, kill its processes when a share of the shards is complete, and measure all of them together."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     peak, cpu = 0, {}
@@ -109,7 +109,7 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 
 def _planned(command: list[str]) -> int | None:
-    """How many shards there will be, from the name of the first one."""
+    """Return how many shards there will be, from the name of the first one."""
     data = next(word.partition("=")[2] for word in command if word.startswith("--data_dir="))
     name = next((path.name for path in Path(data).rglob("*.array_record-*-of-*")), None)
     return None if name is None else int(name.partition("-of-")[2].partition(".")[0])

@@ -1,12 +1,12 @@
-"""Whether a change leaves training as it was, to the bit: runs of the digits before and after it, compared.
+"""Check that a change leaves training bit-identical: compare runs of the digits before and after it.
 
 python tests/benchmarks/same_runs.py record before.json   # in a checkout of the old code
 python tests/benchmarks/same_runs.py record after.json    # in a checkout of the new code, on the same machine
 python tests/benchmarks/same_runs.py compare before.json after.json
 
-Each run is `STEPS` steps by the public command, in a process of its own. What is recorded of it: a SHA-256 of every array
-of its last checkpoint by path, every line of metrics.jsonl but for speed, and the numbers of its evaluation. Arrays are
-compared as a collection, so that a renamed field of the state is said and is no difference.
+Each run is `STEPS` steps of the public command in a process of its own. Recorded are a SHA-256 of every array of its last
+checkpoint by path, every line of metrics.jsonl without speeds, and the numbers of its evaluation. Arrays are compared as a
+collection, so that a renamed field of the state is reported but is not a difference.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def read_checkpoint(directory: Path) -> dict[str, str]:
 
 
 def read_run(workdir: Path) -> dict[str, Any]:
-    """Return what is compared of a finished run."""
+    """Return the compared content of a finished run."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     return {
@@ -90,7 +90,7 @@ def record(path: Path) -> None:
 
 
 def compare(before: Path, after: Path) -> bool:
-    """Print what differs, a line a run; return whether nothing does."""
+    """Print the differences, one line per run; return whether there are none."""
     old, new = (json.loads(path.read_text()) for path in (before, after))
     same = old.keys() == new.keys()
     for name in old.keys() & new.keys():
@@ -102,17 +102,17 @@ def compare(before: Path, after: Path) -> bool:
         renamed = len(a["state"].keys() - b["state"].keys())
         logged = sum(x != y for x, y in zip(a["metrics"], b["metrics"], strict=False))
         logged += abs(len(a["metrics"]) - len(b["metrics"]))
-        to_scalars = [key for key in a["evaluation"] if a["evaluation"][key] != b["evaluation"].get(key)]
-        same &= not changed and not logged and not to_scalars and arrays[0] == arrays[1]
+        evaluated = [key for key in a["evaluation"] if a["evaluation"][key] != b["evaluation"].get(key)]
+        same &= not changed and not logged and not evaluated and arrays[0] == arrays[1]
         print(
             f"{name}: of {len(a['state'])} arrays {changed} differ ({renamed} renamed); of {len(a['metrics'])} lines of "
-            f"metrics.jsonl {logged} differ; of {len(a['evaluation'])} numbers of the evaluation {len(to_scalars)} differ"
+            f"metrics.jsonl {logged} differ; of {len(a['evaluation'])} numbers of the evaluation {len(evaluated)} differ"
         )
     return same
 
 
 def main() -> None:
-    """Record or compare."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("record", "compare"))
     parser.add_argument("files", nargs="+", type=Path)

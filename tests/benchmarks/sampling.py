@@ -1,10 +1,10 @@
-"""Images a second of the iNat19 generators, here and in PyTorch with the same weights; the ratio is of one run.
+"""Images per second of the iNat19 generators, here and in PyTorch with the same weights.
 
     pip install -e '.[torch]' && python tests/benchmarks/sampling.py [--resolutions=64,128] [--batches=1,64]
 
-Both get latents and labels and give images in [-1, 1], float32, with stored noise, on all cores. They take turns; the best of
-`ROUNDS` turns counts, as other work on the machine only ever slows one down. The largest difference of the images is
-printed beside.
+Both map latents and labels to images in [-1, 1], float32, with stored noise, on all cores. They run alternately; the best of
+`ROUNDS` rounds counts, as other work on the machine only slows them down. The largest difference between their images is
+printed too.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SHARED = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max", "ar
 
 
 def images_per_second(program: Callable[[], object], batch: int) -> float:
-    """Of calls for at least `SECONDS`."""
+    """Measure images per second of calls for at least `SECONDS`."""
     calls, began = 0, time.perf_counter()
     while time.perf_counter() - began < SECONDS or not calls:
         program()
@@ -38,10 +38,8 @@ def images_per_second(program: Callable[[], object], batch: int) -> float:
 
 
 def compare(resolution: int, batch: int) -> str:
-    """A line of the table."""
-    config = load_config(
-        [f"--config={CONFIG}:noisytwins,{resolution}", "--config.dtype=float32", "--config.up_impl=shift"]
-    )
+    """Measure one generator and batch size; return a line of the table."""
+    config = load_config([f"--config={CONFIG}:noisytwins,{resolution}", "--config.dtype=float32"])
     model = build_model(config, 3, CLASSES)
     variables = jax.device_get(jax.jit(lambda key: model.init(key)[0])(jax.random.key(0)))
     options = config.generator
@@ -60,14 +58,14 @@ def compare(resolution: int, batch: int) -> str:
     def ours(variables: dict, z: jax.Array, labels: jax.Array) -> jax.Array:
         return model.generator.apply(variables, z, labels, noise_mode="const")
 
-    given = jax.device_put((variables, z, labels.astype(np.int32)))
-    torch_given = torch.from_numpy(z), torch.from_numpy(labels)
+    arguments = jax.device_put((variables, z, labels.astype(np.int32)))
+    torch_arguments = torch.from_numpy(z), torch.from_numpy(labels)
 
     def in_torch() -> torch.Tensor:
         with torch.inference_mode():
-            return theirs(*torch_given, noise_mode="const")
+            return theirs(*torch_arguments, noise_mode="const")
 
-    programs = {"ours": lambda: ours(*given).block_until_ready(), "PyTorch": in_torch}
+    programs = {"ours": lambda: ours(*arguments).block_until_ready(), "PyTorch": in_torch}
     difference = np.abs(np.asarray(programs["ours"]()) - in_torch().numpy().transpose(0, 2, 3, 1)).max()
     best = dict.fromkeys(programs, 0.0)
     for _ in range(ROUNDS):
@@ -79,7 +77,7 @@ def compare(resolution: int, batch: int) -> str:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resolutions", default="64,128")
     parser.add_argument("--batches", default="1,64")

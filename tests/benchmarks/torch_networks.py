@@ -1,4 +1,4 @@
-"""The extractors in plain PyTorch, after the specification of their public files: peers of ours in speed, and an oracle.
+"""The extractors in plain PyTorch, from the specification of their public files, to compare speed and features with ours.
 
 States are ``{key: torch.Tensor}`` by the public files' names. Images are float ``[n, 3, H, W]`` as the networks see them.
 """
@@ -12,7 +12,7 @@ State = Mapping[str, torch.Tensor]
 
 
 def inception(state: State, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """FID's InceptionV3: features ``[n, 2048]`` and logits ``[n, 1008]``; batch normalisation as the file has it."""
+    """Compute features ``[n, 2048]`` and logits ``[n, 1008]`` of FID's InceptionV3, with the file's batch normalisation."""
 
     def unit(x, name, stride=1, padding=0):
         x = F.conv2d(x, state[f"{name}.conv.weight"], stride=stride, padding=padding)
@@ -89,7 +89,7 @@ def inception(state: State, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 
 
 def clip_tower(state: State, x: torch.Tensor, heads: int) -> torch.Tensor:
-    """CLIP's image tower by OpenAI's names: projected features ``[n, d]``, not normalised."""
+    """Compute projected features ``[n, d]`` of CLIP's image tower, not normalised; `state` has OpenAI's names."""
 
     def linear(x, name):
         return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])

@@ -1,4 +1,4 @@
-"""The workloads that both benchmarks measure: one configuration each, on synthetic images."""
+"""The workloads of the training and ADA benchmarks: one configuration each, on synthetic images."""
 
 import argparse
 import importlib.util
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from noisytwins_jax.config import RunConfig, parse_config
 
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-# Each a file of configs/, whose data are replaced by synthetic images of the same number of classes.
+# File of configs/ and options of the synthetic images that replace its data, with the same number of classes.
 SIZES = {
     "digits": ("digits_lt", {"num_classes": 10, "channels": 1, "num_images": 1024}),
     "cifar10_lt": ("cifar10_lt", {"num_classes": 10, "num_images": 1024}),
@@ -18,23 +18,23 @@ SIZES = {
 }
 
 
-def workload(
+def build_workload(
     size: str,
     batch_size: int | None = None,
     up_impl: str | None = None,
     dtype: str | None = None,
     fields: Sequence[str] = (),
 ) -> RunConfig:
-    """The configuration of a size, with its data replaced by synthetic images of the same shape and classes.
+    """Build the configuration of a size, its data replaced by synthetic images of the same shape and classes.
 
     Args:
       size: a name of `SIZES`: NoisyTwins as in the file of that size.
-      batch_size, up_impl, dtype: replace the size's own where given.
+      batch_size, up_impl, dtype: replace those of the size if given.
       fields: further fields as ``name=value``, for example ``path_length.batch_fraction=1``.
 
     Raises:
-      UserError: a field or value that a configuration does not take.
-      SystemExit: a field that there is not, or a value of the wrong type.
+      UserError: a value that the configuration does not accept.
+      SystemExit: an unknown field, or a value of the wrong type.
     """
     file, images = SIZES[size]
     config = _load(file)
@@ -49,15 +49,15 @@ def workload(
         try:
             config.update_from_flattened_dict({name: _as_type_of(_lookup(config, name), value)})
         except ValueError:
-            raise SystemExit(f"error: --field={field} does not give {name} a value that it can take.") from None
+            raise SystemExit(f"error: --field={field} is not a valid value of {name}.") from None
     return parse_config(config)
 
 
 def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `workload`."""
+    """Add the options of `build_workload`."""
     parser.add_argument("--size", choices=SIZES, required=True, help="networks, classes and regularisers")
     parser.add_argument("--batch_size", type=int, help="images over all devices")
-    parser.add_argument("--up_impl", choices=("conv", "shift"), help="form of the resampling convolutions")
+    parser.add_argument("--up_impl", choices=("auto", "conv", "shift"), help="form of the resampling convolutions")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="dtype of activations")
     parser.add_argument(
         "--field", action="append", default=[], metavar="NAME=VALUE", help="any other field; may be repeated"
