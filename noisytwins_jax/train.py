@@ -32,7 +32,6 @@ from noisytwins_jax.training.hooks.profile import ProfileHook
 from noisytwins_jax.training.hooks.stop import StopHook
 from noisytwins_jax.training.instance_conditioning import check_instances, with_instances
 from noisytwins_jax.training.monitors import build_monitors
-from noisytwins_jax.training.profiling import Stopwatch
 from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.restore import load_run_data
 from noisytwins_jax.training.run import Rewind, Run, Stop, describe, process_batches, restore_or_init, watched_batches
@@ -43,6 +42,7 @@ from noisytwins_jax.utils.files import handle_disk_full
 from noisytwins_jax.utils.logging import MetricsWriter, Progress
 from noisytwins_jax.utils.multihost import print_on_primary, raise_on_all_processes
 from noisytwins_jax.utils.sharding import Layout
+from noisytwins_jax.utils.stopwatch import Stopwatch
 
 
 class TrainedRun(NamedTuple):

@@ -22,12 +22,12 @@ from noisytwins_jax.train import run_to_end, train
 from noisytwins_jax.training.checkpoint import Checkpoints
 from noisytwins_jax.training.fault_tolerance.signals import StopSignal
 from noisytwins_jax.training.fault_tolerance.watchdog import Watchdog
-from noisytwins_jax.training.profiling import Stopwatch
 from noisytwins_jax.training.run import Run, interval
 from noisytwins_jax.training.step_metrics import Reported, mean_metrics
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.logging import MetricsWriter, Progress, read_metrics
 from noisytwins_jax.utils.sharding import Layout
+from noisytwins_jax.utils.stopwatch import Stopwatch
 
 KIMG = tiny_run.BATCH / 1000  # a step
 

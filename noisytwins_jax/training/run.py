@@ -17,11 +17,11 @@ from noisytwins_jax.training.fault_tolerance.signals import StopSignal
 from noisytwins_jax.training.fault_tolerance.watchdog import TRAINING, Watchdog
 from noisytwins_jax.training.interventions import change_after_collapses
 from noisytwins_jax.training.monitors import Monitor
-from noisytwins_jax.training.profiling import Stopwatch
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.utils.logging import MetricsWriter, Progress
 from noisytwins_jax.utils.multihost import broadcast_from_primary, print_on_primary
+from noisytwins_jax.utils.stopwatch import Stopwatch
 
 
 class Run(NamedTuple):

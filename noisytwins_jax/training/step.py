@@ -96,9 +96,7 @@ class TrainingStep:
         stats: PyTree = {}
         if lazy is None:
             images, low_images, stats = self.model.synthesize(variables, conditioning, inputs.key, update_stats=True)
-            shown = self.random.discriminator_inputs(
-                key, table, images, inputs.labels, low_images, inputs.instances
-            )
+            shown = self.random.discriminator_inputs(key, table, images, inputs.labels, low_images, inputs.instances)
             fake = self.discriminate(state.discriminator.variables, shown, state.ada.p)
         else:
             noise = self.random.image_noise(key, inputs.labels.shape[0])

@@ -15,9 +15,9 @@ import numpy as np
 from waiting import TIMEOUT
 
 from noisytwins_jax.config import RunConfig, default_config, parse_config
-from noisytwins_jax.training.profiling import SPEED_METRICS
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.logging import read_metrics
+from noisytwins_jax.utils.stopwatch import SPEED_METRICS
 
 STEPS, BATCH = 120, 8
 DEVICES_BATCH, DEVICES_W = 32, 8  # of the runs on eight devices

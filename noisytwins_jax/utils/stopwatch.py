@@ -1,14 +1,10 @@
-"""Profiling of training: speed and memory for the log, and a trace of a few steps."""
+"""Speed of training and memory of devices, for the log."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import jax
-
-from noisytwins_jax.config.groups import traced_steps
 
 SPEED_METRICS = ("img_per_second", "ms_per_step", "input_wait", "device_memory_gb")  # they differ from run to run
 
@@ -64,38 +60,3 @@ class Stopwatch:
         if "peak_bytes_in_use" in memory:
             metrics["device_memory_gb"] = memory["peak_bytes_in_use"] / 1e9
         return metrics
-
-
-class Tracer:
-    """Recorder of a trace of some steps in ``<workdir>/profile``, for TensorBoard's profiler or Perfetto.
-
-    Args:
-      steps: ``config.profile.steps``; see `traced_steps`.
-      workdir: the run's directory.
-      enabled: whether to trace; one process of a run does.
-    """
-
-    def __init__(self, steps: str, workdir: Path, enabled: bool = True):
-        self.directory = workdir / "profile"
-        self._steps = traced_steps(steps) if enabled else None
-        self._active = False
-
-    def before(self, first: int, last: int) -> None:
-        """Start the trace if it is due; call it before steps `first` to `last` (from 1), which run together."""
-        if self._steps is not None and not self._active and first <= self._steps[1] and last >= self._steps[0]:
-            jax.profiler.start_trace(self.directory)
-            self._active = True
-
-    def after(self, last: int, result: Any) -> bool:
-        """Return whether a trace was finished; call it after step `last`, with arrays that the step computed."""
-        if not self._active or last < self._steps[1]:
-            return False
-        jax.block_until_ready(result)
-        self.close()
-        return True
-
-    def close(self) -> None:
-        """End a running trace."""
-        if self._active:
-            jax.profiler.stop_trace()
-        self._steps, self._active = None, False
