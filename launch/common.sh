@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the launch scripts share. Sourced by them, never run. Needs bash 3.2 (that of macOS) or newer.
+# Functions of the launch scripts. Sourced by them, never run. Needs bash 3.2 (that of macOS) or newer.
 #
 # A script that sources it defines `usage` and calls `parse_options`; it runs every command through `run`.
 
@@ -7,16 +7,16 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 SCRIPT=launch/$(basename "$0")
 opt_dry_run=''
 
-# say WORDS…: a line for the person who looks on.
+# say WORDS…: prints a line for the user.
 say() { printf '%s\n' "$*" >&2; }
 
-# fail SENTENCE: ends the script as the program itself ends over a mistake in the command line, with status 2.
+# fail MESSAGE: ends the script with status 2, as the program does on an error in its command line.
 fail() {
   printf 'Error: %s\n' "$*" >&2
   exit 2
 }
 
-# quoted WORDS…: one line that a shell reads as these words.
+# quoted WORDS…: prints the words as one line, quoted for a shell.
 quoted() {
   local word name line=''
   for word in "$@"; do
@@ -32,7 +32,7 @@ quoted() {
   printf '%s\n' "$line"
 }
 
-# run COMMAND…: shows a command (unless QUIET is set) and runs it; with --dry-run prints it and runs nothing.
+# run COMMAND…: prints a command (unless QUIET is set) and runs it; with --dry-run only prints it.
 run() {
   if [[ $opt_dry_run ]]; then
     quoted "$@"
@@ -42,15 +42,15 @@ run() {
   fi
 }
 
-# need TOOL SENTENCE: refuses to go on without a tool; a dry run needs none.
+# need TOOL MESSAGE: fails if a tool is not installed; a dry run needs none.
 need() {
   [[ $opt_dry_run ]] || command -v "$1" >/dev/null || fail "$1 is not installed; $2, or see the commands with --dry-run."
 }
 
 # parse_options "VALUED…" "FLAGS…" "$@"
 #
-# Sets opt_<name> from --name=value for the names in VALUED, opt_<name>=1 from --name for those in FLAGS (and --dry-run).
-# Leaves other words in the array WORDS, and what follows -- in the array REST.
+# Sets opt_<name> from --name=value for the names in VALUED, and opt_<name>=1 from --name for those in FLAGS (and --dry-run).
+# Other words go to the array WORDS, words after -- to the array REST.
 parse_options() {
   local valued=" $1 " flags=" $2 dry-run " word key
   shift 2
@@ -84,12 +84,12 @@ parse_options() {
   done
 }
 
-# check_number NAME VALUE LEAST: refuses what is no whole number of at least LEAST.
+# check_number NAME VALUE LEAST: fails unless VALUE is a whole number of at least LEAST.
 check_number() {
   if [[ ! $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] || (($2 < $3)); then fail "--$1=$2 is no whole number of at least $3."; fi
 }
 
-# check_program ARGUMENTS…: refuses a command line of noisytwins_jax.main that cannot be that of a run on several hosts.
+# check_program ARGUMENTS…: fails if these arguments of noisytwins_jax.main are not valid for a run on several hosts.
 check_program() {
   local word config='' workdir=''
   for word in "$@"; do
@@ -101,10 +101,10 @@ check_program() {
     esac
   done
   [[ $config ]] || fail "There is nothing to run; end with: -- --config=configs/<dataset>.py[:<method>] --workdir=<path>"
-  [[ $workdir ]] || fail "Give the program --workdir=<path>, a directory that every machine sees, so that any can go on."
+  [[ $workdir ]] || fail "Give the program --workdir=<path>, a directory that all machines share, so that any can resume."
 }
 
-# find_python: the interpreter to run: $PYTHON, else the checkout's virtual environment, else python3.
+# find_python: prints the interpreter to use: $PYTHON, else the checkout's virtual environment, else python3.
 find_python() {
   if [[ ${PYTHON:-} ]]; then
     printf '%s\n' "$PYTHON"

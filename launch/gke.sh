@@ -6,37 +6,37 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
   cat <<'END'
-Runs noisytwins_jax.main on a TPU slice of a GKE cluster, one pod a host, as a JobSet that restarts what was preempted.
+Runs noisytwins_jax.main on a TPU slice of a GKE cluster, one pod per host, as a JobSet that restarts after preemptions.
 
   launch/gke.sh VERB --name=NAME [options] [-- --config=... --workdir=/mnt/BUCKET/... ...]
 
 Verbs
   build     builds the image --image from this checkout (launch/Dockerfile) and pushes it
   run       creates the JobSet; one of the same name that has ended must be deleted first
-  manifest  prints it
+  manifest  prints the JobSet
   status    the JobSet and its pods
   log       follows the output of the pod --pod
-  delete    ends the run, which saves, and removes it
+  delete    deletes the JobSet; the run saves and ends
 
 Options
   --name=NAME           of the JobSet
-  --namespace=NAME      of Kubernetes (default)
+  --namespace=NAME      Kubernetes namespace (default)
   --image=IMAGE         for example us-docker.pkg.dev/PROJECT/REPOSITORY/noisytwins:1
   --accelerator=TYPE    v4, v5e, v5p or v6e, or the value of the node label cloud.google.com/gke-tpu-accelerator
-  --topology=AxB[xC]    of the slice's chips, for example 2x2x4
-  --chips-per-host=N    of the machines (4, or all of a slice with fewer)
+  --topology=AxB[xC]    chips of the slice, for example 2x2x4
+  --chips-per-host=N    chips of each machine (4, or all of a slice with fewer)
   --spot                on spot nodes
-  --bucket=NAME         Cloud Storage bucket, seen at /mnt/NAME (needs the cluster's GCS FUSE driver)
+  --bucket=NAME         Cloud Storage bucket, mounted at /mnt/NAME (needs the cluster's GCS FUSE driver)
   --service-account=N   Kubernetes service account with access to the bucket (default)
-  --env=A=1,B=2         variables of the program
+  --env=A=1,B=2         environment variables of the program
   --queue=NAME          Kueue's local queue
-  --grace=SECONDS       between SIGTERM and SIGKILL, for saving (300; spot nodes are gone sooner)
-  --restarts=N          of the JobSet, at most (100)
-  --pod=I               whose log (0)
-  --dry-run             prints the commands, runs nothing
+  --grace=SECONDS       between SIGTERM and SIGKILL, for saving (300; spot nodes end sooner)
+  --restarts=N          maximum number of restarts of the JobSet (100)
+  --pod=I               pod of the verb log (0)
+  --dry-run             prints the commands without running them
 
-A pod that was evicted, lost its node, or ended by a signal restarts all of them; the run goes on from its newest checkpoint.
-A pod that ends with status 1 or 2 ends the JobSet: a mistake that no restart mends. Needs kubectl, with the cluster's
+If a pod is evicted, loses its node or ends by a signal, all pods restart; the run resumes from its newest checkpoint. If a
+pod ends with status 1 or 2, an error that no restart fixes, the JobSet ends. Needs kubectl, with the cluster's
 credentials, and the JobSet controller in the cluster.
 
 Example
@@ -63,16 +63,16 @@ case $verb in
 esac
 [[ $verb == build || $opt_name ]] || fail "Give --name=<name>."
 for name in "$opt_name" "$opt_namespace" "$opt_service_account" "$opt_queue"; do
-  [[ $name =~ ^([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?$ ]] || fail "'$name' is no name in Kubernetes: small letters, digits and -."
+  [[ $name =~ ^([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?$ ]] || fail "'$name' is not a name in Kubernetes: lowercase letters, digits and -."
 done
 opt_bucket=${opt_bucket#gs://}
 opt_bucket=${opt_bucket%/}
-[[ $opt_bucket =~ ^[a-z0-9._-]*$ ]] || fail "--bucket=$opt_bucket is no bucket; give its name alone."
+[[ $opt_bucket =~ ^[a-z0-9._-]*$ ]] || fail "--bucket=$opt_bucket is not a bucket; give only its name."
 case $verb in
   run | manifest)
     check_program ${REST[@]+"${REST[@]}"}
     [[ $opt_bucket && " ${REST[*]} " == *" --workdir=/mnt/$opt_bucket/"* ]] ||
-      fail "Pods keep nothing but what is in the bucket; give --bucket=<name> and the program --workdir=/mnt/<name>/<path>."
+      fail "Files of pods are lost unless they are in the bucket; give --bucket=<name> and the program --workdir=/mnt/<name>/<path>."
     [[ $opt_accelerator ]] || fail "Give --accelerator=<type>: v4, v5e, v5p or v6e."
     case $opt_accelerator in
       v4) accelerator=tpu-v4-podslice ;;
@@ -86,7 +86,7 @@ case $verb in
     chips=$((${opt_topology//x/ * }))
     if [[ ! $opt_chips_per_host ]]; then opt_chips_per_host=$((chips < 4 ? chips : 4)); fi
     check_number chips-per-host "$opt_chips_per_host" 1
-    ((chips % opt_chips_per_host == 0)) || fail "$chips chips ($opt_topology) are no whole hosts of $opt_chips_per_host."
+    ((chips % opt_chips_per_host == 0)) || fail "$chips chips ($opt_topology) are not a whole number of hosts of $opt_chips_per_host."
     hosts=$((chips / opt_chips_per_host))
     ;;
   *) ((${#REST[@]} == 0)) || fail "$verb takes no arguments of the program; only run and manifest do." ;;
@@ -108,7 +108,7 @@ variables() {
   local pair pairs
   IFS=, read -r -a pairs <<<"$opt_env"
   for pair in PYTHONUNBUFFERED=1 ${pairs[@]+"${pairs[@]}"}; do
-    [[ $pair =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || fail "--env takes NAME=value pairs with commas between, not '$pair'."
+    [[ $pair =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || fail "--env takes comma-separated NAME=value pairs, not '$pair'."
     printf '              - {name: %s, value: %s}\n' "${pair%%=*}" "$(string "${pair#*=}")"
   done
 }
@@ -130,7 +130,7 @@ END
 spec:
   failurePolicy:
     maxRestarts: $opt_restarts
-    rules:  # a job that fails by its podFailurePolicy ended over a mistake; any other failure restarts all pods
+    rules:  # a job that fails by its podFailurePolicy has an error that no restart fixes; other failures restart all pods
     - name: mistake
       action: FailJobSet
       onJobFailureReasons: [PodFailurePolicy]
@@ -145,7 +145,7 @@ spec:
         backoffLimit: 0
         podFailurePolicy:
           rules:
-          - action: Count  # evicted: whatever the status
+          - action: Count  # evicted, with any status
             onPodConditions: [{type: DisruptionTarget, status: "True"}]
           - action: FailJob
             onExitCodes: {containerName: train, operator: In, values: [1, 2]}
@@ -183,7 +183,7 @@ $(arguments)
                 limits: {google.com/tpu: $opt_chips_per_host}
 END
   if [[ $opt_bucket ]]; then
-    # Checkpoints are renamed as directories when whole, and every pod must see at once what another wrote.
+    # Complete checkpoints are renamed as directories, and every pod must see immediately what another has written.
     cat <<END
               volumeMounts: [{name: bucket, mountPath: "/mnt/$opt_bucket"}]
             volumes:

@@ -6,19 +6,19 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
   cat <<'END'
-Runs noisytwins_jax.main as several processes on this machine: on CPUs to try how a pod behaves, on GPUs to train.
+Runs noisytwins_jax.main as several processes on this machine: on CPUs to try the behaviour of a pod, on GPUs to train.
 
   launch/localhost.sh [options] -- --config=configs/<dataset>.py[:<method>] --workdir=<path> ...
 
-  --processes=N   processes; by default one a GPU, or 4 on a machine without
+  --processes=N   number of processes; by default one per GPU, or 4 without GPUs
   --devices=N     simulated devices of each process, on CPUs (2)
-  --platform=P    cpu or gpu; by default gpu where nvidia-smi lists any
-  --port=N        where the first process is found by the others; by default a free port
+  --platform=P    cpu or gpu; by default gpu if nvidia-smi lists any
+  --port=N        port of the first process (the coordinator); by default a free one
   --program=FILE  another Python program that takes the flags --coordinator, --num_processes and --process_id
-  --dry-run       prints the commands, runs nothing
+  --dry-run       prints the commands without running them
 
-Lines of process i begin with [i]. SIGTERM and Ctrl-C are passed on to all, which save and end. If a process fails, the
-others are ended too, and its status is that of the script. The interpreter is $PYTHON, else .venv/bin/python, else python3.
+Output lines of process i begin with [i]. SIGTERM and Ctrl-C are passed on to all processes, which save and end. If a process
+fails, the others are terminated too, and the script ends with its status. The interpreter is $PYTHON, else .venv/bin/python, else python3.
 
 Examples
   launch/localhost.sh --processes=2 -- --config=configs/digits_lt.py:noisytwins,smoke --workdir=runs/processes
@@ -51,8 +51,8 @@ fi
 check_number port "$opt_port" 1
 if [[ $opt_program ]]; then program=("$opt_program"); else program=(-m noisytwins_jax.main); fi
 
-# command_of I: sets the array COMMAND.
-command_of() {
+# set_command I: sets the array COMMAND to the command of process I.
+set_command() {
   COMMAND=(env PYTHONUNBUFFERED=1)
   if [[ $opt_platform == gpu ]]; then
     COMMAND+=("CUDA_VISIBLE_DEVICES=$1")
@@ -65,7 +65,7 @@ command_of() {
 
 if [[ $opt_dry_run ]]; then
   for ((i = 0; i < opt_processes; i++)); do
-    command_of "$i"
+    set_command "$i"
     printf '%s &\n' "$(quoted "${COMMAND[@]}")"
   done
   printf 'wait\n'
@@ -100,7 +100,7 @@ for ((i = 0; i < opt_processes; i++)); do
     while IFS= read -r line || [[ $line ]]; do printf '[%s] %s\n' "$i" "$line"; done
   ) <"$directory/$i" &
   printers[i]=$!
-  command_of "$i"
+  set_command "$i"
   "${COMMAND[@]}" >"$directory/$i" 2>&1 </dev/null &
   pids[i]=$!
 done
@@ -115,7 +115,7 @@ while ((running)); do
     wait "${pids[i]}" 2>/dev/null || ended=$?
     pids[i]=''
     running=$((running - 1))
-    if ((ended && !status)); then # the first that failed: the others would wait for it
+    if ((ended && !status)); then # the first failure: the other processes would wait for this one
       status=$ended deadline=$((SECONDS + 20))
       say "Process $i ended with status $ended."
       pass_on TERM

@@ -6,28 +6,28 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
   cat <<'END'
-Submits noisytwins_jax.main to SLURM, one process a GPU.
+Submits noisytwins_jax.main to SLURM, one process per GPU.
 
   launch/slurm.sh --nodes=N --gpus=N [options] -- --config=configs/<dataset>.py[:<method>] --workdir=<path> ...
 
-  --nodes=N          machines (1)
-  --gpus=N           GPUs, and so processes, of each machine (1); 0 for one process on CPUs
+  --nodes=N          number of machines (1)
+  --gpus=N           GPUs and processes of each machine (1); 0 for one process on CPUs
   --cpus=N           CPU cores of each process (8)
-  --time=TIME        as sbatch takes it, for example 24:00:00; by default the partition's
+  --time=TIME        time limit as of sbatch, for example 24:00:00; by default the partition's
   --partition=NAME   by default the cluster's
   --account=NAME     by default yours
-  --constraint=LIST  features that the machines must have
+  --constraint=LIST  required features of the machines
   --memory=SIZE      of each machine, for example 200G; 0 for all of it; by default the partition's
   --name=NAME        of the job (noisytwins)
-  --grace=SECONDS    before the time is up, or from SIGTERM on where the job must make room, for saving (120)
-  --restarts=N       how often the job is queued again, at most (100)
-  --dry-run          prints the command, runs nothing
+  --grace=SECONDS    for saving: before the time limit, or after SIGTERM if the job is preempted (120)
+  --restarts=N       maximum number of times that the job is requeued (100)
+  --dry-run          prints the command without running it
 
---grace before its time is up the run saves, ends and is queued again; so it is when a machine fails. It goes on from the
-newest checkpoint. It is not queued again when it has finished, was cancelled with scancel (it saves if it can within the
-cluster's KillWait), or ended over a mistake that no restart mends (status 1 or 2). The workdir must lie where all machines see it. Output goes to
-<name>-<job>.log in this directory. The interpreter is $PYTHON, else .venv/bin/python, else python3: install the package
-with pip install '.[cuda]' where all machines see it.
+--grace before its time limit the run saves, ends and is requeued; likewise when a machine fails. It resumes from the newest
+checkpoint. It is not requeued when it has finished, was cancelled with scancel (it saves if it can within the cluster's
+KillWait), or ended with an error that no restart fixes (status 1 or 2). The workdir must be on storage that all machines
+share. Output goes to <name>-<job>.log in this directory. The interpreter is $PYTHON, else .venv/bin/python, else python3:
+install the package with pip install '.[cuda]' on storage that all machines share.
 
 Example
   launch/slurm.sh --nodes=2 --gpus=8 --time=24:00:00 -- \
@@ -48,7 +48,7 @@ check_program ${REST[@]+"${REST[@]}"}
 need sbatch "run this on a login node of the cluster"
 python=$(find_python)
 
-# JAX gives each task of a node the GPU of its number, so all of them must see all: no --gpus-per-task.
+# JAX gives each task of a node the GPU of the task's number, so that every task must see all GPUs: no --gpus-per-task.
 devices=(--ntasks-per-node=1)
 if ((opt_gpus > 0)); then devices=("--ntasks-per-node=$opt_gpus" "--gpus-per-node=$opt_gpus"); fi
 

@@ -6,39 +6,39 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
   cat <<'END'
-Runs noisytwins_jax.main on every worker of a Cloud TPU VM, and goes on after preemptions.
+Runs noisytwins_jax.main on every worker of a Cloud TPU VM, and resumes after preemptions.
 
   launch/tpu_vm.sh VERB --name=NAME --zone=ZONE [options] [-- --config=... --workdir=/mnt/BUCKET/... ...]
 
 Verbs
   up       create, install, data, run and watch, one after the other
-  create   makes the TPU and waits until it is there; --queued waits in Google's queue for as long as it takes
+  create   creates the TPU and waits until it is ready; --queued waits in Google's queue for as long as it takes
   install  copies this checkout to every worker (or clones --repo) and installs it with its dependencies
   data     mounts --bucket at /mnt/BUCKET; copies --data to the disk of every worker, into /mnt/data
   run      starts the program on all workers, detached: it does not need this machine any more
-  watch    looks every --poll seconds. A TPU that was taken away is made anew, installed and run; a run that lost a
-           machine is started again; either goes on from its newest checkpoint. Ends with the run: status 0 when it has
-           finished, 1 or 2 when it ended over a mistake, which no restart mends. Takes the same options as up
+  watch    checks every --poll seconds. If the TPU was preempted, creates it again, installs and runs; if a machine of the
+           run failed, restarts the run. The run resumes from its newest checkpoint. Ends with the run: status 0 when it has
+           finished, 1 or 2 after an error that no restart fixes. Takes the same options as up
   status   the state of the TPU and of the run on each worker
   log      follows the output of the worker --worker
   stop     SIGTERM on all workers: the run saves and ends, and watch with it
-  delete   gives the TPU back
+  delete   deletes the TPU
 
 Options
   --name=NAME          of the TPU ($TPU_NAME)
   --zone=ZONE          for example us-central2-b ($TPU_ZONE)
   --project=ID         by default gcloud's
   --accelerator=TYPE   for example v4-32, v5litepod-16 or v6e-64 ($TPU_ACCELERATOR)
-  --runtime=VERSION    software of the machines; by default the one for JAX that fits TYPE
-  --spot               cheaper, can be taken away at any time
+  --runtime=VERSION    software version of the machines; by default the one for JAX on TYPE
+  --spot               cheaper, can be preempted at any time
   --queued             as a queued resource
   --bucket=NAME        Cloud Storage bucket for workdirs and data; best with a hierarchical namespace
   --data=gs://PATH     prepared data, copied to every worker
-  --repo=URL           a git repository to clone in place of copying this checkout; --revision=REV of it (main)
-  --worker=I           whose log (0)
-  --poll=SECONDS       between two looks of watch (60)
-  --restarts=N         of watch, at most (100); it gives up earlier after three runs in turn that lasted less than ten minutes
-  --dry-run            prints the commands, runs nothing
+  --repo=URL           a git repository to clone instead of copying this checkout; --revision=REV of it (main)
+  --worker=I           worker of the verb log (0)
+  --poll=SECONDS       between two checks of watch (60)
+  --restarts=N         maximum restarts by watch (100); it also gives up after three runs in a row of under ten minutes
+  --dry-run            prints the commands without running them
 
 Needs the Google Cloud CLI; with several workers also `ssh-add ~/.ssh/google_compute_engine`.
 
@@ -60,15 +60,15 @@ verb=${WORDS[0]:-}
 [[ " $VERBS " == *" $verb "* ]] || fail "There is no verb '$verb'; they are ${VERBS// /, }."
 ((${#WORDS[@]} == 1)) || fail "Unexpected word ${WORDS[1]}; options start with --, and the program's own go after --."
 [[ $opt_name ]] || fail "Give the TPU a name: --name=<name>, or TPU_NAME."
-[[ $opt_name =~ ^[a-z][a-z0-9-]*$ ]] || fail "--name=$opt_name is no name for a TPU: small letters, digits and -."
+[[ $opt_name =~ ^[a-z][a-z0-9-]*$ ]] || fail "--name=$opt_name is not a name for a TPU: lowercase letters, digits and -."
 [[ $opt_zone ]] || fail "Give --zone=<zone>, for example --zone=us-central2-b, or TPU_ZONE."
 check_number worker "$opt_worker" 0
 check_number poll "$opt_poll" 0
 check_number restarts "$opt_restarts" 0
-[[ ! $opt_data || $opt_data == gs://* ]] || fail "--data=$opt_data is no gs:// address; upload it with gcloud storage rsync."
+[[ ! $opt_data || $opt_data == gs://* ]] || fail "--data=$opt_data is not a gs:// address; upload it with gcloud storage rsync."
 opt_bucket=${opt_bucket#gs://}
 opt_bucket=${opt_bucket%/}
-[[ $opt_bucket != */* ]] || fail "--bucket=$opt_bucket names more than a bucket; give --bucket=${opt_bucket%%/*}."
+[[ $opt_bucket != */* ]] || fail "--bucket=$opt_bucket is more than a bucket's name; give --bucket=${opt_bucket%%/*}."
 case $verb in
   up | create | watch)
     [[ $opt_accelerator ]] || fail "Give --accelerator=<type>, for example --accelerator=v4-32, or TPU_ACCELERATOR."
@@ -91,17 +91,17 @@ need gcloud "install the Google Cloud CLI (https://cloud.google.com/sdk)"
 WHERE=("--zone=$opt_zone" ${opt_project:+"--project=$opt_project"} --quiet)
 TPU=(gcloud compute tpus tpu-vm)
 QUEUE=(gcloud compute tpus queued-resources)
-HOME_DIR=noisytwins_jax # of the checkout, on the workers
+HOME_DIR=noisytwins_jax # directory of the checkout on the workers
 
 # --- verbs ----------------------------------------------------------------------------------------------------------
-on_workers() { # on_workers WHICH COMMAND: a shell command on one worker, or on all
+on_workers() { # on_workers WHICH COMMAND: runs a shell command on one worker, or on all
   run "${TPU[@]}" ssh "$opt_name" "${WHERE[@]}" "--worker=$1" "--command=$2"
 }
-worker() { # worker WHICH VERB…: worker.sh there
+worker() { # worker WHICH VERB…: runs worker.sh there
   on_workers "$1" "$(quoted bash "$HOME_DIR/launch/worker.sh" "${@:2}")"
 }
 
-listed() { # listed FORMAT COMMAND…: a field of what bears the TPU's name; empty if nothing does
+listed() { # listed FORMAT COMMAND…: prints a field of the resource with the TPU's name; empty if there is none
   run "${@:2}" list "${WHERE[@]}" "--filter=name~\"(^|/)$opt_name\$\"" "--format=value($1)"
 }
 
@@ -159,17 +159,17 @@ data() {
 start() { worker all start "${REST[@]}" --coordinator=auto; }
 
 # --- watch ----------------------------------------------------------------------------------------------------------
-# verdict: what the workers' lines come to: wait, restart, finished, stopped, unknown, or: failed STATUS HOST.
-# Over an exception (1), only the worker that ended first decides: one that misses a neighbour may raise anything.
+# verdict: prints the state of the run from the workers' lines: wait, restart, finished, stopped, unknown, or: failed STATUS HOST.
+# With status 1 (an exception) only the worker that ended first counts: workers that lose their peers may raise anything.
 verdict() {
   awk '
     $1 != "worker" { next }
     { workers++; count[$3]++ }
-    $3 == "ended" && $4 == 2 { mistaken = $2 }
+    $3 == "ended" && $4 == 2 { failed = $2 }
     $3 == "ended" && $4 != 0 && (first == "" || $5 < time) { first = $4; time = $5; host = $2 }
     END {
       if (!workers) print "unknown"
-      else if (mistaken) print "failed 2 " mistaken
+      else if (failed) print "failed 2 " failed
       else if (first == 1) print "failed 1 " host
       else if (count["stopped"]) print count["running"] ? "wait" : "stopped"
       else if (first || count["lost"] || count["idle"]) print "restart"
@@ -177,7 +177,7 @@ verdict() {
     }'
 }
 
-# tpu_state: READY, LOST (taken away), GONE (deleted), or anything else while it changes.
+# tpu_state: prints READY, LOST (preempted), GONE (deleted), or another state while it changes.
 tpu_state() {
   local state queued=''
   state=$(listed state "${TPU[@]}") || return
@@ -191,14 +191,14 @@ tpu_state() {
   esac
 }
 
-recreate() { # recreate STATE: the TPU, and the run on it
+recreate() { # recreate STATE: creates the TPU and starts the run on it
   if [[ $1 != GONE ]]; then delete || return; fi
   create && install && data && start
 }
 
-# watch: `missing` says that making the TPU anew did not succeed as a whole.
+# watch: `missing` is set if recreating the TPU has failed at some point.
 watch() {
-  local state='' words='' before='' missing='' restarts=0 quick=0 silent=0 began=$SECONDS
+  local state='' verdict='' before='' missing='' restarts=0 quick=0 silent=0 began=$SECONDS
   if [[ $opt_dry_run ]]; then
     printf '# Every %s s, until the run has ended:\n' "$opt_poll"
     listed state "${TPU[@]}"
@@ -207,57 +207,57 @@ watch() {
     worker all stop 30
     data
     start
-    printf '# When the TPU was taken away:\n'
+    printf '# When the TPU was preempted:\n'
     recreate LOST
     return
   fi
   while true; do
     state=$(QUIET=1 tpu_state) || state=UNKNOWN
     case $state in
-      READY) if [[ $missing ]]; then words=unfinished; else words=$(QUIET=1 worker all state | verdict) || words=unknown; fi ;;
-      LOST) words=lost ;;
-      GONE) if [[ $missing ]]; then words=lost; else words=deleted; fi ;;
-      UNKNOWN) words=unknown ;;
-      *) words=changing ;;
+      READY) if [[ $missing ]]; then verdict=unfinished; else verdict=$(QUIET=1 worker all state | verdict) || verdict=unknown; fi ;;
+      LOST) verdict=lost ;;
+      GONE) if [[ $missing ]]; then verdict=lost; else verdict=deleted; fi ;;
+      UNKNOWN) verdict=unknown ;;
+      *) verdict=changing ;;
     esac
-    if [[ $words == unknown ]]; then silent=$((silent + 1)); else silent=0; fi
-    if [[ $words != "$before" ]]; then say "$(date '+%F %T') $opt_name: $words"; fi
-    before=$words
-    case $words in
+    if [[ $verdict == unknown ]]; then silent=$((silent + 1)); else silent=0; fi
+    if [[ $verdict != "$before" ]]; then say "$(date '+%F %T') $opt_name: $verdict"; fi
+    before=$verdict
+    case $verdict in
       finished)
-        say "The run has finished. $SCRIPT delete gives the TPU back."
+        say "The run has finished. $SCRIPT delete deletes the TPU."
         return 0
         ;;
       stopped)
-        say "The run was stopped and has saved; the verb run goes on with it."
+        say "The run was stopped and has saved; $SCRIPT run resumes it."
         return 143
         ;;
       deleted)
-        say "There is no TPU $opt_name any more: it was deleted. $SCRIPT up makes it again, and the run goes on."
+        say "The TPU $opt_name was deleted. $SCRIPT up creates it again, and the run resumes."
         return 1
         ;;
       unknown)
         if ((silent >= 30)); then
-          say "gcloud or the workers have not answered $silent times in turn; see $SCRIPT status. The run was left alone."
+          say "gcloud or the workers have not answered $silent times in a row; see $SCRIPT status. The run was left alone."
           return 1
         fi
         ;;
       failed*)
-        read -r _ status host <<<"$words"
+        read -r _ status host <<<"$verdict"
         say "The run ended with status $status, first on $host. Last lines of every worker:"
         on_workers all "hostname; tail -n 20 $HOME_DIR/.run/log" || true
-        say "Mend it, then: install, run, watch. The TPU is kept; $SCRIPT delete gives it back."
+        say "Fix the error, then: install, run, watch. The TPU still exists; $SCRIPT delete deletes it."
         return "$status"
         ;;
       restart | lost | unfinished)
-        if [[ $words == restart ]] && ((SECONDS - began < 600)); then quick=$((quick + 1)); else quick=0; fi
+        if [[ $verdict == restart ]] && ((SECONDS - began < 600)); then quick=$((quick + 1)); else quick=0; fi
         if ((restarts >= opt_restarts || quick >= 3)); then
-          say "The run does not last: $restarts restarts, $quick of the last runs under ten minutes. See $SCRIPT log."
+          say "The run keeps failing: $restarts restarts, $quick of the last runs under ten minutes. See $SCRIPT log."
           return 1
         fi
         restarts=$((restarts + 1))
-        case $words in
-          restart) { worker all stop 30 && data && start; } || true ;; # a mount ends with its machine; looked at again
+        case $verdict in
+          restart) { worker all stop 30 && data && start; } || true ;; # a mount ends with its machine; failures are found by the next check
           lost) if recreate "$state"; then missing=''; else missing=1; fi ;;
           unfinished) if install && data && start; then missing=''; fi ;;
         esac

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# What tpu_vm.sh does on a worker of a TPU; it is copied there with the checkout. Needs nothing but this file.
+# The part of tpu_vm.sh that runs on a worker of a TPU; copied there with the checkout. Needs no other file.
 #
-#   worker.sh install             the package and its dependencies, into .venv
-#   worker.sh mount BUCKET        a Cloud Storage bucket at /mnt/BUCKET
-#   worker.sh copy gs://BUCKET/…  files onto this machine's disk, into /mnt/data
-#   worker.sh start ARGUMENTS…    noisytwins_jax.main, detached; output goes to .run/log
-#   worker.sh state               a line "worker <host> <state>": idle, running, ended <status> <time>, stopped or lost
-#   worker.sh stop [SECONDS]      SIGTERM, so that the run saves; SIGKILL after 600 s
+#   worker.sh install             installs the package and its dependencies into .venv
+#   worker.sh mount BUCKET        mounts a Cloud Storage bucket at /mnt/BUCKET
+#   worker.sh copy gs://BUCKET/…  copies files to this machine's disk, into /mnt/data
+#   worker.sh start ARGUMENTS…    starts noisytwins_jax.main, detached; output goes to .run/log
+#   worker.sh state               prints a line "worker <host> <state>": idle, running, ended <status> <time>, stopped or lost
+#   worker.sh stop [SECONDS]      sends SIGTERM, so that the run saves; SIGKILL after 600 s
 #   worker.sh log                 follows .run/log
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-APT=(sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600) # a new machine updates itself
+APT=(sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600) # a new machine runs updates of its own
 
 fail() {
   printf 'Error: %s\n' "$*" >&2
@@ -27,7 +27,7 @@ state() {
     printf 'running'
     return
   fi
-  if [[ -e .run/pid && ! -e .run/status ]]; then sleep 1; fi # it may be ending just now
+  if [[ -e .run/pid && ! -e .run/status ]]; then sleep 1; fi # it may be ending right now
   if [[ ! -e .run/pid ]]; then
     printf 'idle'
   elif [[ -e .run/stopped ]]; then
@@ -35,11 +35,11 @@ state() {
   elif [[ -e .run/status ]]; then
     printf 'ended %s' "$(cat .run/status)"
   else
-    printf 'lost' # no status was written: the machine went down, or everything was killed
+    printf 'lost' # no status was written: the machine failed, or all processes were killed
   fi
 }
 
-install() { # uv brings a Python where the machine's own is older than the package asks for
+install() { # uv installs a Python if the machine's own is too old for the package
   python3 -m venv .uv 2>/dev/null || { "${APT[@]}" update && "${APT[@]}" install -y python3-venv && python3 -m venv .uv; }
   .uv/bin/python -m pip install --quiet --upgrade uv
   .uv/bin/uv venv --quiet --allow-existing --python='>=3.11,<3.14' .venv
@@ -58,7 +58,7 @@ mount_bucket() {
   fi
   sudo mkdir -p "/mnt/$bucket"
   sudo chown "$(id -u)" "/mnt/$bucket"
-  # Checkpoints are renamed as directories when they are whole, and every worker must see at once what another wrote.
+  # Complete checkpoints are renamed as directories, and every worker must see immediately what another has written.
   gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 "$bucket" "/mnt/$bucket"
 }
 
@@ -70,7 +70,7 @@ copy() {
 
 start() {
   local python=${PYTHON:-.venv/bin/python}
-  if alive; then fail "A run is going on this worker already (process $(cat .run/pid)); stop it first."; fi
+  if alive; then fail "A run is already in progress on this worker (process $(cat .run/pid)); stop it first."; fi
   [[ -x $python ]] || fail "The package is not installed on this worker; install it first."
   mkdir -p .run
   rm -f .run/pid .run/status .run/stopped
@@ -92,7 +92,7 @@ stop() {
   local seconds=${1:-600}
   mkdir -p .run
   if alive; then
-    if [[ ! ${1:-} ]]; then touch .run/stopped; fi # only watch gives seconds, to start again
+    if [[ ! ${1:-} ]]; then touch .run/stopped; fi # only watch gives seconds, to restart
     kill -TERM "$(cat .run/pid)"
     for _ in $(seq "$seconds"); do
       if ! alive; then break; fi

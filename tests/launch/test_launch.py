@@ -1,4 +1,4 @@
-"""The launch scripts: syntax, mistakes in their command lines, and the commands of gke.sh and slurm.sh."""
+"""The launch scripts: syntax, errors in their command lines, and the commands of gke.sh and slurm.sh."""
 
 import os
 import shlex
@@ -50,7 +50,7 @@ WRONG = {
         ([], "Give a verb"),
         (["fly", *TPU], "no verb 'fly'"),
         (["status", "--zone=z"], "--name=<name>"),
-        (["status", "--name=Big_one", "--zone=z"], "small letters"),
+        (["status", "--name=Big_one", "--zone=z"], "lowercase letters"),
         (["status", "--name=tw"], "--zone=<zone>"),
         (["status", *TPU, "--nmae=x"], "no option --nmae"),
         (["status", *TPU, "--zoom"], "no option --zoom"),
@@ -62,7 +62,7 @@ WRONG = {
         (["create", *TPU], "--accelerator=<type>"),
         (["create", *TPU, "--accelerator=v9-8"], "--runtime=<version>"),
         (["data", *TPU], "--bucket=<name>"),
-        (["data", *TPU, "--data=here"], "no gs:// address"),
+        (["data", *TPU, "--data=here"], "not a gs:// address"),
         (["data", *TPU, "--bucket=b/runs"], "--bucket=b"),
         (["stop", *TPU, "--", *RUN], "takes no arguments"),
         (["run", *TPU], "nothing to run"),
@@ -75,10 +75,10 @@ WRONG = {
         (["run", "--name=tw", "--", *RUN], "--image=<image>"),
         (["run", *GKE], "nothing to run"),
         (["run", *GKE, "--topology=16", "--", *RUN], "--topology=<chips>"),
-        (["run", *GKE, "--chips-per-host=3", "--", *RUN], "no whole hosts"),
+        (["run", *GKE, "--chips-per-host=3", "--", *RUN], "not a whole number of hosts"),
         (["run", *GKE, "--accelerator=h100", "--", *RUN], "not known"),
         (["run", *GKE, "--env=A B", "--", *RUN], "NAME=value"),
-        (["run", *GKE, "--namespace=My_space", "--", *RUN], "no name in Kubernetes"),
+        (["run", *GKE, "--namespace=My_space", "--", *RUN], "not a name in Kubernetes"),
         (["run", *GKE, "--", RUN[0], "--workdir=runs/x"], "--workdir=/mnt/<name>/<path>"),
     ],
     "slurm.sh": [
@@ -96,12 +96,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("script", WRONG)
-def test_mistakes_are_one_sentence_and_status_2(script: str) -> None:
-    for words, sentence in WRONG[script]:
+def test_errors_are_one_line_with_status_2(script: str) -> None:
+    for words, message in WRONG[script]:
         result = launch(script, "--dry-run", *words)
         assert (result.returncode, result.stdout) == (2, ""), (words, result.stdout)
         assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, (words, result.stderr)
-        assert sentence in result.stderr
+        assert message in result.stderr
 
 
 def test_missing_tools(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_slurm_job(status: int, state: str, restarts: str | None, again: bool, t
     assert (["scontrol", "requeue", "17"] in tools.commands) == again
 
 
-def test_a_mistake_in_one_slurm_task_is_its_jobs_status(tools: Tools) -> None:
+def test_an_error_in_one_slurm_task_is_the_status_of_its_job(tools: Tools) -> None:
     """srun ends with the highest status of its tasks, and ends the others with 143."""
     tools.launch("slurm_job.sh", *RUN, SLURM_JOB_ID="17", SLURM_CPUS_PER_TASK="1", NOISYTWINS_PYTHON="p")
     task = tools.commands[0][tools.commands[0].index("-c") + 1]

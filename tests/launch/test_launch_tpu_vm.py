@@ -1,4 +1,4 @@
-"""tpu_vm.sh: the commands of every verb, and what watch does about failures."""
+"""tpu_vm.sh: the commands of every verb, and the reaction of watch to failures."""
 
 import os
 import shlex
@@ -95,12 +95,12 @@ def test_up_runs_what_its_dry_run_says(tools: Tools) -> None:
     assert result.returncode == 0, result.stderr
     text = launch("tpu_vm.sh", "--dry-run", *UP).stdout.split("# When a machine of the run was lost:\n")[0]
     planned = [shlex.split(line) for line in text.splitlines() if not line.startswith("#")]
-    assert tools.commands == [*planned, *planned[-2:]]  # it looked twice
+    assert tools.commands == [*planned, *planned[-2:]]  # it checked twice
     assert tools.verbs == ["create", "scp", "install", "mount", "start", "list", "state", "list", "state"]
 
 
-def test_preempted_tpus_are_made_anew(tools: Tools) -> None:
-    """With what the dry run says of it; a lack of machines, and a failing installation, are tried again."""
+def test_preempted_tpus_are_created_again(tools: Tools) -> None:
+    """With the commands of the dry run; a lack of machines and a failed installation are retried."""
     answers = {
         STATES: ["READY", "PREEMPTED", "", "READY"],
         WORKERS: [workers("running", "running"), workers("ended 0 9", "ended 0 9")],
@@ -112,7 +112,7 @@ def test_preempted_tpus_are_made_anew(tools: Tools) -> None:
     assert result.returncode == 0, result.stderr
     again = ["list", "delete", "create", "list", "create", "scp", "install", "list", "scp", "install", "mount", "start"]
     assert tools.verbs == ["list", "state", *again, "list", "state"]
-    text = launch("tpu_vm.sh", "--dry-run", *watch).stdout.split("# When the TPU was taken away:\n")[1]
+    text = launch("tpu_vm.sh", "--dry-run", *watch).stdout.split("# When the TPU was preempted:\n")[1]
     for line in text.splitlines():
         assert shlex.split(line) in tools.commands
 
@@ -133,9 +133,9 @@ def test_preempted_queued_tpus_are_queued_again(tools: Tools) -> None:
 OUTCOMES = {
     "finished": (["ended 0 1", "ended 0 2"], 0, []),
     "stopped": (["stopped", "stopped"], 143, []),
-    "mistake": (["ended 2 5", "ended 134 4"], 2, ["ssh"]),
+    "error": (["ended 2 5", "ended 134 4"], 2, ["ssh"]),
     "exception": (["ended 134 7", "ended 1 5"], 1, ["ssh"]),
-    "neighbour lost first": (["ended 1 9", "ended 137 5"], None, ["stop", "mount", "start"]),
+    "peer lost first": (["ended 1 9", "ended 137 5"], None, ["stop", "mount", "start"]),
     "saved": (["ended 143 5", "ended 143 5"], None, ["stop", "mount", "start"]),
     "one alone": (["running", "ended 137 5"], None, ["stop", "mount", "start"]),
     "rebooted": (["lost", "lost"], None, ["stop", "mount", "start"]),
@@ -144,8 +144,8 @@ OUTCOMES = {
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_what_becomes_of_a_run(outcome: str, tools: Tools) -> None:
-    """A mistake ends the watch with its status; a lost machine starts the run again, without making the TPU anew."""
+def test_outcomes_of_a_run(outcome: str, tools: Tools) -> None:
+    """An error ends the watch with its status; a lost machine restarts the run, without creating the TPU again."""
     states, status, actions = OUTCOMES[outcome]
     answers = {STATES: ["READY"], WORKERS: [workers(*states), workers("ended 0 9", "ended 0 9")]}
     result = tools.launch("tpu_vm.sh", "watch", *UP[1:], answers=answers)
@@ -156,15 +156,15 @@ def test_what_becomes_of_a_run(outcome: str, tools: Tools) -> None:
 def test_watch_gives_up_in_the_end(tools: Tools) -> None:
     crashing = {STATES: ["READY"], WORKERS: [workers("ended 139 5")]}
     result = tools.launch("tpu_vm.sh", "watch", *UP[1:], answers=crashing)
-    assert result.returncode == 1 and "does not last" in result.stderr
+    assert result.returncode == 1 and "keeps failing" in result.stderr
     assert tools.verbs.count("start") == 2  # the third run that ends within minutes is the last
     no_machines = {STATES: ["PREEMPTED", ""], "tpu-vm create": [1]}
     result = tools.launch("tpu_vm.sh", "watch", "--restarts=4", *UP[1:], answers=no_machines)
     assert result.returncode == 1 and tools.verbs.count("create") == 4
 
 
-def test_a_tpu_out_of_sight_is_left_alone(tools: Tools) -> None:
-    """Nothing is deleted or made because gcloud fails, or because somebody deleted the TPU."""
+def test_an_unreachable_tpu_is_left_alone(tools: Tools) -> None:
+    """Nothing is deleted or created because gcloud fails, or because the user deleted the TPU."""
     result = tools.launch("tpu_vm.sh", "watch", *UP[1:], answers={STATES: [1]})
     assert result.returncode == 1 and "left alone" in result.stderr
     assert set(tools.verbs) == {"list"}

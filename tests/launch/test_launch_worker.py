@@ -1,4 +1,4 @@
-"""worker.sh, which runs on the workers of a TPU: for real, with a stand-in for the package."""
+"""worker.sh, which runs on the workers of a TPU, with a stub of the package."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from waiting import TIMEOUT, wait_until
 
 
 class Worker:
-    """A checkout's worker.sh in a directory of its own, with a stand-in for the package."""
+    """A checkout's worker.sh in a directory of its own, with a stub of the package."""
 
     def __init__(self, directory: Path, program: str):
         self.directory = directory
@@ -52,7 +52,7 @@ def test_worker_runs_detached_and_saves_when_stopped(tmp_path: Path) -> None:
     assert worker("start", "--a=it's").stdout.split()[2:] == ["running"]
     wait_until(lambda: 'ready ["--a=it\'s"]' in worker.log())
     again = worker("start", "--a")
-    assert again.returncode == 2 and "going on" in again.stderr
+    assert again.returncode == 2 and "already in progress" in again.stderr
     assert worker("stop").stdout.split()[2:] == ["stopped"]
     assert worker.log().endswith("saved\n")
     assert (tmp_path / ".run" / "status").read_text().split()[0] == "143"
@@ -61,7 +61,7 @@ def test_worker_runs_detached_and_saves_when_stopped(tmp_path: Path) -> None:
     assert worker("stop", "30").stdout.split()[2:4] == ["ended", "143"]  # by watch, which is about to start it again
 
 
-def test_worker_tells_how_a_run_ended(tmp_path: Path) -> None:
+def test_worker_reports_how_a_run_ended(tmp_path: Path) -> None:
     worker = Worker(tmp_path, "import sys; sys.exit(int(sys.argv[1]))")
     for status in (0, 2):
         began = int(time.time())
@@ -72,12 +72,12 @@ def test_worker_tells_how_a_run_ended(tmp_path: Path) -> None:
     assert worker("start", PYTHON="/nowhere").returncode == 2
 
 
-def test_worker_knows_a_machine_that_was_lost(tmp_path: Path) -> None:
+def test_worker_detects_a_lost_machine(tmp_path: Path) -> None:
     worker = Worker(tmp_path, WAITS)
     worker("start")
     wait_until(lambda: "ready" in worker.log())
     pid = int((tmp_path / ".run" / "pid").read_text())
-    os.killpg(os.getpgid(pid), signal.SIGKILL)  # with the shell that would have noted its status
+    os.killpg(os.getpgid(pid), signal.SIGKILL)  # with the shell that would have recorded its status
     wait_until(lambda: worker.state() == "lost")
     (tmp_path / ".run" / "pid").write_text(str(os.getpid()))  # another process has the number now
     assert worker.state() == "lost"
