@@ -37,7 +37,7 @@ def whole(workdir):
         return checkpoints.steps()
 
 
-def test_a_full_disk_is_one_sentence_and_the_whole_checkpoint_stays(scenes):
+def test_a_full_disk_is_one_error_message_and_the_whole_checkpoint_stays(scenes):
     output, workdir = scenes["full"]
     where = workdir / "checkpoints"
     assert (
@@ -47,10 +47,10 @@ def test_a_full_disk_is_one_sentence_and_the_whole_checkpoint_stays(scenes):
     assert whole(workdir) == [1]
 
 
-def test_passing_trouble_is_lived_with(scenes):
+def test_transient_errors_do_not_stop_training(scenes):
     output, workdir = scenes["passing"]
-    trouble = "A checkpoint could not be written ([Errno 5] Input/output error); another will be tried. So far the last"
-    steps = [line.removeprefix(trouble) for line in output.splitlines() if line.startswith(trouble)]
+    message = "A checkpoint could not be written ([Errno 5] Input/output error); another will be tried. So far the last"
+    steps = [line.removeprefix(message) for line in output.splitlines() if line.startswith(message)]
     # One in the background; two while the program waits; then two of the three that are one too many.
     assert steps == [f" whole checkpoint is step {step}." for step in (1, 3, 3, 4, 4)]
     assert "Error: A checkpoint could not be written" in output

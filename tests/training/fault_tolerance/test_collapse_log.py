@@ -1,4 +1,4 @@
-"""What is written down about collapses, and what of it a run forgets when it goes on from an earlier step."""
+"""Records of collapses, and which of them a run discards when it resumes from an earlier step."""
 
 import pytest
 
@@ -53,22 +53,22 @@ def test_records_and_the_log_of_what_was_given_up(workdir):
     assert count_returns(records) == 2
 
 
-def test_what_comes_to_pass_again_is_forgotten(workdir):
+def test_later_alarms_are_discarded(workdir):
     write(workdir, 250, 200, returned=False)
     write(workdir, 500, 400, returned=True)
     write(workdir, 450, 400, returned=False)
     assert discard_alarms_after(workdir, 450) == read_collapses(workdir)
     assert [record["step"] for record in read_collapses(workdir)] == [250, 500, 450]
-    assert [record["step"] for record in discard_alarms_after(workdir, 400)] == [250, 500]  # it goes on from there
+    assert [record["step"] for record in discard_alarms_after(workdir, 400)] == [250, 500]  # it resumes from there
     # Nor are returns forgotten when a later one goes back further.
     write(workdir, 480, 200, returned=True)
     assert [record["step"] for record in discard_alarms_after(workdir, 200)] == [500, 480]
     assert [record["step"] for record in read_collapses(workdir)] == [500, 480]
-    assert discard_alarms_after(workdir, 0) == read_collapses(workdir) == []  # it starts anew
+    assert discard_alarms_after(workdir, 0) == read_collapses(workdir) == []  # it starts over
 
 
 @pytest.mark.parametrize("text", ["", "[{", "\x00"])
-def test_a_damaged_file_is_said(workdir, text):
+def test_a_damaged_file_is_refused(workdir, text):
     (workdir / FILE).write_text(text)
     with pytest.raises(UserError, match=r"collapses\.json is not readable JSON; restore it, or move it away"):
         read_collapses(workdir)

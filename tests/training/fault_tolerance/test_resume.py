@@ -61,7 +61,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(uninterrupted, directory):
     assert process.returncode == 128 + signal.SIGTERM, output
     step = logged_steps(workdir)
     assert 33 <= step < tiny_run.STEPS
-    assert f"Stopped by SIGTERM at step {step}; saved. Run the same command again to go on." in output
+    assert f"Stopped by SIGTERM at step {step}; saved. Run the same command again to resume." in output
     assert "Traceback" not in output
     output = tiny_run.finish(tiny_run.start(workdir))
     assert f"Resuming from the checkpoint of step {step}." in output

@@ -1,4 +1,4 @@
-"""What processes of one run tell each other; two real ones."""
+"""Communication between two real processes of a run."""
 
 import json
 import socket
@@ -40,7 +40,7 @@ def test_texts_of_different_lengths(seen):
     assert [one["strings"] for one in seen[0]] == [["ä", "ä" * 41]] * 2
 
 
-def test_disagreement_is_the_same_sentence_in_both(seen):
+def test_disagreement_is_the_same_message_in_both(seen):
     for one in seen[0]:
         assert one["same"] is None
         assert one["seed"] == (
@@ -60,7 +60,7 @@ def test_a_locked_workdir_is_refused_in_both(seen):
     assert [one["unlocked"] for one in seen[0]] == [None, None]
 
 
-def test_values_of_all_processes_are_looked_at(seen):
+def test_values_of_all_processes_are_checked(seen):
     line = "params/weight: 1 of 8 values are NaN and 1 of 8 values are infinite"
     assert [one["tensors"] for one in seen[0]] == [[line]] * 2
 

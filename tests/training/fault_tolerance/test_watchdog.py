@@ -19,16 +19,16 @@ def clock():
     return Clock()
 
 
-def test_speaks_after_the_limit_and_then_once_an_interval(clock):
+def test_reports_after_the_limit_and_then_once_an_interval(clock):
     dog = Watchdog(minutes=10, clock=clock)
-    said = []
+    messages = []
     for minute in range(36):
         clock.now = 100 + 60 * minute
         if minute < 5:
             dog.heartbeat(minute, "training")
             dog.heartbeat(minute, "waiting for input")
-        said += [(minute, message) for message in dog.check_peers()]
-    assert said == [
+        messages += [(minute, message) for message in dog.check_peers()]
+    assert messages == [
         (minute, f"No step has ended for {minute - 4} min: the run is at step 4, waiting for input.")
         for minute in (14, 24, 34)
     ]
@@ -45,7 +45,7 @@ def test_long_work_has_its_patience(clock):
     assert not dog.check_peers()
 
 
-def test_a_process_whose_news_stop_is_said_to_be_lost(clock, monkeypatch):
+def test_a_silent_process_is_reported_as_lost(clock, monkeypatch):
     others = {1: PeerStatus("b", Heartbeat(11, "training", 1.0), 1)}
 
     def exchange(own):
@@ -54,17 +54,17 @@ def test_a_process_whose_news_stop_is_said_to_be_lost(clock, monkeypatch):
     monkeypatch.setattr(watchdog_module, "_exchange", exchange)
     dog = Watchdog(minutes=10, clock=clock)
     dog.heartbeat(12, "training")
-    said = []
+    messages = []
     for minute in range(12):
         if minute < 3:
             others[1] = others[1]._replace(count=minute)
-        said += [(minute, message) for message in dog.check_peers()]
+        messages += [(minute, message) for message in dog.check_peers()]
         clock.now += 60
-    assert [minute for minute, _ in said] == [4, 10]
-    assert said[0][1] == (
+    assert [minute for minute, _ in messages] == [4, 10]
+    assert messages[0][1] == (
         "Nothing was heard of process 1 on host b for 2 min: it is lost or frozen. It was at step 11, training."
     )
-    assert "process 1 on b is lost or frozen, last at step 11, training; the other is at step 12" in said[1][1]
+    assert "process 1 on b is lost or frozen, last at step 11, training; the other is at step 12" in messages[1][1]
 
 
 def test_never_with_zero_minutes(clock, capsys):
