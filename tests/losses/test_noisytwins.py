@@ -11,6 +11,7 @@ from golden_numbers import Golden, assert_close
 from loss_contexts import generator_context
 
 from noisytwins_jax.config import RunConfig
+from noisytwins_jax.config.groups import AugmentConfig
 from noisytwins_jax.losses import noisytwins
 from noisytwins_jax.losses.base import Progress
 from noisytwins_jax.losses.noisytwins import NoisyTwins
@@ -245,7 +246,7 @@ def draw_fakes(step: TrainingStep, n: int, twins: bool = False) -> GeneratorInpu
 
 
 def test_twins_share_latent_and_label_and_nothing_else():
-    step = training_step(style_mixing=0.9)
+    step = training_step(style_mixing=0.9, augment=AugmentConfig(diffaugment="color"))
     step.model.mixing_layers = 4
     draws = draw_fakes(step, 8, twins=True)
     for shared in (draws.z, draws.labels):  # [all a; all b]

@@ -29,7 +29,7 @@ def test_scale_is_the_weight_times_t():
 def test_judges_conditional_logits(loss):
     rng = np.random.default_rng(0)
     real, fake = rng.standard_normal((2, 5)).astype(np.float32)
-    seen = {"loss": ADVERSARIAL_LOSSES[loss], "fake": DiscriminatorOutput(7 * real, conditional_logits=fake)}
+    seen = {"adversarial": ADVERSARIAL_LOSSES[loss], "fake": DiscriminatorOutput(7 * real, conditional_logits=fake)}
     value, state = Transitional().generator(generator_context(**seen), ())
     assert float(value) == pytest.approx(float(ADVERSARIAL_LOSSES[loss].generator(fake).mean())) and state == ()
     seen["real"] = DiscriminatorOutput(-fake, conditional_logits=real)

@@ -17,7 +17,7 @@ def test_mixes_the_losses_of_both_resolutions(loss, weight):
     real, fake, low_real, low_fake = rng.standard_normal((4, 5)).astype(np.float32)
     adversarial, utlo = ADVERSARIAL_LOSSES[loss], UTLO(weight=weight)
     seen = {
-        "loss": adversarial,
+        "adversarial": adversarial,
         "real": DiscriminatorOutput(real, low_logits=low_real),
         "fake": DiscriminatorOutput(fake, low_logits=low_fake),
     }
