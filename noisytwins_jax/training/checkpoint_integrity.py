@@ -1,5 +1,6 @@
 """Checks that a checkpoint's files are as they were written, and its tensors those of this configuration."""
 
+import dataclasses
 import json
 import zlib
 from pathlib import Path
@@ -67,6 +68,13 @@ def check_architecture(saved: PyTree, wanted: PyTree, path: Path) -> None:
             f"The checkpoint {path} is of another architecture: {name} has shape {theirs.get(name, 'absent')} there "
             f"and {ours.get(name, 'absent')} in this configuration ({len(different)} such tensors); give the "
             "configuration it was trained with, or another --workdir."
+        )
+
+    known = {field.name for field in dataclasses.fields(wanted)} if dataclasses.is_dataclass(wanted) else saved.keys()
+    if unknown := sorted(saved.keys() - known):
+        raise UserError(
+            f"The checkpoint {path} is of an earlier version, whose state has {', '.join(unknown)}: it can be sampled, "
+            "evaluated and converted to JAX, but not trained on; give another --workdir to train."
         )
 
 

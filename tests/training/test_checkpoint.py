@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -319,9 +320,7 @@ KINDS = {
 }
 # Nothing that is restored is in these. (A list of files that is changed, and still readable, disagrees with the files.)
 HARMLESS = {
-    (kind, damage)
-    for kind in ("Orbax's record", "Orbax's mark")
-    for damage in ("deleted", "truncated", "changed")
+    (kind, damage) for kind in ("Orbax's record", "Orbax's mark") for damage in ("deleted", "truncated", "changed")
 }
 HARMLESS |= {("list of files", "deleted"), ("list of files", "truncated")}
 
@@ -421,6 +420,21 @@ def test_another_architecture_is_named(two_steps):
         del wanted["params"]["dense"]["bias"]
         with pytest.raises(UserError, match=r"params/dense/bias has shape \(7,\) there and absent"):
             checkpoints.restore(wanted)
+
+
+@flax.struct.dataclass
+class State:
+    """A state without some of the fields that were saved."""
+
+    params: dict
+
+
+def test_a_state_of_an_earlier_version_is_refused(two_steps):
+    with (
+        Checkpoints(two_steps) as checkpoints,
+        pytest.raises(UserError, match="of an earlier version, whose state has"),
+    ):
+        checkpoints.restore(State(abstract()["params"]))
 
 
 @pytest.mark.parametrize("which", [3, "3", "newest"])

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 import tiny_run
 
 from noisytwins_jax.data.pipeline import training_batches
@@ -50,13 +49,6 @@ def test_reports_come_in_the_order_of_the_updates():
     assert fetch_in_order(reported) == [
         *((4, {"a": 0.0}), (4, {"b": 10.0}), (5, {"a": 1.0}), (6, {"a": 2.0}), (6, {"b": 12.0}), (7, {"a": 5.0}))
     ]
-
-
-@pytest.fixture
-def fast_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_several_steps_in_one_program_are_the_same_steps(fast_compilation):
