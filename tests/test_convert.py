@@ -25,6 +25,7 @@ from noisytwins_jax.training.workdir import write_classes, write_config
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.torch_file import read_torch_file
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 CLASSES, STEP = ("a", "b", "c", "d"), 7
 CONFIGS = {
     "stylegan2": lambda: tiny_run.tiny_config(**{"lecam.weight": 0.01, "ada.operations": "", "ada.initial_p": 0.25}),

@@ -1,6 +1,6 @@
-"""Takes two training steps of every row named, on all devices; prints a line of JSON for each. See `test_configs`.
+"""Take two training steps of every row named, on all devices; print a line of JSON for each. See `test_presets`.
 
-python tests/methods_program.py inat19:noisytwins,smoke digits_lt:gsr,smoke ...
+python tests/helpers/methods_program.py [--resolution=8] inat19:noisytwins,smoke digits_lt:gsr,smoke ...
 """
 
 import importlib.util
@@ -41,10 +41,14 @@ def config_file(dataset: str) -> ModuleType:
     return module
 
 
-def run_config(row: str) -> RunConfig:
-    """The configuration of ``<dataset>:<words>``."""
+def run_config(row: str, resolution: int | None = None) -> RunConfig:
+    """Return the configuration of ``<dataset>:<words>``, at its own resolution or another one."""
     dataset, _, words = row.partition(":")
-    return parse_config(config_file(dataset).get_config(words))
+    config = config_file(dataset).get_config(words)
+    if resolution:
+        config.data.resolution = resolution
+        config.utlo.resolution = min(config.utlo.resolution, resolution // 2)
+    return parse_config(config)
 
 
 def take_steps(config: RunConfig) -> dict[str, Any]:
@@ -81,10 +85,11 @@ def parameters(state: Any) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    for row in sys.argv[1:]:
+    resolutions = [int(word.partition("=")[2]) for word in sys.argv[1:] if word.startswith("--resolution=")]
+    for row in sys.argv[1 + len(resolutions) :]:
         began = time.perf_counter()
         try:
-            report = take_steps(run_config(row))
+            report = take_steps(run_config(row, *resolutions))
         except Exception:  # the other rows are still worth knowing
             report = {"error": traceback.format_exc()}
         print(json.dumps({"row": row, **report, "seconds": round(time.perf_counter() - began, 1)}), flush=True)

@@ -113,7 +113,7 @@ def networks(name: str, up_impl: str) -> Networks:
 
 
 @pytest.fixture
-def float64():
+def float64(fast_compilation):
     with jax.enable_x64(True):
         yield
 
