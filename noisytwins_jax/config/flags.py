@@ -22,7 +22,10 @@ def explain(error: Exception, argv: list[str]) -> str:
         return str(origin)
     if isinstance(error, OSError):
         reason = str(error).rpartition("failure to load: ")[2].splitlines()[-1].strip().rstrip(".")
-        return f"The configuration file cannot be read ({reason}); give --config=configs/<dataset>.py[:<method>]."
+        return (
+            f"The configuration file cannot be read ({reason}); give --config=configs/<dataset>.py[:<method>]. The files are "
+            "in the project's repository, in configs/; an installed package does not have them."
+        )
     overrides = [match[1] for argument in argv if (match := re.match(r"--?config\.([\w.]+)", argument))]
     if overrides and not any(re.match(r"--?config(=|$)", argument) for argument in argv):
         return NO_CONFIG
