@@ -48,8 +48,8 @@ def batches(n=8):
 class Run:
     """Compiled programs of a run, and its state before the first step."""
 
-    def __init__(self):
-        self.step, self.layout = make_step(**RUN, steps_per_dispatch=2), Layout(jax.devices()[:1])
+    def __init__(self, **changes):
+        self.step, self.layout = make_step(**RUN, **changes), Layout(jax.devices()[:1])
         self.table = class_table(self.step.config, COUNTS)
         self.programs = CompiledStep(self.step, self.table)
         state = jax.jit(lambda: self._start())()
@@ -434,7 +434,10 @@ def test_the_clamp_holds(run):
 # --- several steps in one program ------------------------------------------------------------------------------------
 
 
-def test_several_steps_in_one_program_are_the_same_steps(run):
+@pytest.mark.slow  # as in test_phases, with the states of BigGAN
+def test_several_steps_in_one_program_are_the_same_steps(fast_compilation):
+    run = Run(steps_per_dispatch=2)
+
     def train(together):
         state, reported, source = run.start(), [], batches()
         for step in range(0, 4, 2 if together else 1):
