@@ -96,8 +96,10 @@ class TrainingStep:
         stats: PyTree = {}
         if lazy is None:
             images, low_images, stats = self.model.synthesize(variables, conditioning, inputs.key, update_stats=True)
-            shown = self.random.discriminator_inputs(key, table, images, inputs.labels, low_images, inputs.instances)
-            fake = self.discriminate(state.discriminator.variables, shown, state.ada.p)
+            fake_inputs = self.random.discriminator_inputs(
+                key, table, images, inputs.labels, low_images, inputs.instances
+            )
+            fake = self.discriminate(state.discriminator.variables, fake_inputs, state.ada.p)
         else:
             noise = self.random.image_noise(key, inputs.labels.shape[0])
         ctx = GeneratorContext(
@@ -269,9 +271,9 @@ class TrainingStep:
     def adapt_augmentation(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
         """Adjust ADA's probability by the signs of all logits of real images since the last time (StyleGAN2-ADA, Sec. 3)."""
         del table
-        config, seen = self.config.ada, state.ada
-        p = ada.adapt(seen.p, seen.sign_sum, seen.count, config.target, config.kimg)
-        fresh = AdaState(p, jnp.zeros_like(seen.sign_sum), jnp.zeros_like(seen.count))
+        config, counted = self.config.ada, state.ada
+        p = ada.adapt(counted.p, counted.sign_sum, counted.count, config.target, config.kimg)
+        fresh = AdaState(p, jnp.zeros_like(counted.sign_sum), jnp.zeros_like(counted.count))
         return state.replace(ada=fresh), {"augment/p": p}
 
     def compute_singular_values(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
@@ -331,8 +333,9 @@ class TrainingStep:
         state = state.replace(discriminator=network, losses=losses)
         if not self.augmentation.ada or real_logits is None:
             return state, metrics
-        signs, seen = jnp.sign(real_logits).sum().astype(state.ada.p.dtype), state.ada
-        return state.replace(ada=AdaState(seen.p, seen.sign_sum + signs, seen.count + real_logits.size)), metrics
+        signs, counted = jnp.sign(real_logits).sum().astype(state.ada.p.dtype), state.ada
+        ada_state = AdaState(counted.p, counted.sign_sum + signs, counted.count + real_logits.size)
+        return state.replace(ada=ada_state), metrics
 
     def _apply(
         self,

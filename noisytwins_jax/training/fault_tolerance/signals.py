@@ -27,7 +27,7 @@ _NAMES = {Reason.NONE: "nothing", Reason.NOTICE: "a preemption notice"}
 
 
 class StopSignal:
-    """Context in which SIGTERM (preemption) and Ctrl-C set `requested` instead of ending the process.
+    """Context in which SIGTERM (preemption) and Ctrl-C request a stop instead of ending the process.
 
     A second Ctrl-C ends it at once. Enter it on the main thread, where Python handles signals.
 
@@ -43,11 +43,6 @@ class StopSignal:
         self._in_flight: collections.deque[jax.Array] = collections.deque()
         self._previous: dict[int, object] = {}
         self._exits = contextlib.ExitStack()
-
-    @property
-    def requested(self) -> bool:
-        """Return whether this process was asked to stop."""
-        return self._own != Reason.NONE
 
     def agreed(self) -> bool:
         """Return whether to stop now: the same answer in all processes, which must all call it after the same steps.
