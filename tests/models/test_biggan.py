@@ -232,7 +232,8 @@ def test_bfloat16_keeps_everything_but_activations(deep):
     assert error.max() > 0 and error.mean() < 0.05
     discriminator = make_discriminator(deep=deep, dtype=jnp.bfloat16, attention=(4,))
     variables = random_variables(discriminator, images[jnp.float32][:1], LABELS[:1])
-    found, moved = discriminator.apply(variables, images[jnp.float32], LABELS, True, mutable=["spectral"])
+    discriminate = quick_jit(lambda v, x: discriminator.apply(v, x, LABELS, True, mutable=["spectral"]))
+    found, moved = discriminate(variables, images[jnp.float32])
     assert {x.dtype for x in jax.tree.leaves((variables, moved, found))} == {jnp.dtype("float32")}
 
 

@@ -4,12 +4,14 @@ Gradients are taken in float64: in float32 an activation within rounding of a le
 side, and the reference numbers say what happens without that accident.
 """
 
+import copy
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from biggan_networks import quick_jit
 from golden_numbers import Golden, assert_close, nhwc, weight
 from stylegan2_state import tensors, variables
 
@@ -61,6 +63,12 @@ class Networks:
         # The published groups are strided; ours are contiguous: the same groups after this permutation of the batch.
         n, group = c["batch"], c["mbstd_group_size"]
         self.permutation = np.arange(n).reshape(group, n // group).T.ravel()
+
+    def with_variables(self, g, d):
+        """Return the same networks with these variables, which may be traced."""
+        other = copy.copy(self)
+        other.g, other.d = g, d
+        return other
 
     def map(self, params=None, noise=None):
         return self.generator.apply(self._g(params), self.z, self.labels, noise, method="map")
@@ -150,20 +158,30 @@ def test_mapping(name):
 def test_forward(name, up_impl):
     net = networks(name, up_impl)
     golden, studiogan = net.golden, name in STUDIOGAN
-    ws = net.generator.broadcast(net.map())
-    images = net.synthesize(ws)
-    assert_close(images, nhwc(golden["out/img_const"]), FORWARD)
-    assert_close(net.synthesize(ws, noise_mode="none"), nhwc(golden["out/img_none"]), FORWARD)
-    suffix = "_nonoise" if studiogan else ""
-    assert_close(net.logits(net.real)[:, None], golden[f"out/d_logits_real{suffix}"], FORWARD)
-    assert_close(net.logits(images)[:, None], golden[f"out/d_logits_fake{suffix}"], FORWARD)
-    if studiogan:
+
+    @quick_jit
+    def forward(g, d):
+        net = networks(name, up_impl).with_variables(g, d)
+        w = net.map()
+        ws = net.generator.broadcast(w)
+        images = net.synthesize(ws)
+        logits = [net.logits(x)[:, None] for x in (net.real, images)]
+        cutoff = net.synthesize(golden["out/ws_psi_cutoff"][:2])
         features = net.discriminator.apply(net.d, net.real[net.permutation], method="features")
+        return w, ws, images, net.synthesize(ws, noise_mode="none"), logits, cutoff, features
+
+    w, ws, images, without_noise, (real, fake), cutoff, features = forward(net.g, net.d)
+    assert_close(images, nhwc(golden["out/img_const"]), FORWARD)
+    assert_close(without_noise, nhwc(golden["out/img_none"]), FORWARD)
+    suffix = "_nonoise" if studiogan else ""
+    assert_close(real, golden[f"out/d_logits_real{suffix}"], FORWARD)
+    assert_close(fake, golden[f"out/d_logits_fake{suffix}"], FORWARD)
+    if studiogan:
         assert_close(features[np.argsort(net.permutation)], golden["out/d_h_real"], FORWARD)
-        assert_close(net.synthesize(golden["out/ws_psi_cutoff"][:2]), nhwc(golden["out/img_psi_cutoff_const"]), FORWARD)
+        assert_close(cutoff, nhwc(golden["out/img_psi_cutoff_const"]), FORWARD)
     else:
         w_avg = net.g["buffers"]["mapping"]["w_avg"]
-        assert_close(net.map(), golden["out/w"], FORWARD)
+        assert_close(w, golden["out/w"], FORWARD)
         assert_close(truncate_first(ws, w_avg, golden.config), golden["out/ws_psi_cutoff"], FORWARD)
 
 
