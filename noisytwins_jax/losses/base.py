@@ -65,9 +65,7 @@ class DiscriminatorContext(NamedTuple):
     fake: DiscriminatorOutput | None
     fake_labels: Array | None  # [N] int32
     real_images: Array  # [N, H, W, C] in [-1, 1], before augmentation
-    discriminate: Callable[
-        [Array], Array
-    ]  # images, with the labels of the real ones → logits [N], through augmentation
+    discriminate: Callable[[Array], Array]  # images, of the real labels → logits [N], through augmentation
     class_counts: Array  # [C] float32, training images of each class
     progress: Progress
     adversarial: AdversarialLoss
