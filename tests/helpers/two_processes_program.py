@@ -96,7 +96,7 @@ def stopping(process):
             if stop.agreed():
                 break
     SEEN["stopped"] = [step, stop.name, stop.exit_status]
-    SEEN["asked"] = stop.requested
+    SEEN["asked"] = bool(stop._own)
 
 
 def full_disk(process, workdir):

@@ -78,8 +78,7 @@ def test_a_notice_asks_to_stop(server, key, value):
         assert not stop.agreed()
         assert len(server.requests) == 4  # for each key the value now, and one request that hangs
         server.set(key, value)
-        wait_until(lambda: stop.requested)
-        assert stop.agreed()
+        wait_until(stop.agreed)
         assert (stop.name, stop.exit_status) == ("a preemption notice", 143)
 
 
@@ -87,17 +86,17 @@ def test_a_machine_that_is_moved_goes_on(server):
     with StopSignal(watch_preemption=True) as stop:
         server.set("instance/maintenance-event", "MIGRATE_ON_HOST_MAINTENANCE")
         wait_until(lambda: sum("last_etag=MIGRATE" in request for request in server.requests) > 0)
-        assert not stop.requested
+        assert not stop.agreed()
 
 
 def test_goes_on_asking_after_errors(server):
     server.broken = True
     with StopSignal(watch_preemption=True) as stop:
         wait_until(lambda: len(server.requests) >= 4)
-        assert not stop.requested
+        assert not stop.agreed()
         server.values["instance/preempted"] = "TRUE"
         server.broken = False
-        wait_until(lambda: stop.requested)
+        wait_until(stop.agreed)
 
 
 def test_ends_with_the_context(server):
@@ -117,7 +116,7 @@ def test_is_quiet_without_a_server(monkeypatch, capfd):
     monkeypatch.setattr(preemption, "PAUSE", 0.01)
     with StopSignal(watch_preemption=True) as stop:
         time.sleep(0.1)
-        assert not stop.requested
+        assert not stop.agreed()
     assert capfd.readouterr() == ("", "")
 
 
