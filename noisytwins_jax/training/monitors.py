@@ -54,8 +54,9 @@ def build_monitors(
 def compute_monitors(monitors: dict[str, Monitor], state: TrainState, names: Collection[str]) -> dict[str, float]:
     """Compute the metrics of some of the monitors, on the host."""
     metrics: dict[str, float] = {}
-    for name in names:
-        metrics |= {key: float(value) for key, value in monitors[name](state).items()}
+    for name, monitor in monitors.items():  # in this order: a set's differs between processes, which run them together
+        if name in names:
+            metrics |= {key: float(value) for key, value in monitor(state).items()}
     return metrics
 
 
