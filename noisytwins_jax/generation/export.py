@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from noisytwins_jax.generation.sample_programs import sample_program
 from noisytwins_jax.generation.trained_generator import TrainedGenerator
-from noisytwins_jax.models.fir import default_up_impl
+from noisytwins_jax.models.fir import resolve_up_impl
 from noisytwins_jax.models.model import Model
 from noisytwins_jax.utils.errors import UserError, did_you_mean
 from noisytwins_jax.utils.files import replacing
@@ -81,9 +81,7 @@ def export_sampler(
 
 def _model_on(trained: TrainedGenerator, platform: str) -> Model:
     """Return the networks with the resampling convolutions that are fastest on a platform, unless a form is configured."""
-    if trained.config.up_impl != "auto":
-        return trained.model
-    config = dataclasses.replace(trained.config, up_impl=default_up_impl(platform))
+    config = dataclasses.replace(trained.config, up_impl=resolve_up_impl(trained.config.up_impl, platform))
     return dataclasses.replace(trained, config=config).model
 
 

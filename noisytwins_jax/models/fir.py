@@ -23,8 +23,13 @@ Array = jax.Array
 UpImpl = Literal["conv", "shift"]
 
 
-def default_up_impl(platform: str | None = None) -> UpImpl:
-    """Return the fastest form on a platform, as ``jax.default_backend()`` names it, which is the default."""
+def resolve_up_impl(up_impl: str, platform: str | None = None) -> UpImpl:
+    """Return the form that ``config.up_impl`` names; ``"auto"`` is the fastest one on a platform.
+
+    `platform` is as ``jax.default_backend()`` names it, which is the default.
+    """
+    if up_impl != "auto":
+        return up_impl
     return "shift" if (platform or jax.default_backend()) == "cpu" else "conv"
 
 

@@ -25,7 +25,7 @@ from noisytwins_jax.generation.sample_programs import sample_program
 from noisytwins_jax.metrics.extractors.classifier import Classifier, extract
 from noisytwins_jax.metrics.extractors.registry import abstract_extractor
 from noisytwins_jax.metrics.protocols import CLASSIFIER, parse_extractors
-from noisytwins_jax.models.fir import default_up_impl
+from noisytwins_jax.models.fir import resolve_up_impl
 from noisytwins_jax.models.model import Model
 from noisytwins_jax.tpu_cost.chips import Chip, communication_seconds, get_chip
 from noisytwins_jax.tpu_cost.comparison import compare_results, read_result
@@ -70,8 +70,7 @@ def compile_run(
         and at the end, after all output, if programs do not compile, for example for lack of memory.
     """
     jax.config.update("jax_platforms", "cpu")  # nothing runs: only the compiler is a TPU's
-    if config.up_impl == "auto":
-        config = dataclasses.replace(config, up_impl=default_up_impl("tpu"))
+    config = dataclasses.replace(config, up_impl=resolve_up_impl(config.up_impl, "tpu"))
     earlier = read_result(Path(compare)) if compare else None
     layout = Layout(tpu_devices(topology), fsdp=config.mesh.fsdp)
     check_batch(config, layout)

@@ -6,7 +6,7 @@ from noisytwins_jax.config import RunConfig
 from noisytwins_jax.metrics.extractors.registry import feature_dim
 from noisytwins_jax.models import biggan, stylegan2
 from noisytwins_jax.models.biggan_model import BigGANModel
-from noisytwins_jax.models.fir import default_up_impl
+from noisytwins_jax.models.fir import resolve_up_impl
 from noisytwins_jax.models.model import Model
 from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
 
@@ -29,7 +29,7 @@ def _stylegan2(config: RunConfig, channels: int, num_classes: int) -> StyleGAN2M
         "resolution": config.data.resolution,
         "channels": channels,
         "num_classes": num_classes,
-        "up_impl": default_up_impl() if config.up_impl == "auto" else config.up_impl,
+        "up_impl": resolve_up_impl(config.up_impl),
         "dtype": jnp.dtype(config.dtype),
         "low_resolution": config.utlo.resolution if config.utlo.weight > 0 else 0,
     }

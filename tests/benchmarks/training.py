@@ -27,7 +27,7 @@ from workloads import add_workload_arguments, build_workload
 
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.models.fir import default_up_impl
+from noisytwins_jax.models.fir import resolve_up_impl
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.compiled_step import CompiledStep, check_batch
 from noisytwins_jax.training.phases import Phase, build_phases, runs_per_step
@@ -106,7 +106,7 @@ def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "mbstd_group_size": group,
         "path_length_batch": config.lazy_batch(config.path_length) if config.path_length.active else 0,
-        "up_impl": default_up_impl() if config.up_impl == "auto" else config.up_impl,
+        "up_impl": resolve_up_impl(config.up_impl),
         "dtype": config.dtype,
         "compile_s": round(compile_seconds, 1),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / rss_units_per_mb()),

@@ -3,7 +3,7 @@
 import jax
 
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.models.fir import default_up_impl
+from noisytwins_jax.models.fir import resolve_up_impl
 from noisytwins_jax.training.augment import ada, diffaugment
 
 Array = jax.Array
@@ -19,8 +19,7 @@ class Augmentation:
     def __init__(self, config: RunConfig):
         self.policy = diffaugment.parse_policy(config.augment.diffaugment)
         self.ada = ada.parse_operations(config.ada.operations)
-        up_impl = default_up_impl() if config.up_impl == "auto" else config.up_impl
-        self.ada_impl = "gather" if up_impl == "shift" else "matmul"
+        self.ada_impl = "gather" if resolve_up_impl(config.up_impl) == "shift" else "matmul"
         self.dtype = config.dtype
 
     def __call__(self, key: Array, images: Array, p: Array) -> Array:
