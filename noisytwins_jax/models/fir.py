@@ -1,10 +1,11 @@
 """StyleGAN2's [1, 3, 3, 1] resampling filter, alone and around 3×3 convolutions.
 
-All functions take and return NHWC; boundaries are zero. Around a transposed or strided convolution (`bilinear_conv`) the
-separable filter exists in two forms (`up_impl`), equal up to rounding:
+All functions take and return NHWC; boundaries are zero. Around a transposed or strided convolution (`bilinear_conv`) they
+exist in two forms (`up_impl`), equal up to rounding:
 
-* ``"conv"``: depthwise convolutions, the fastest on TPUs.
-* ``"shift"``: sums of shifted activations, the fastest on CPUs, whose depthwise convolutions are slow.
+* ``"conv"``: the separable filter as depthwise convolutions and direct convolutions, the fastest on accelerators.
+* ``"shift"``: the filter as sums of shifted activations and convolutions by minimal filtering (`winograd`), the fastest on
+  CPUs, whose depthwise and strided convolutions are slow.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (CVPR 2020), appendix B.
 """
@@ -17,7 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from noisytwins_jax.models.bilinear_conv import strided_conv3x3, transposed_conv3x3
+from noisytwins_jax.models.bilinear_conv import (
+    fast_strided_conv3x3,
+    fast_transposed_conv3x3,
+    strided_conv3x3,
+    transposed_conv3x3,
+)
 
 Array = jax.Array
 UpImpl = Literal["conv", "shift"]
@@ -68,12 +74,14 @@ def upsampling_conv3x3(x: Array, w: Array, impl: UpImpl) -> Array:
 
     The kernel acts as a true convolution (flipped), as in the published networks.
     """
-    return _filter(transposed_conv3x3(x, jnp.swapaxes(w, 2, 3)), 1, 2.0, impl, columns_first=False)
+    transposed = transposed_conv3x3 if impl == "conv" else fast_transposed_conv3x3
+    return _filter(transposed(x, jnp.swapaxes(w, 2, 3)), 1, 2.0, impl, columns_first=False)
 
 
 def downsampling_conv3x3(x: Array, w: Array, impl: UpImpl) -> Array:
     """Apply the filter and a stride-2 3×3 correlation: ``[N, 2H, 2W, I] × [3, 3, I, O] → [N, H, W, O]``."""
-    return strided_conv3x3(_filter(x, 2, 1.0, impl, columns_first=True), w)
+    strided = strided_conv3x3 if impl == "conv" else fast_strided_conv3x3
+    return strided(_filter(x, 2, 1.0, impl, columns_first=True), w)
 
 
 def _shifted(x: Array, axis: int) -> tuple[Array, Array]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.models import fir
-from noisytwins_jax.models.bilinear_conv import conv1x1, conv3x3, pixelwise_product
+from noisytwins_jax.models.bilinear_conv import conv1x1, conv3x3, fast_conv3x3, pixelwise_product
 
 Array = jax.Array
 Activation = Literal["linear", "lrelu"]
@@ -215,4 +215,4 @@ def _convolve(x: Array, weight: Array, resample: str | None, up_impl: fir.UpImpl
         return fir.upsampling_conv3x3(x, weight, up_impl)
     if resample == "down":
         return fir.downsampling_conv3x3(x, weight, up_impl)
-    return conv3x3(x, weight)
+    return (conv3x3 if up_impl == "conv" else fast_conv3x3)(x, weight)

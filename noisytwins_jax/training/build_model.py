@@ -65,6 +65,7 @@ def _biggan(config: RunConfig, channels: int, num_classes: int) -> BigGANModel:
         "resolution": config.data.resolution,
         "channels": channels,
         "num_classes": num_classes,
+        "up_impl": resolve_up_impl(config.up_impl),
         "deep": config.network == "biggan_deep",
         "attention": options.attention_resolutions,
         "spectral_norm": options.spectral_norm,

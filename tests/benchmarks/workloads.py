@@ -57,7 +57,7 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `build_workload`."""
     parser.add_argument("--size", choices=SIZES, required=True, help="networks, classes and regularisers")
     parser.add_argument("--batch_size", type=int, help="images over all devices")
-    parser.add_argument("--up_impl", choices=("auto", "conv", "shift"), help="form of the resampling convolutions")
+    parser.add_argument("--up_impl", choices=("auto", "conv", "shift"), help="form of the convolutions")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="dtype of activations")
     parser.add_argument(
         "--field", action="append", default=[], metavar="NAME=VALUE", help="any other field; may be repeated"

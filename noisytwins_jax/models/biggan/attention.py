@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.models.biggan.layers import Conv, at_least_float32
+from noisytwins_jax.models.fir import UpImpl
 from noisytwins_jax.utils.errors import UserError
 
 Array = jax.Array
@@ -18,6 +19,7 @@ class SelfAttention(nn.Module):
     """
 
     sn_epsilon: float | None
+    up_impl: UpImpl = "conv"
 
     @nn.compact
     def __call__(self, x: Array, update_stats: bool) -> Array:
@@ -34,7 +36,8 @@ class SelfAttention(nn.Module):
             )
 
         def project(inputs: Array, features: int, name: str) -> Array:
-            return Conv(features, 1, self.sn_epsilon, use_bias=False, name=name)(inputs, update_stats)
+            conv = Conv(features, 1, self.sn_epsilon, use_bias=False, up_impl=self.up_impl, name=name)
+            return conv(inputs, update_stats)
 
         def pool(projected: Array) -> Array:
             return nn.max_pool(projected, (2, 2), strides=(2, 2)).reshape(n, height * width // 4, -1)

@@ -8,6 +8,7 @@ from noisytwins_jax.models.biggan.architectures import check_width, discriminato
 from noisytwins_jax.models.biggan.discriminator_blocks import DeepDiscriminatorBlock, DiscriminatorBlock
 from noisytwins_jax.models.biggan.layers import Conv, Dense, Embedding, at_least_float32
 from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
+from noisytwins_jax.models.fir import UpImpl
 
 Array = jax.Array
 
@@ -18,7 +19,7 @@ class Discriminator(nn.Module, kw_only=True):
     With instances, ``⟨instance(features), h⟩`` is added: the same projection on a linear map of their features.
 
     Attributes:
-      resolution, channels, num_classes, width, deep, attention, sn_epsilon, dtype: as in `Generator`.
+      resolution, channels, num_classes, width, deep, attention, sn_epsilon, up_impl, dtype: as in `Generator`.
       spectral_norm: whether weights are normalised, the class embedding among them.
       instances: whether the discriminator is conditioned on the features of an instance.
       dropout: probability of dropping an entry of h in training (PRNG stream ``"dropout"``).
@@ -32,6 +33,7 @@ class Discriminator(nn.Module, kw_only=True):
     attention: bool | tuple[int, ...] = True
     sn_epsilon: float = 1e-4
     spectral_norm: bool = True
+    up_impl: UpImpl = "conv"
     instances: bool = False
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
@@ -47,11 +49,14 @@ class Discriminator(nn.Module, kw_only=True):
                 "resample": block.resample,
                 "attention": block.attention,
                 "sn_epsilon": sn_epsilon,
+                "up_impl": self.up_impl,
             }
             for block in table
         ]
         if self.deep:
-            self.input_conv = Conv(discriminator_stem(self.resolution) * self.width, 3, sn_epsilon)
+            self.input_conv = Conv(
+                discriminator_stem(self.resolution) * self.width, 3, sn_epsilon, up_impl=self.up_impl
+            )
             self.blocks = [DeepDiscriminatorBlock(**options) for options in blocks]
         else:
             self.blocks = [DiscriminatorBlock(**options, is_first=i == 0) for i, options in enumerate(blocks)]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from noisytwins_jax.models.biggan.attention import SelfAttention
 from noisytwins_jax.models.biggan.layers import Conv, downsample
+from noisytwins_jax.models.fir import UpImpl
 
 Array = jax.Array
 
@@ -17,17 +18,18 @@ class _Block(nn.Module):
       features: output channels.
       resample: whether the block halves the resolution.
       attention: whether self-attention follows.
-      sn_epsilon: see `layers`.
+      sn_epsilon, up_impl: see `layers`.
     """
 
     features: int
     resample: bool
     attention: bool
     sn_epsilon: float | None
+    up_impl: UpImpl
 
     def convolve(self, name: str, x: Array, features: int, kernel: int, update_stats: bool) -> Array:
         """Apply a convolution with bias."""
-        return Conv(features, kernel, self.sn_epsilon, name=name)(x, update_stats)
+        return Conv(features, kernel, self.sn_epsilon, up_impl=self.up_impl, name=name)(x, update_stats)
 
     def shrink(self, x: Array) -> Array:
         """Halve the resolution if the block does."""
@@ -35,7 +37,9 @@ class _Block(nn.Module):
 
     def attend(self, x: Array, update_stats: bool) -> Array:
         """Apply self-attention, if any."""
-        return SelfAttention(self.sn_epsilon, name="attention")(x, update_stats) if self.attention else x
+        if not self.attention:
+            return x
+        return SelfAttention(self.sn_epsilon, self.up_impl, name="attention")(x, update_stats)
 
 
 class DiscriminatorBlock(_Block):

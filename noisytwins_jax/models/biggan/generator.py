@@ -8,6 +8,7 @@ from noisytwins_jax.models.biggan.architectures import check_width, generator_bl
 from noisytwins_jax.models.biggan.batch_norm import BatchNorm
 from noisytwins_jax.models.biggan.generator_blocks import DeepGeneratorBlock, GeneratorBlock
 from noisytwins_jax.models.biggan.layers import Conv, Dense, Embedding, at_least_float32
+from noisytwins_jax.models.fir import UpImpl
 from noisytwins_jax.utils.errors import UserError
 
 Array = jax.Array
@@ -42,6 +43,7 @@ class Generator(nn.Module, kw_only=True):
         for the same.
       sn_epsilon: lower bound of norms in spectral normalisation.
       spectral_norm: whether weights are normalised (all but the class embeddings).
+      up_impl: see `layers.Conv`.
       dtype: dtype of activations; parameters, statistics and the image are float32.
     """
 
@@ -62,6 +64,7 @@ class Generator(nn.Module, kw_only=True):
     output_bn_epsilon: float | None = None
     sn_epsilon: float = 1e-4
     spectral_norm: bool = True
+    up_impl: UpImpl = "conv"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
@@ -91,6 +94,7 @@ class Generator(nn.Module, kw_only=True):
                 resample=block.resample,
                 attention=block.attention,
                 sn_epsilon=sn_epsilon,
+                up_impl=self.up_impl,
                 bn_epsilon=self.bn_epsilon,
                 bn_decay=self.bn_decay,
                 class_tables=not self.shared_embedding,

@@ -6,6 +6,7 @@ import jax
 from noisytwins_jax.models.biggan.attention import SelfAttention
 from noisytwins_jax.models.biggan.batch_norm import ConditionalBatchNorm
 from noisytwins_jax.models.biggan.layers import Conv, upsample
+from noisytwins_jax.models.fir import UpImpl
 
 Array = jax.Array
 
@@ -17,7 +18,7 @@ class _Block(nn.Module):
       features: output channels.
       resample: whether the block doubles the resolution.
       attention: whether self-attention follows.
-      sn_epsilon: see `layers`.
+      sn_epsilon, up_impl: see `layers`.
       bn_epsilon, bn_decay, class_tables: see `batch_norm`.
     """
 
@@ -25,6 +26,7 @@ class _Block(nn.Module):
     resample: bool
     attention: bool
     sn_epsilon: float | None
+    up_impl: UpImpl
     bn_epsilon: float
     bn_decay: float
     class_tables: bool
@@ -36,11 +38,13 @@ class _Block(nn.Module):
 
     def convolve(self, name: str, x: Array, features: int, kernel: int, update_stats: bool) -> Array:
         """Apply a convolution with bias."""
-        return Conv(features, kernel, self.sn_epsilon, name=name)(x, update_stats)
+        return Conv(features, kernel, self.sn_epsilon, up_impl=self.up_impl, name=name)(x, update_stats)
 
     def attend(self, x: Array, update_stats: bool) -> Array:
         """Apply self-attention, if any."""
-        return SelfAttention(self.sn_epsilon, name="attention")(x, update_stats) if self.attention else x
+        if not self.attention:
+            return x
+        return SelfAttention(self.sn_epsilon, self.up_impl, name="attention")(x, update_stats)
 
 
 class GeneratorBlock(_Block):

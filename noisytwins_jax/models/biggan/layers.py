@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from noisytwins_jax.models.biggan.spectral_norm import normalize_weight
-from noisytwins_jax.models.bilinear_conv import conv1x1, conv3x3, conv3x3_to_few
+from noisytwins_jax.models.bilinear_conv import conv1x1, conv3x3, conv3x3_to_few, fast_conv3x3, pixelwise_product
+from noisytwins_jax.models.fir import UpImpl
 from noisytwins_jax.models.layers import FULL_PRECISION
 
 Array = jax.Array
@@ -34,21 +35,30 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution of 1×1 or 3×3 pixels with zero padding; computes the first `used_features` only, if given."""
+    """Convolution of 1×1 or 3×3 pixels with zero padding; computes the first `used_features` only, if given.
+
+    `up_impl` is ``"conv"``, the form for accelerators, or ``"shift"``, the form for CPUs.
+    """
 
     features: int
     kernel: int
     sn_epsilon: float | None
     use_bias: bool = True
     used_features: int | None = None
+    up_impl: UpImpl = "conv"
 
     @nn.compact
     def __call__(self, x: Array, update_stats: bool) -> Array:
         """Map ``[N, H, W, in] → [N, H, W, used_features or features]``."""
         weight = self.param("weight", _orthogonal, (self.kernel, self.kernel, x.shape[-1], self.features))
         weight = normalize_weight(self, weight, self.sn_epsilon, update_stats)[..., : self.used_features]
-        convolve = conv3x3_to_few if weight.shape[-1] <= _FEW_OUTPUTS else conv3x3
-        y = conv1x1(x, weight[0, 0]) if self.kernel == 1 else convolve(x, weight)
+        on_cpu = self.up_impl == "shift"
+        if self.kernel == 1:
+            y = (pixelwise_product if on_cpu else conv1x1)(x, weight[0, 0])
+        elif weight.shape[-1] <= _FEW_OUTPUTS:
+            y = conv3x3_to_few(x, weight)
+        else:
+            y = (fast_conv3x3 if on_cpu else conv3x3)(x, weight)
         if self.use_bias:
             # Added in float32, so that the bias's gradient is summed in float32.
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
