@@ -31,6 +31,7 @@ from noisytwins_jax.training.hooks.nan_guard import NanGuardHook
 from noisytwins_jax.training.hooks.profile import ProfileHook
 from noisytwins_jax.training.hooks.stop import StopHook
 from noisytwins_jax.training.instance_conditioning import check_instances, with_instances
+from noisytwins_jax.training.memory import MemoryCheck
 from noisytwins_jax.training.monitors import build_monitors
 from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.restore import load_run_data
@@ -119,6 +120,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
             *(config, splits, workdir, step, abstract, batches, checkpoints, writer),
             *(progress, stop_signal, watchdog, Stopwatch(), monitors),
         )
+        memory = MemoryCheck(run, table)
         state, start = restore_or_init(run)
         print_on_primary(describe(run, start))
         compiled = evaluation = None
@@ -127,10 +129,12 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
         if start < config.total_steps:
             print_on_primary("Compiling the training programs.")
             began = time.perf_counter()
-            compiled = CompiledStep(step, table)
-            print_on_primary(f"Compiled in {time.perf_counter() - began:.0f} s.")
+            with memory.explain():
+                compiled = CompiledStep(step, table)
+            print_on_primary(f"Compiled in {time.perf_counter() - began:.0f} s. {memory.check(compiled.programs)}")
         if compiled is not None or evaluation_pending(run, start):
-            state, evaluation = run_to_end(run, compiled, state, start)
+            with memory.explain():
+                state, evaluation = run_to_end(run, compiled, state, start)
     return TrainedRun(state, max(start, config.total_steps), splits, workdir, evaluation)
 
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from paths import ROOT
+from paths import HELPERS, ROOT
 
 COLABS = ROOT / "colabs"
 NOTEBOOKS = ("sampling.ipynb", "train_digits.ipynb")
@@ -63,7 +63,7 @@ def test_no_notebook_is_left_out():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_from_top_to_bottom(name, tmp_path):
-    environment = {**os.environ, "MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HELPERS)}
     done = subprocess.run(
         [sys.executable, __file__, COLABS / name], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

@@ -15,12 +15,14 @@ from noisytwins_jax.utils.errors import UserError, did_you_mean
 
 # Fields that change how a run is computed, monitored or evaluated, not what is trained: a workdir accepts other values.
 FREE_FIELDS = (
+    "accumulation",
     "checkpoint_interval_kimg",
     "collapse.",
     "data.cache",
     "data.dir",
     "data.head_above",
     "data.tail_below",
+    "device_batch",
     "evaluation.",
     "faults.",
     "intervention.",
@@ -28,6 +30,7 @@ FREE_FIELDS = (
     "memorisation_interval_kimg",
     "mesh.",
     "profile.",
+    "remat",
     "sheet_interval_kimg",
     "steps_per_dispatch",
     "total_kimg",

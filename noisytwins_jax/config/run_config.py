@@ -80,6 +80,9 @@ class RunConfig(Losses):
     style_mixing: float = number(0.0, at_least=0, at_most=1)  # probability that a batch mixes the styles of two latents
     dtype: str = choice("float32", "bfloat16")  # of activations; parameters are always float32
     steps_per_dispatch: int = number(1, at_least=1)  # in one program, so that small networks do not wait for the host
+    accumulation: int = number(1, at_least=1)  # micro-batches of a batch, of which one at a time is in memory
+    device_batch: int = number(0, at_least=0)  # or: images of a micro-batch on a device, at most; 0 for all
+    remat: bool = False  # compute activations again for gradients rather than store them
     up_impl: str = choice("auto", "conv", "shift")  # form of the convolutions; auto: by platform, see models.fir
     log_interval_kimg: float = number(1.0, at_least=0)
     w_ratio_interval_kimg: float = number(10.0, at_least=0)  # share of W's variance within classes; 0 for never

@@ -13,6 +13,10 @@ def validate_cross_fields(run: RunConfig) -> None:
         _check_biggan(run)
     if run.instances.neighbours > 0:
         _check_instances(run)
+    if run.accumulation > 1 and run.device_batch:
+        raise UserError(
+            "config.accumulation and config.device_batch both set the micro-batches; leave one at its default."
+        )
     if run.loss_margin != 1 and run.loss != "hinge":
         raise UserError(
             f"config.loss_margin is the hinge loss's; leave it at 1 for {run.loss}, or --config.loss=hinge."

@@ -10,6 +10,7 @@ from typing_extensions import override
 from noisytwins_jax.models.biggan import Discriminator, Generator
 from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.models.model import DiscriminatorInputs, GeneratorInputs, Model, lerp
+from noisytwins_jax.models.rows import Rows
 
 Array = jax.Array
 PyTree = Any
@@ -57,9 +58,14 @@ class BigGANModel(Model):
 
     @override
     def synthesize(
-        self, variables: dict, conditioning: tuple[Array, Array], key: Array, update_stats: bool = False
+        self,
+        variables: dict,
+        conditioning: tuple[Array, Array],
+        key: Array,
+        update_stats: bool = False,
+        rows: Rows | None = None,
     ) -> tuple[Array, None, PyTree]:
-        del key
+        del key, rows
         images, stats = self.generator.apply(
             variables,
             *conditioning,

@@ -116,32 +116,49 @@ def _transposed_in_phases(x: Array, w: Array) -> Array:
     return functools.reduce(jnp.add, stuffed)
 
 
+def _merging_vmap(convolve: BilinearMap) -> BilinearMap:
+    """Return the function of activations and weights whose `vmap` over activations is itself, of a larger batch."""
+    merging = jax.custom_batching.custom_vmap(convolve)
+
+    @merging.def_vmap
+    def batched(size: int, in_batched: list[bool], y: Array, w: Array) -> tuple[Array, bool]:
+        if in_batched == [True, False]:
+            merged = merging(y.reshape(-1, *y.shape[2:]), w)
+            return merged.reshape(size, -1, *merged.shape[1:]), True
+        return jax.vmap(convolve, [0 if batched else None for batched in in_batched])(y, w), True
+
+    return merging
+
+
+@_merging_vmap
 def _fast(y: Array, w: Array) -> Array:
-    if not winograd.suits(y.shape[1:3], w.shape[2:], y.dtype):
+    if not winograd.suits(y.shape[:3], w.shape[2:], y.dtype):
         return _conv(y, w, 1, "SAME")
     return winograd.convolve(winograd.STRIDE_1, _padded(y), w.astype(y.dtype))
 
 
+@_merging_vmap
 def _fast_transposed(x: Array, w: Array) -> Array:
-    if not winograd.suits(x.shape[1:3], w.shape[2:], x.dtype):
+    if not winograd.suits(x.shape[:3], w.shape[2:], x.dtype):
         return _conv(x, _swap(w[::-1, ::-1]), 1, "SAME")
     return winograd.convolve_transposed(winograd.STRIDE_1, _padded(x), w.astype(x.dtype))
 
 
 def _fast_weight_gradient(y: Array, x: Array) -> Array:
-    if not winograd.suits(x.shape[1:3], (y.shape[3], x.shape[3]), y.dtype):
+    if not winograd.suits(x.shape[:3], (y.shape[3], x.shape[3]), y.dtype):
         return _weight_gradient(y, x, dilation=1, padding=1)
     return winograd.weight_gradient(winograd.STRIDE_1, _padded(y), x.astype(y.dtype))
 
 
+@_merging_vmap
 def _fast_strided(y: Array, w: Array) -> Array:
-    if not winograd.suits((y.shape[1] // 2, y.shape[2] // 2), w.shape[2:], y.dtype):
+    if not winograd.suits((y.shape[0], y.shape[1] // 2, y.shape[2] // 2), w.shape[2:], y.dtype):
         return _strided(y, w)
     return winograd.convolve(winograd.STRIDE_2, y, w.astype(y.dtype))
 
 
 def _fast_strided_weight_gradient(y: Array, x: Array) -> Array:
-    if not winograd.suits(x.shape[1:3], (y.shape[3], x.shape[3]), y.dtype):
+    if not winograd.suits(x.shape[:3], (y.shape[3], x.shape[3]), y.dtype):
         return _weight_gradient(y, x, dilation=2, padding=0)
     return winograd.weight_gradient(winograd.STRIDE_2, y, x.astype(y.dtype))
 

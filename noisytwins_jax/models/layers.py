@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from noisytwins_jax.models import fir
 from noisytwins_jax.models.bilinear_conv import conv1x1, conv3x3, fast_conv3x3, pixelwise_product
+from noisytwins_jax.models.rows import Rows, normal
 
 Array = jax.Array
 Activation = Literal["linear", "lrelu"]
@@ -157,10 +158,11 @@ class ModulatedConv(nn.Module):
     up_impl: fir.UpImpl = "conv"
 
     @nn.compact
-    def __call__(self, x: Array, w: Array, noise_mode: str) -> Array:
+    def __call__(self, x: Array, w: Array, noise_mode: str, rows: Rows | None = None) -> Array:
         """Map activations ``[N, H, W, C]`` and latents ``[N, w_dim]`` → ``[N, resolution, resolution, features]``.
 
-        `noise_mode` is ``"random"`` (from the ``"noise"`` PRNG stream), ``"const"`` (a fixed image) or ``"none"``.
+        `noise_mode` is ``"random"`` (from the ``"noise"`` PRNG stream; of `rows` if given), ``"const"`` (a fixed image) or
+        ``"none"``.
         """
         style = FullyConnected(x.shape[-1], bias_init=1.0, name="affine")(w)
         weight = self.param("weight", _normal, (3, 3, x.shape[-1], self.features))
@@ -178,7 +180,7 @@ class ModulatedConv(nn.Module):
         y = _convolve(y, weight, "up" if self.upsample else None, self.up_impl)
         y = y * demodulation[:, None, None, :].astype(x.dtype)
         if noise_mode == "random":
-            noise = jax.random.normal(self.make_rng("noise"), (x.shape[0], *shape), dtype=strength.dtype)
+            noise = normal(self.make_rng("noise"), x.shape[0], shape, strength.dtype, rows)
             y = y + (noise * strength).astype(x.dtype)
         elif noise_mode == "const":
             y = y + (fixed_noise.value * strength).astype(x.dtype)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 
 from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
+from noisytwins_jax.models.rows import Rows
 
 Array = jax.Array
 PyTree = Any
@@ -99,7 +100,7 @@ class Model(abc.ABC):
 
     @abc.abstractmethod
     def synthesize(
-        self, variables: dict, conditioning: Any, key: Array, update_stats: bool = False
+        self, variables: dict, conditioning: Any, key: Array, update_stats: bool = False, rows: Rows | None = None
     ) -> tuple[Array, Array | None, PyTree]:
         """Generate images in training mode.
 
@@ -108,6 +109,7 @@ class Model(abc.ABC):
           conditioning: second result of `map`.
           key: of per-pixel noise.
           update_stats: whether statistics change.
+          rows: in a micro-batch, which rows of the batch it is.
 
         Returns:
           Images ``[N, H, W, C]``, low-resolution images ``[N, *low_shape]`` or None, and the changed statistics.

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.models.model import DiscriminatorInputs, GeneratorInputs, Model, lerp
+from noisytwins_jax.models.rows import Rows
 from noisytwins_jax.models.stylegan2 import Discriminator, Generator, shrink, truncate
 
 Array = jax.Array
@@ -73,11 +74,13 @@ class StyleGAN2Model(Model):
 
     @override
     def synthesize(
-        self, variables: dict, conditioning: Array, key: Array, update_stats: bool = False
+        self, variables: dict, conditioning: Array, key: Array, update_stats: bool = False, rows: Rows | None = None
     ) -> tuple[Array, Array | None, PyTree]:
         del update_stats
-        rngs = {"noise": key}
-        return *self.generator.apply(variables, conditioning, self.noise_mode, method="synthesize_both", rngs=rngs), {}
+        images = self.generator.apply(
+            variables, conditioning, self.noise_mode, rows, method="synthesize_both", rngs={"noise": key}
+        )
+        return *images, {}
 
     @override
     def low_images(self, images: Array) -> Array | None:

@@ -57,9 +57,11 @@ STRIDE_2 = Filtering(
 )
 
 
-def suits(size: tuple[int, ...], channels: tuple[int, ...], dtype: jnp.dtype) -> bool:
-    """Return whether this is faster than a direct convolution: height and width of the output, channels on either side."""
-    return all(n % 2 == 0 for n in size) and min(channels) >= 64 and dtype.itemsize >= 4
+def suits(outputs: tuple[int, int, int], channels: tuple[int, ...], dtype: jnp.dtype) -> bool:
+    """Return whether this is faster than a direct convolution, for `outputs` ``(N, H, W)`` and channels on either side."""
+    n, height, width = outputs
+    pays = n * height * width >= 256 and min(channels) >= 64  # for the transforms of kernels and of activations
+    return pays and height % 2 == width % 2 == 0 and dtype.itemsize >= 4
 
 
 def convolve(filtering: Filtering, y: Array, w: Array) -> Array:

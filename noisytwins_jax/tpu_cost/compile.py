@@ -102,7 +102,7 @@ def compile_run(
     if failed := {name: costs["error"] for name, costs in result["programs"].items() if "error" in costs}:
         raise UserError(
             f"{', '.join(failed)} cannot be compiled for {topology} ({next(iter(failed.values()))}); if memory is too small, "
-            "lower --config.batch_size, or take more cores or --config.mesh.fsdp."
+            "give --config.accumulation or --config.remat=True, or take more cores or --config.mesh.fsdp."
         )
     return result
 

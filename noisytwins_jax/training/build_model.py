@@ -31,6 +31,7 @@ def _stylegan2(config: RunConfig, channels: int, num_classes: int) -> StyleGAN2M
         "num_classes": num_classes,
         "up_impl": resolve_up_impl(config.up_impl),
         "dtype": jnp.dtype(config.dtype),
+        "remat": config.remat,
         "low_resolution": config.utlo.resolution if config.utlo.weight > 0 else 0,
     }
     generator = stylegan2.Generator(
@@ -71,6 +72,7 @@ def _biggan(config: RunConfig, channels: int, num_classes: int) -> BigGANModel:
         "spectral_norm": options.spectral_norm,
         "sn_epsilon": options.spectral_norm_epsilon,
         "dtype": jnp.dtype(config.dtype),
+        "remat": config.remat,
     }
     generator = biggan.Generator(
         **shared,

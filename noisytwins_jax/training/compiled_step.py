@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from noisytwins_jax.config import RunConfig
+from noisytwins_jax.training.micro_batches import micro_batch_rows
 from noisytwins_jax.training.phases import build_phases, run_steps, step_order
 from noisytwins_jax.training.random_inputs import ClassTable
 from noisytwins_jax.training.state import TrainState
@@ -79,7 +80,7 @@ def check_batch(config: RunConfig, layout: Layout) -> None:
     """Refuse a configuration whose batches a mesh cannot divide, before anything is built.
 
     Raises:
-      UserError: see `Layout.check_batch_size`.
+      UserError: see `Layout.check_batch_size` and `micro_batch_rows`.
     """
     layout.check_batch_size(
         config.batch_size,
@@ -87,6 +88,7 @@ def check_batch(config: RunConfig, layout: Layout) -> None:
         twins=config.makes_twins,
         path_length_batch=config.lazy_batch(config.path_length) if config.path_length.active else 0,
     )
+    micro_batch_rows(config, layout)
 
 
 def lower_phases(step: TrainingStep, table: ClassTable) -> dict[str, jax.stages.Lowered]:

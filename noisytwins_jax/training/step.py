@@ -25,6 +25,7 @@ from noisytwins_jax.models.model import DiscriminatorInputs, GeneratorInputs, Mo
 from noisytwins_jax.training.augment import ada
 from noisytwins_jax.training.augment.augmentation import Augmentation
 from noisytwins_jax.training.ema import ema_decay, update_ema
+from noisytwins_jax.training.micro_batches import MicroBatchedNetworks, micro_batch_rows
 from noisytwins_jax.training.optimizer import lazy_adam, row_major
 from noisytwins_jax.training.random_inputs import ClassTable, RandomInputs
 from noisytwins_jax.training.state import AdaState, NetworkState, TrainState, create_state
@@ -52,6 +53,7 @@ class TrainingStep:
         self.losses = config.losses
         self.adversarial = adversarial_loss(config.loss, config.loss_margin)
         self.augmentation = Augmentation(config)
+        self.networks = MicroBatchedNetworks(model, micro_batch_rows(config, self.layout), self.layout)
         self.random = RandomInputs(config, model, self.layout)
         opt = config.optimizer
         self.generator_optimizer = lazy_adam(opt, opt.generator_lr, config.path_length.interval)
@@ -95,7 +97,7 @@ class TrainingStep:
         images = fake = noise = None
         stats: PyTree = {}
         if lazy is None:
-            images, low_images, stats = self.model.synthesize(variables, conditioning, inputs.key, update_stats=True)
+            images, low_images, stats = self.networks.synthesize(variables, conditioning, inputs.key, update_stats=True)
             fake_inputs = self.random.discriminator_inputs(
                 key, table, images, inputs.labels, low_images, inputs.instances
             )
@@ -109,7 +111,7 @@ class TrainingStep:
             images=images,
             fake=fake,
             conditioning=conditioning,
-            synthesize=lambda v: self.model.synthesize(variables, v, inputs.key)[0],
+            synthesize=lambda v: self.networks.synthesize(variables, v, inputs.key)[0],
             noise=noise,
             class_counts=table.counts,
             progress=progress,
@@ -136,7 +138,7 @@ class TrainingStep:
         real = fake = None
         stats: PyTree = {}
         if fake_inputs is not None:
-            real, fake, stats = self.model.discriminate_both(
+            real, fake, stats = self.networks.discriminate_both(
                 variables, self.augment(real_inputs, p), self.augment(fake_inputs, p)
             )
         ctx = DiscriminatorContext(
@@ -196,7 +198,7 @@ class TrainingStep:
 
     def discriminate(self, variables: dict, inputs: DiscriminatorInputs, p: Array) -> DiscriminatorOutput:
         """Augment images with probability `p` (of ADA) and discriminate them; statistics stay as they are."""
-        return self.model.discriminate(variables, self.augment(inputs, p))[0]
+        return self.networks.discriminate(variables, self.augment(inputs, p))
 
     def augment(self, inputs: DiscriminatorInputs, p: Array) -> DiscriminatorInputs:
         """Augment the images of the discriminator's inputs with probability `p` (of ADA)."""
@@ -358,7 +360,7 @@ class TrainingStep:
         generator = self._gathered(state).generator
         _, conditioning, stats = self.model.map(generator.variables, inputs, update_stats=True)
         generator = generator.replace(stats={**generator.stats, **stats})
-        images, low_images, stats = self.model.synthesize(
+        images, low_images, stats = self.networks.synthesize(
             generator.variables, conditioning, inputs.key, update_stats=True
         )
         state = state.replace(generator=state.generator.replace(stats={**generator.stats, **stats}))

@@ -63,6 +63,19 @@ class Layout:
         """Shard the leading axis over devices; call inside a program."""
         return x if self.num_devices == 1 else jax.lax.with_sharding_constraint(x, self.split)
 
+    def split_batch(self, x: Array, count: int) -> Array:
+        """Split a sharded batch into micro-batches, ``[N, …] → [count, N/count, …]``; no row moves to another device."""
+        n, devices = x.shape[0], self.num_devices
+        parts = x.reshape(devices, count, n // (devices * count), *x.shape[1:]).swapaxes(0, 1)
+        parts = parts.reshape(count, n // count, *x.shape[1:])
+        return parts if devices == 1 else jax.lax.with_sharding_constraint(parts, self.split_at(1))
+
+    def merge_batch(self, parts: Array) -> Array:
+        """Undo `split_batch`."""
+        count, size, devices = *parts.shape[:2], self.num_devices
+        x = parts.reshape(count, devices, size // devices, *parts.shape[2:]).swapaxes(0, 1)
+        return self.batch(x.reshape(count * size, *parts.shape[2:]))
+
     def replicate(self, x: Array) -> Array:
         """Replicate an array on every device; call inside a program."""
         return x if self.num_devices == 1 else jax.lax.with_sharding_constraint(x, self.replicated)

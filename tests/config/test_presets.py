@@ -392,9 +392,9 @@ def faster_compilation() -> str:
     return f"--{option}=false"
 
 
-def finish(process: subprocess.Popen) -> dict[str, dict]:
+def finish(process: subprocess.Popen, timeout: float = TIMEOUT) -> dict[str, dict]:
     """What the program found, by row."""
-    output, errors = process.communicate(timeout=TIMEOUT)
+    output, errors = process.communicate(timeout=timeout)
     assert process.returncode == 0, errors
     reports = [json.loads(line) for line in output.splitlines() if line.startswith("{")]  # others are of progress
     return {report["row"]: report for report in reports}
@@ -464,7 +464,8 @@ def test_two_steps_of_every_row():
             distinct.setdefault(repr(fields), row)
     names = list(distinct.values())
     processes = {devices: start(devices, names) for devices in (1, 4)}
-    found = {devices: finish(process) for devices, process in processes.items()}
+    # Twenty minutes of work on two cores.
+    found = {devices: finish(process, 6 * TIMEOUT) for devices, process in processes.items()}
     wrong = {(row, devices): problems(found[devices][row], devices) for devices in found for row in names}
     wrong = {key: value for key, value in wrong.items() if value}
     assert not wrong

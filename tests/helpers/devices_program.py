@@ -2,11 +2,14 @@
 
 python tests/devices_program.py compare FSDP:PROGRAM,... ...
 python tests/devices_program.py count PROGRAM ...
+python tests/devices_program.py micro PROGRAM FIELD=VALUE,... ...
 
 `compare` runs programs (generator, path_length, discriminator, r1) with a state that FSDP devices share. `count` only
-compiles them, for half of the devices and for all.
+compiles them, for half of the devices and for all. `micro` runs a program with other values of `accumulation` and `remat`,
+on all devices, against one that runs in one piece on one.
 """
 
+import dataclasses
 import functools
 import json
 import re
@@ -20,6 +23,7 @@ import numpy as np
 import optax
 import tiny_run
 
+from noisytwins_jax.config import RunConfig
 from noisytwins_jax.models.stylegan2 import Discriminator, Generator
 from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
 from noisytwins_jax.training.compiled_step import lower_phases
@@ -37,16 +41,19 @@ NETWORKS = {
     "discriminator": "discriminator",
     "r1": "discriminator",
 }
-CONFIG = tiny_run.tiny_config(**{"batch_size": BATCH, "style_mixing": 0.9})
+GROUP = 2  # of minibatch standard deviation
+CONFIG = tiny_run.tiny_config(
+    **{"batch_size": BATCH, "style_mixing": 0.9, "lecam.weight": 0.3, "discriminator.mbstd_group_size": GROUP}
+)
 
 
-def make_step(layout: Layout) -> TrainingStep:
+def make_step(layout: Layout, config: RunConfig = CONFIG) -> TrainingStep:
     """The updates with networks in float64, and an optimiser that keeps the gradient and changes nothing."""
     shared = {"resolution": 8, "channels": 1, "num_classes": len(COUNTS), "channel_base": 64, "channel_max": 8}
-    shared |= {"up_impl": "conv", "dtype": jnp.float64}
+    shared |= {"up_impl": "conv", "dtype": jnp.float64, "remat": config.remat}
     generator = Generator(**shared, z_dim=W, w_dim=W, mapping_layers=2)
-    discriminator = Discriminator(**shared, mbstd_group_size=2, mapping_layers=2)
-    step = TrainingStep(CONFIG, StyleGAN2Model(generator, discriminator), layout)
+    discriminator = Discriminator(**shared, mbstd_group_size=GROUP, mapping_layers=2)
+    step = TrainingStep(config, StyleGAN2Model(generator, discriminator), layout)
 
     def zeros(tree: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, tree)
@@ -90,16 +97,18 @@ class Result(NamedTuple):
     split: list[str]  # leaves of that state which are not whole on every device
 
 
-def lower(layout: Layout) -> tuple[TrainingStep, ClassTable, dict[str, jax.stages.Lowered]]:
+def lower(layout: Layout, config: RunConfig = CONFIG) -> tuple[TrainingStep, ClassTable, dict[str, jax.stages.Lowered]]:
     """The updates, their class table, and every program."""
-    step = make_step(layout)
-    table = jax.device_put(class_table(CONFIG, COUNTS), layout.replicated)
+    step = make_step(layout, config)
+    table = jax.device_put(class_table(config, COUNTS), layout.replicated)
     return step, table, lower_phases(step, table)
 
 
-def run(names: list[str], layout: Layout, batch: dict[str, np.ndarray]) -> dict[str, Result]:
+def run(
+    names: list[str], layout: Layout, batch: dict[str, np.ndarray], config: RunConfig = CONFIG
+) -> dict[str, Result]:
     """Runs programs, each from the same state; `batch` is this process's rows."""
-    step, table, lowered = lower(layout)
+    step, table, lowered = lower(layout, config)
     shardings = layout.state_shardings(step.abstract_state(layout.replicated))
     place = jax.jit(lambda x: x.replace(key=jax.random.wrap_key_data(x.key)), out_shardings=shardings)
     with ThreadPoolExecutor(len(names)) as pool:
@@ -173,6 +182,13 @@ def main(what: str, *arguments: str) -> None:
             lowered = lower(Layout(some))[2]
             found = {name: collectives(lowered[name].compile().as_text(), count=True) for name in arguments}
             report[len(some)] = found
+    elif what == "micro":
+        program, *variants = arguments
+        one = run([program], Layout(devices[:1]), make_batch())[program]
+        for variant in variants:
+            fields = {name: int(value) for name, _, value in (part.partition("=") for part in variant.split(","))}
+            other = run([program], Layout(devices), make_batch(), dataclasses.replace(CONFIG, **fields))[program]
+            report[variant] = compare(one, other)
     else:
         wanted = {int(n): names.split(",") for n, _, names in (argument.partition(":") for argument in arguments)}
         one = run(sorted({name for names in wanted.values() for name in names}), Layout(devices[:1]), make_batch())

@@ -19,7 +19,7 @@ class Discriminator(nn.Module, kw_only=True):
     With instances, ``⟨instance(features), h⟩`` is added: the same projection on a linear map of their features.
 
     Attributes:
-      resolution, channels, num_classes, width, deep, attention, sn_epsilon, up_impl, dtype: as in `Generator`.
+      resolution, channels, num_classes, width, deep, attention, sn_epsilon, up_impl, dtype, remat: as in `Generator`.
       spectral_norm: whether weights are normalised, the class embedding among them.
       instances: whether the discriminator is conditioned on the features of an instance.
       dropout: probability of dropping an entry of h in training (PRNG stream ``"dropout"``).
@@ -37,6 +37,7 @@ class Discriminator(nn.Module, kw_only=True):
     instances: bool = False
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         """Build the layers."""
@@ -57,9 +58,11 @@ class Discriminator(nn.Module, kw_only=True):
             self.input_conv = Conv(
                 discriminator_stem(self.resolution) * self.width, 3, sn_epsilon, up_impl=self.up_impl
             )
-            self.blocks = [DeepDiscriminatorBlock(**options) for options in blocks]
         else:
-            self.blocks = [DiscriminatorBlock(**options, is_first=i == 0) for i, options in enumerate(blocks)]
+            blocks = [options | {"is_first": i == 0} for i, options in enumerate(blocks)]
+        kind = DeepDiscriminatorBlock if self.deep else DiscriminatorBlock
+        kind = nn.remat(kind, static_argnums=(2,)) if self.remat else kind
+        self.blocks = [kind(**options) for options in blocks]
         self.linear = Dense(1, sn_epsilon)
         self.embed = Embedding(self.num_classes, table[-1].out_channels * self.width, sn_epsilon)
         if self.instances:  # no bias: it would duplicate `linear`'s weights

@@ -45,6 +45,7 @@ class Generator(nn.Module, kw_only=True):
       spectral_norm: whether weights are normalised (all but the class embeddings).
       up_impl: see `layers.Conv`.
       dtype: dtype of activations; parameters, statistics and the image are float32.
+      remat: whether gradients compute a block's activations again rather than store them.
     """
 
     resolution: int
@@ -66,6 +67,7 @@ class Generator(nn.Module, kw_only=True):
     spectral_norm: bool = True
     up_impl: UpImpl = "conv"
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         """Build the layers."""
@@ -88,6 +90,7 @@ class Generator(nn.Module, kw_only=True):
             self.instance = Dense(self.instance_dim, None)  # an embedding: like the classes' it is not normalised
         self.linear = Dense(16 * table[0].in_channels * self.width, sn_epsilon)
         kind = DeepGeneratorBlock if self.deep else GeneratorBlock
+        kind = nn.remat(kind, static_argnums=(3, 4)) if self.remat else kind
         self.blocks = [
             kind(
                 features=block.out_channels * self.width,

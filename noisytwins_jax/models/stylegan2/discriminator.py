@@ -93,7 +93,7 @@ class Discriminator(nn.Module):
       mapping_layers: layers of the class mapping (8 in every published configuration); always 1 for ``"embedding"``.
       heads: see above; all but ``"projection"`` need classes.
       low_resolution: a power of two from 4, below `resolution`, or 0 for none; not for the architecture ``"skip"``.
-      resolution, channels, num_classes, channel_base, channel_max, architecture, conv_clamp, up_impl, dtype: as in
+      resolution, channels, num_classes, channel_base, channel_max, architecture, conv_clamp, up_impl, dtype, remat: as in
         `Generator`.
     """
 
@@ -110,6 +110,7 @@ class Discriminator(nn.Module):
     dtype: jnp.dtype = jnp.float32
     heads: Heads = "projection"
     low_resolution: int = 0
+    remat: bool = False
 
     def setup(self) -> None:
         """Build the blocks, the output layers and the class mapping."""
@@ -119,8 +120,9 @@ class Discriminator(nn.Module):
         def features(resolution: int) -> int:
             return min(self.channel_base // resolution, self.channel_max)
 
+        block = nn.remat(DiscriminatorBlock) if self.remat else DiscriminatorBlock
         self.blocks = [
-            DiscriminatorBlock(
+            block(
                 features(resolution),
                 features(resolution // 2),
                 self.architecture,

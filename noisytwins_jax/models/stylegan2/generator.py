@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from noisytwins_jax.models import fir
 from noisytwins_jax.models.layers import Conv2d, ModulatedConv, ToRGB
+from noisytwins_jax.models.rows import Rows
 from noisytwins_jax.models.stylegan2.mapping import Conditioning, MappingNetwork, truncate
 from noisytwins_jax.models.stylegan2.resolutions import Architecture, block_resolutions, check_low_resolution
 
@@ -27,7 +28,9 @@ class SynthesisBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array | None, image: Array | None, ws: Array, noise_mode: str) -> tuple[Array, Array | None]:
+    def __call__(
+        self, x: Array | None, image: Array | None, ws: Array, noise_mode: str, rows: Rows | None
+    ) -> tuple[Array, Array | None]:
         """Return activations and image; `ws` ``[N, 2 or 3, w_dim]``: one per convolution, the last for the image layer."""
 
         def conv(name: str, **options) -> ModulatedConv:
@@ -38,16 +41,16 @@ class SynthesisBlock(nn.Module):
             const = self.param("const", nn.initializers.normal(1.0), (4, 4, self.features))
             # Cast after the broadcast, so that its gradient is summed over the batch in float32.
             x = jnp.broadcast_to(const, (ws.shape[0], *const.shape)).astype(self.dtype)
-            x = conv("conv1")(x, ws[:, 0], noise_mode)
+            x = conv("conv1")(x, ws[:, 0], noise_mode, rows)
         elif self.architecture == "resnet":
             skip = Conv2d(
                 self.features, 1, resample="up", gain=math.sqrt(0.5), use_bias=False, up_impl=self.up_impl, name="skip"
             )(x)
-            x = conv("conv0", upsample=True)(x, ws[:, 0], noise_mode)
-            x = skip + conv("conv1", gain=math.sqrt(0.5))(x, ws[:, 1], noise_mode)
+            x = conv("conv0", upsample=True)(x, ws[:, 0], noise_mode, rows)
+            x = skip + conv("conv1", gain=math.sqrt(0.5))(x, ws[:, 1], noise_mode, rows)
         else:
-            x = conv("conv0", upsample=True)(x, ws[:, 0], noise_mode)
-            x = conv("conv1")(x, ws[:, 1], noise_mode)
+            x = conv("conv0", upsample=True)(x, ws[:, 0], noise_mode, rows)
+            x = conv("conv1")(x, ws[:, 1], noise_mode, rows)
 
         if image is not None:
             image = fir.upsample2d(image)
@@ -69,15 +72,17 @@ class SynthesisNetwork(nn.Module):
     up_impl: fir.UpImpl
     dtype: jnp.dtype
     low_resolution: int = 0
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, ws: Array, noise_mode: str) -> tuple[Array, Array | None]:
+    def __call__(self, ws: Array, noise_mode: str, rows: Rows | None = None) -> tuple[Array, Array | None]:
         """Map `ws` ``[N, num_ws, w_dim]`` to images ``[N, R, R, channels]`` of the full and, if any, the low resolution."""
         x = image = low_image = None
         first = 0
+        block = nn.remat(SynthesisBlock, static_argnums=(4,)) if self.remat else SynthesisBlock
         for resolution in block_resolutions(self.resolution):
             count = 2 if resolution == 4 else 3
-            x, image = SynthesisBlock(
+            x, image = block(
                 features=min(self.channel_base // resolution, self.channel_max),
                 resolution=resolution,
                 channels=self.channels,
@@ -87,7 +92,7 @@ class SynthesisNetwork(nn.Module):
                 up_impl=self.up_impl,
                 dtype=self.dtype,
                 name=f"b{resolution}",
-            )(x, image, ws[:, first : first + count], noise_mode)
+            )(x, image, ws[:, first : first + count], noise_mode, rows)
             first += count - 1  # an image layer shares its w with the next block's first convolution
             if resolution == self.low_resolution:
                 low_image = image
@@ -113,6 +118,7 @@ class Generator(nn.Module):
       conditioning: how the class enters the mapping; see `MappingNetwork`.
       low_resolution: layers up to this resolution take w without a class (UTLO); 0 for none. A power of two from 4,
         below `resolution`; needs the architecture ``"skip"``.
+      remat: whether gradients compute a block's activations again rather than store them.
     """
 
     resolution: int
@@ -130,6 +136,7 @@ class Generator(nn.Module):
     dtype: jnp.dtype = jnp.float32
     conditioning: Conditioning = "concat"
     low_resolution: int = 0
+    remat: bool = False
 
     def setup(self) -> None:
         """Build the mapping and the synthesis network."""
@@ -153,6 +160,7 @@ class Generator(nn.Module):
             self.up_impl,
             self.dtype,
             self.low_resolution,
+            self.remat,
         )
 
     @property
@@ -188,9 +196,14 @@ class Generator(nn.Module):
         """Generate images ``[N, resolution, resolution, channels]``, nominally in [-1, 1], from ``[N, num_ws, w_dim]``."""
         return self.synthesis(ws, noise_mode)[0]
 
-    def synthesize_both(self, ws: Array, noise_mode: str = "random") -> tuple[Array, Array | None]:
-        """Generate images as `synthesize`, and the same at the low resolution, ``None`` if there is none."""
-        return self.synthesis(ws, noise_mode)
+    def synthesize_both(
+        self, ws: Array, noise_mode: str = "random", rows: Rows | None = None
+    ) -> tuple[Array, Array | None]:
+        """Generate images as `synthesize`, and the same at the low resolution, ``None`` if there is none.
+
+        `rows` says which rows of a batch a micro-batch is, for its noise.
+        """
+        return self.synthesis(ws, noise_mode, rows)
 
     def __call__(
         self,
