@@ -125,7 +125,7 @@ class Conv2d(nn.Module):
     gain: float = 1.0
     clamp: float | None = None
     use_bias: bool = True
-    up_impl: fir.UpImpl = "shift"
+    up_impl: fir.UpImpl = "conv"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

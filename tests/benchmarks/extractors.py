@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,26 +33,31 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     args = parser.parse_args()
     use_all_cores()  # as --mode=evaluate does
-    per_device_batch = args.batch or (8 if jax.default_backend() == "cpu" else 64)
+    print(json.dumps(measure(args.network, args.batch, args.rounds, args.seconds)))
+
+
+def measure(network: str, per_device_batch: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """Measure an extractor, and the same in PyTorch where it is installed; see the options of `main`."""
+    per_device_batch = per_device_batch or (8 if jax.default_backend() == "cpu" else 64)
     batch = per_device_batch * jax.local_device_count()
-    state, size, run = _ours(args.network)
+    state, size, run = _ours(network)
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
     programs: dict[str, Callable[[], np.ndarray]] = {"ours": run(images, per_device_batch)}
     with contextlib.suppress(ImportError):
-        programs["pytorch"] = _torch(args.network, state, images)
+        programs["pytorch"] = _torch(network, state, images)
     results = {name: program() for name, program in programs.items()}  # warm
     rates: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(args.rounds):
+    for _ in range(rounds):
         for name, program in programs.items():
-            rates[name].append(_images_per_second(program, batch, args.seconds))
+            rates[name].append(_images_per_second(program, batch, seconds))
     medians = {name: float(np.median(values)) for name, values in rates.items()}
-    report = {"network": args.network, "device": jax.devices()[0].device_kind, "batch": batch, "cores": os.cpu_count()}
+    report = {"network": network, "device": jax.devices()[0].device_kind, "batch": batch, "cores": os.cpu_count()}
     report |= {f"{name}_images_per_second": round(value, 2) for name, value in medians.items()}
     if "pytorch" in medians:
         report["ratio"] = round(medians["ours"] / medians["pytorch"], 2)
         scale = np.abs(results["pytorch"]).max()
         report["difference"] = float(np.abs(results["ours"] - results["pytorch"]).max() / scale)
-    print(json.dumps(report | {"rounds": {name: [round(v, 2) for v in values] for name, values in rates.items()}}))
+    return report | {"rounds": {name: [round(v, 2) for v in values] for name, values in rates.items()}}
 
 
 def _ours(network: str) -> tuple[dict[str, np.ndarray], int, Callable]:

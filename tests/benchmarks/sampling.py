@@ -14,12 +14,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import torch
 
+from noisytwins_jax.config import RunConfig
 from noisytwins_jax.config.flags import load_config
 from noisytwins_jax.interop.converted_network import ConvertedNetwork
-from noisytwins_jax.interop.pytorch import stylegan2
 from noisytwins_jax.interop.stylegan2.state_dict import write_stylegan2
+from noisytwins_jax.models.model import Model
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.utils.sharding import use_all_cores
 
@@ -28,45 +28,66 @@ CLASSES, ROUNDS, SECONDS = 1010, 5, 2.0
 SHARED = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max", "architecture")  # options of both
 
 
-def images_per_second(program: Callable[[], object], batch: int) -> float:
-    """Measure images per second of calls for at least `SECONDS`."""
+def images_per_second(program: Callable[[], object], batch: int, seconds: float = SECONDS) -> float:
+    """Measure images per second of calls for at least `seconds`."""
     calls, began = 0, time.perf_counter()
-    while time.perf_counter() - began < SECONDS or not calls:
+    while time.perf_counter() - began < seconds or not calls:
         program()
         calls += 1
     return calls * batch / (time.perf_counter() - began)
 
 
-def compare(resolution: int, batch: int) -> str:
-    """Measure one generator and batch size; return a line of the table."""
-    config = load_config([f"--config={CONFIG}:noisytwins,{resolution}", "--config.dtype=float32"])
+def build_generator(resolution: int, dtype: str = "float32") -> tuple[RunConfig, Model, dict]:
+    """Return the configuration, the networks and random variables of the generator."""
+    config = load_config([f"--config={CONFIG}:noisytwins,{resolution}", f"--config.dtype={dtype}"])
     model = build_model(config, 3, CLASSES)
-    variables = jax.device_get(jax.jit(lambda key: model.init(key)[0])(jax.random.key(0)))
-    options = config.generator
-    theirs = stylegan2.Generator(
-        resolution,
-        CLASSES,
-        **{name: getattr(options, name) for name in SHARED},
-    ).eval()
-    tensors = write_stylegan2(ConvertedNetwork("generator", {}, CLASSES, 3, variables), "studiogan")
-    theirs.load_state_dict({key: torch.from_numpy(np.array(x)) for key, x in tensors.items()})
+    return config, model, jax.device_get(jax.jit(lambda key: model.init(key)[0])(jax.random.key(0)))
+
+
+def sample_inputs(config: RunConfig, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sample latents and labels."""
     rng = np.random.default_rng(0)
-    z = rng.standard_normal((batch, options.z_dim)).astype(np.float32)
-    labels = rng.integers(0, CLASSES, batch)
+    z = rng.standard_normal((batch, config.generator.z_dim)).astype(np.float32)
+    return z, rng.integers(0, CLASSES, batch).astype(np.int32)
+
+
+def our_program(model: Model, variables: dict, z: np.ndarray, labels: np.ndarray) -> Callable[[], jax.Array]:
+    """Return a function that generates images of these latents and labels, and waits for them."""
 
     @jax.jit
-    def ours(variables: dict, z: jax.Array, labels: jax.Array) -> jax.Array:
+    def generate(variables: dict, z: jax.Array, labels: jax.Array) -> jax.Array:
         return model.generator.apply(variables, z, labels, noise_mode="const")
 
-    arguments = jax.device_put((variables, z, labels.astype(np.int32)))
-    torch_arguments = torch.from_numpy(z), torch.from_numpy(labels)
+    arguments = jax.device_put((variables, z, labels))
+    return lambda: generate(*arguments).block_until_ready()
 
-    def in_torch() -> torch.Tensor:
+
+def torch_program(config: RunConfig, variables: dict, z: np.ndarray, labels: np.ndarray) -> Callable[[], np.ndarray]:
+    """Return the same in PyTorch, on the CPU."""
+    import torch
+
+    from noisytwins_jax.interop.pytorch import stylegan2
+
+    options = {name: getattr(config.generator, name) for name in SHARED}
+    theirs = stylegan2.Generator(config.data.resolution, CLASSES, **options).eval()
+    tensors = write_stylegan2(ConvertedNetwork("generator", {}, CLASSES, 3, variables), "studiogan")
+    theirs.load_state_dict({key: torch.from_numpy(np.array(x)) for key, x in tensors.items()})
+    arguments = torch.from_numpy(z), torch.from_numpy(labels)
+
+    def generate() -> np.ndarray:
         with torch.inference_mode():
-            return theirs(*torch_arguments, noise_mode="const")
+            return theirs(*arguments, noise_mode="const").numpy()
 
-    programs = {"ours": lambda: ours(*arguments).block_until_ready(), "PyTorch": in_torch}
-    difference = np.abs(np.asarray(programs["ours"]()) - in_torch().numpy().transpose(0, 2, 3, 1)).max()
+    return generate
+
+
+def compare(resolution: int, batch: int) -> str:
+    """Measure one generator and batch size; return a line of the table."""
+    config, model, variables = build_generator(resolution)
+    inputs = sample_inputs(config, batch)
+    programs = {"ours": our_program(model, variables, *inputs), "PyTorch": torch_program(config, variables, *inputs)}
+    ours, theirs = (program() for program in programs.values())
+    difference = np.abs(np.asarray(ours) - theirs.transpose(0, 2, 3, 1)).max()
     best = dict.fromkeys(programs, 0.0)
     for _ in range(ROUNDS):
         for name, program in programs.items():

@@ -1,12 +1,16 @@
-"""The extractors in plain PyTorch, from the specification of their public files, to compare speed and features with ours.
+"""What is compared with ours in plain PyTorch: the extractors, and updates of StyleGAN2.
 
-States are ``{key: torch.Tensor}`` by the public files' names. Images are float ``[n, 3, H, W]`` as the networks see them.
+The extractors follow the specification of their public files, to compare speed and features. States are
+``{key: torch.Tensor}`` by the public files' names. Images are float ``[n, 3, H, W]`` as the networks see them.
 """
 
+import time
 from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
+
+from noisytwins_jax.config import RunConfig
 
 State = Mapping[str, torch.Tensor]
 
@@ -117,3 +121,70 @@ def clip_tower(state: State, x: torch.Tensor, heads: int) -> torch.Tensor:
         hidden = linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc")
         x = x + linear(hidden * torch.sigmoid(1.702 * hidden), f"{block}.mlp.c_proj")
     return norm(x[:, 0], "visual.ln_post") @ state["visual.proj"]
+
+
+def stylegan2_updates(config: RunConfig, device: str, form: str, autocast: bool) -> tuple[Callable[[], None], ...]:
+    """Build the networks of a configuration; return an update of G and one of D, with the logistic loss and Adam.
+
+    Args:
+      config: of a run on `synthetic` images.
+      device: as PyTorch names it.
+      form: ``eager`` or ``channels_last``; with ``, compiled`` the networks are compiled at their first use.
+      autocast: whether networks run in bfloat16 where PyTorch's autocast does.
+    """
+    from noisytwins_jax.interop.pytorch import stylegan2
+
+    n, resolution, classes = config.batch_size, config.data.resolution, config.data.options["num_classes"]
+    shared = ("mapping_layers", "channel_base", "channel_max", "architecture")
+    g_options = {name: getattr(config.generator, name) for name in (*shared, "z_dim", "w_dim")}
+    d_options = {name: getattr(config.discriminator, name) for name in (*shared, "mbstd_group_size")}
+    memory_format = torch.channels_last if form.startswith("channels_last") else torch.contiguous_format
+    generator = stylegan2.Generator(resolution, classes, **g_options).to(device, memory_format=memory_format)
+    discriminator = stylegan2.Discriminator(resolution, classes, **d_options).to(device, memory_format=memory_format)
+    g_adam, d_adam = (torch.optim.Adam(x.parameters(), 0.0025, (0.0, 0.99)) for x in (generator, discriminator))
+    compiled = form.endswith("compiled")
+    generate, judge = (torch.compile(x) if compiled else x for x in (generator, discriminator))
+    mixed = torch.autocast(device, torch.bfloat16, enabled=autocast)
+    real = (torch.rand(n, 3, resolution, resolution, device=device) * 2 - 1).to(memory_format=memory_format)
+    real_labels = torch.randint(classes, (n,), device=device)
+
+    def random_inputs() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(n, config.generator.z_dim, device=device), torch.randint(classes, (n,), device=device)
+
+    def apply(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    def update_generator() -> None:
+        discriminator.requires_grad_(False)
+        z, labels = random_inputs()
+        with mixed:
+            logits = judge(generate(z, labels), labels)
+        apply(F.softplus(-logits.float()).mean(), g_adam)
+
+    def update_discriminator() -> None:
+        discriminator.requires_grad_(True)
+        z, labels = random_inputs()
+        with mixed:
+            with torch.no_grad():
+                fake = generate(z, labels)
+            real_logits, fake_logits = judge(real, real_labels), judge(fake, labels)
+        apply((F.softplus(-real_logits.float()) + F.softplus(fake_logits.float())).mean(), d_adam)
+
+    return update_generator, update_discriminator
+
+
+def time_update(update: Callable[[], None], repeats: int) -> float:
+    """Return the mean milliseconds of calls, after as many to warm up, at most three."""
+
+    def run(count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            update()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return 1e3 * (time.perf_counter() - began) / count
+
+    run(min(repeats, 3))
+    return run(repeats)

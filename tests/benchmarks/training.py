@@ -18,8 +18,8 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ from workloads import add_workload_arguments, build_workload
 
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.registry import load_data
+from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.models.fir import resolve_up_impl
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.compiled_step import CompiledStep, check_batch
@@ -69,9 +70,20 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
 
 
-def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
-    """Compile, warm up and measure a configuration; README.md explains the fields."""
-    layout = Layout(fsdp=config.mesh.fsdp)
+class Prepared(NamedTuple):
+    """A configuration that is ready to train."""
+
+    config: RunConfig  # its groups of the minibatch standard deviation fit the batch
+    splits: DataSplits
+    phases: list[Phase]
+    compiled: CompiledStep
+    state: TrainState
+    compile_seconds: float
+
+
+def prepare(config: RunConfig, devices: Sequence[jax.Device] | None = None) -> Prepared:
+    """Load the data of a configuration, initialise its state and compile its programs; by default on all devices."""
+    layout = Layout(devices, fsdp=config.mesh.fsdp)
     # A batch smaller than the published one may not fill a group on every device: use smaller groups.
     group = min(config.discriminator.mbstd_group_size, max(1, config.batch_size // layout.num_devices))
     config = dataclasses.replace(
@@ -81,13 +93,16 @@ def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
     splits = load_data(config.data)
     model = build_model(config, splits.train.channels, splits.train.num_classes)
     step = TrainingStep(config, model, layout)
-    phases = build_phases(step)
     shardings = layout.state_shardings(step.abstract_state(layout.state_shardings))
     state = jax.jit(step.init, static_argnums=0, out_shardings=shardings)(config.seed)
     began = time.perf_counter()
     compiled = CompiledStep(step, class_table(config, splits.train.class_counts))
-    compile_seconds = time.perf_counter() - began
+    return Prepared(config, splits, build_phases(step), compiled, state, time.perf_counter() - began)
 
+
+def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
+    """Compile, warm up and measure a configuration; README.md explains the fields."""
+    config, splits, phases, compiled, state, compile_seconds = prepare(config)
     rates = runs_per_step(phases, compiled.batches)
     with process_batches(config, splits) as batches:
         state, times = time_programs(state, compiled, phases, batches, repeats)
@@ -104,7 +119,7 @@ def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
         "ms_per_program": {name: round(1e3 * seconds, 2) for name, seconds in times.items()},
         "steps_per_program": {name: 1 / rate for name, rate in rates.items()},
         "batch_size": config.batch_size,
-        "mbstd_group_size": group,
+        "mbstd_group_size": config.discriminator.mbstd_group_size,
         "path_length_batch": config.lazy_batch(config.path_length) if config.path_length.active else 0,
         "up_impl": resolve_up_impl(config.up_impl),
         "dtype": config.dtype,
@@ -113,7 +128,7 @@ def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
         "device_peak_mb": device_peak_mb(),
         "memory_mb": {name: program_memory(program) for name, program in compiled.programs.items()},
         "device": jax.devices()[0].device_kind,
-        "devices": layout.num_devices,
+        "devices": compiled.layout.num_devices,
         "jax": jax.__version__,
     }
 

@@ -15,6 +15,7 @@ SIZES = {
     "digits": ("digits_lt", {"num_classes": 10, "channels": 1, "num_images": 1024}),
     "cifar10_lt": ("cifar10_lt", {"num_classes": 10, "num_images": 1024}),
     "inat19_64": ("inat19", {"num_classes": 1010, "num_images": 1010}),
+    "biggan_128": ("imagenet", {"num_classes": 1000, "num_images": 1000}),
 }
 
 
@@ -28,7 +29,7 @@ def build_workload(
     """Build the configuration of a size, its data replaced by synthetic images of the same shape and classes.
 
     Args:
-      size: a name of `SIZES`: NoisyTwins as in the file of that size.
+      size: a name of `SIZES`: the first method of the file of that size.
       batch_size, up_impl, dtype: replace those of the size if given.
       fields: further fields as ``name=value``, for example ``path_length.batch_fraction=1``.
 

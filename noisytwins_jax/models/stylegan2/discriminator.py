@@ -60,16 +60,17 @@ class DiscriminatorEpilogue(nn.Module):
     architecture: Architecture
     mbstd_group_size: int
     clamp: float | None
+    up_impl: fir.UpImpl
 
     @nn.compact
     def __call__(self, x: Array, image: Array | None) -> Array:
         """Map ``[N, 4, 4, features] → [N, features]``."""
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.architecture == "skip":
-            x = x + Conv2d(self.features, 1, activation="lrelu", name="fromrgb")(image)
+            x = x + Conv2d(self.features, 1, activation="lrelu", up_impl=self.up_impl, name="fromrgb")(image)
         if self.mbstd_group_size > 1:
             x = minibatch_stddev(x, self.mbstd_group_size)
-        x = Conv2d(self.features, 3, activation="lrelu", clamp=self.clamp, name="conv")(x)
+        x = Conv2d(self.features, 3, activation="lrelu", clamp=self.clamp, up_impl=self.up_impl, name="conv")(x)
         return FullyConnected(self.features, activation="lrelu", name="fc")(x.reshape(x.shape[0], -1))
 
 
@@ -134,7 +135,9 @@ class Discriminator(nn.Module):
             )
             for resolution in block_resolutions(self.resolution)[:0:-1]
         ]
-        self.b4 = DiscriminatorEpilogue(features(4), self.architecture, self.mbstd_group_size, self.conv_clamp)
+        self.b4 = DiscriminatorEpilogue(
+            features(4), self.architecture, self.mbstd_group_size, self.conv_clamp, self.up_impl
+        )
         self.output = FullyConnected(self.embedding_dim if self._projects else 1)
         if self.heads == "transitional":
             self.conditional_output = FullyConnected(self.embedding_dim)
@@ -149,7 +152,7 @@ class Discriminator(nn.Module):
                 raise ValueError(
                     "A discriminator of architecture 'skip' takes no low_resolution: 'resnet' and 'orig' do."
                 )
-            self.low_fromrgb = Conv2d(features(self.low_resolution), 1, activation="lrelu")
+            self.low_fromrgb = Conv2d(features(self.low_resolution), 1, activation="lrelu", up_impl=self.up_impl)
             self.low_output = FullyConnected(1)
 
     @property
