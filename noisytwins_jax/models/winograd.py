@@ -60,7 +60,9 @@ STRIDE_2 = Filtering(
 def suits(outputs: tuple[int, int, int], channels: tuple[int, ...], dtype: jnp.dtype) -> bool:
     """Return whether this is faster than a direct convolution, for `outputs` ``(N, H, W)`` and channels on either side."""
     n, height, width = outputs
-    pays = n * height * width >= 256 and min(channels) >= 64  # for the transforms of kernels and of activations
+    pays = (
+        n * height * width >= 2048 and min(channels) >= 64
+    )  # for transforms of kernels and activations, and compiling
     return pays and height % 2 == width % 2 == 0 and dtype.itemsize >= 4
 
 
