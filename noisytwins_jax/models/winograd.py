@@ -58,8 +58,13 @@ STRIDE_2 = Filtering(
 
 
 def suits(outputs: tuple[int, int, int], channels: tuple[int, ...], dtype: jnp.dtype) -> bool:
-    """Return whether this is faster than a direct convolution, for `outputs` ``(N, H, W)`` and channels on either side."""
+    """Return whether this is faster than a direct convolution, for `outputs` ``(N, H, W)`` and channels on either side.
+
+    A symbolic N, of an exported program, is taken for small.
+    """
     n, height, width = outputs
+    if not isinstance(n, int):
+        return False
     pays = (
         n * height * width >= 2048 and min(channels) >= 64
     )  # for transforms of kernels and activations, and compiling

@@ -212,7 +212,7 @@ class LinearModel:
         w = draws.z @ p["z"] + p["embed"][draws.labels] + draws.class_noise
         return w, w[:, None], {}
 
-    def synthesize(self, variables, conditioning, key, update_stats=False):
+    def synthesize(self, variables, conditioning, key, update_stats=False, rows=None):
         return jnp.tanh(conditioning[:, 0] @ variables["params"]["image"]).reshape(-1, *self.image_shape), None, {}
 
     def low_images(self, images):
