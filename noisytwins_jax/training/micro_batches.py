@@ -48,7 +48,8 @@ def micro_batch_rows(config: RunConfig, layout: Layout) -> int:
         above = [n for n in counts if n > config.accumulation][:1]
         raise UserError(
             f"config.accumulation={config.accumulation} does not divide the {rows} images of a device into micro-batches of "
-            f"whole minibatch-std groups of {group}; give {' or '.join(map(str, below + above))}."
+            f"whole minibatch-std groups of {group}; give {' or '.join(map(str, below + above))}, "
+            "or smaller groups (--config.discriminator.mbstd_group_size)."
         )
     return config.batch_size // config.accumulation
 
