@@ -40,6 +40,7 @@ from noisytwins_jax.training.phases import build_phases, runs_per_step
 from noisytwins_jax.training.random_inputs import ClassTable
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.utils.errors import UserError, did_you_mean, first_line
+from noisytwins_jax.utils.memory_plan import memory_plan
 from noisytwins_jax.utils.sharding import Layout
 
 _PARALLEL_COMPILATIONS = 4  # the compiler needs one to three gigabytes for each of the large programs
@@ -207,14 +208,7 @@ def _compile(name: str, program: jax.stages.Lowered, flops: float, cores: int, c
 def _costs(compiled: jax.stages.Compiled, text: str, flops: float, cores: int, chip: Chip) -> dict[str, Any]:
     """Collect the costs of one run of a program on one core: cycles, FLOPs, memory and communication."""
     summary = read_program(text, cores)
-    memory = compiled.memory_analysis()
-    parts = {
-        "arguments": memory.argument_size_in_bytes,
-        "outputs": memory.output_size_in_bytes,
-        "aliased": memory.alias_size_in_bytes,
-        "temporary": memory.temp_size_in_bytes,
-    }
-    total = parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporary"]
+    memory = memory_plan(compiled)
     cycles = summary.pop("cycles")
     sent = sum(entry["sent_bytes"] for entry in summary["collectives"].values())
     return {
@@ -223,8 +217,8 @@ def _costs(compiled: jax.stages.Compiled, text: str, flops: float, cores: int, c
         "mfu": flops / cores / max(cycles * chip.flops_per_cycle, 1),
         "compiler_gflop": compiled.cost_analysis().get("flops", 0.0) / 1e9,
         "model_gflop": flops / cores / 1e9,
-        "memory_mb": {part: round(size / 1e6, 2) for part, size in (parts | {"all": total}).items()},
-        "fits": total <= chip.memory,
+        "memory_mb": {part: round(size / 1e6, 2) for part, size in memory.items()},
+        "fits": memory["all"] <= chip.memory,
         "sent_mb": sent / 1e6,
         "communication_ms": 1e3 * communication_seconds(sent, chip),
         **summary,

@@ -17,6 +17,7 @@ from noisytwins_jax.training.random_inputs import ClassTable
 from noisytwins_jax.training.run import Run
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.memory_plan import memory_plan
 from noisytwins_jax.utils.multihost import print_on_primary
 from noisytwins_jax.utils.sharding import Layout
 
@@ -28,17 +29,9 @@ class Need(NamedTuple):
     program: str
 
 
-def program_bytes(program: Any) -> int:
-    """Return what a compiled program holds on a device: arguments, results and what lies in between."""
-    memory = program.memory_analysis()
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
-
-
 def largest_need(programs: Mapping[str, Any]) -> Need:
     """Return the need of the largest program; the state is among the arguments of each."""
-    name = max(programs, key=lambda name: program_bytes(programs[name]))
-    return Need(program_bytes(programs[name]), name)
+    return max(Need(memory_plan(program)["all"], name) for name, program in programs.items())
 
 
 def available_bytes() -> float:
