@@ -10,11 +10,14 @@ Coefficients are 0, ±1 and 1/2, so that results differ from a direct convolutio
 value by 1e-6 in float32.
 """
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Array = jax.Array
@@ -73,12 +76,12 @@ def suits(outputs: tuple[int, int, int], channels: tuple[int, ...], dtype: jnp.d
 
 def convolve(filtering: Filtering, y: Array, w: Array) -> Array:
     """Correlate without padding, with H and W even: ``[N, s(H-1)+3, s(W-1)+3, I] × [3, 3, I, O] → [N, H, W, O]``."""
-    return _multiply(filtering, y, _transform_kernel(filtering, [list(row) for row in w]))
+    return _multiply(filtering, y, _split_kernel(filtering, w))
 
 
 def convolve_transposed(filtering: Filtering, x: Array, w: Array) -> Array:
     """Compute `convolve` with the kernel of the transpose, its taps reversed and its channels swapped ``[3, 3, O, I]``."""
-    return _multiply(filtering, x, [k.T for k in _transform_kernel(filtering, [list(row)[::-1] for row in w][::-1])])
+    return _multiply(filtering, x, [k.swapaxes(1, 2) for k in _split_kernel(filtering, w[::-1, ::-1])])
 
 
 def weight_gradient(filtering: Filtering, y: Array, x: Array) -> Array:
@@ -86,7 +89,7 @@ def weight_gradient(filtering: Filtering, y: Array, x: Array) -> Array:
 
     def products(y: Array, x: Array) -> list[Array]:
         pairs = zip(_split_data(filtering, y), _split_outputs(filtering, x), strict=True)
-        return [jnp.matmul(_as_matrix(d).T, _as_matrix(r)) for d, r in pairs]
+        return [jnp.matmul(jnp.swapaxes(_as_matrices(d), 1, 2), _as_matrices(r)) for d, r in pairs]
 
     height = _strip_height(filtering, y, x.shape[3])
     count = x.shape[1] // height
@@ -97,17 +100,17 @@ def weight_gradient(filtering: Filtering, y: Array, x: Array) -> Array:
         outputs = lax.dynamic_slice_in_dim(x, i * height, height, 1)
         return jax.tree.map(jnp.add, sums, products(_strip(filtering, y, i, height), outputs))
 
-    zeros = [jnp.zeros((y.shape[3], x.shape[3]), y.dtype)] * len(filtering.data) ** 2
+    p = len(filtering.data)
+    zeros = [jnp.zeros((p, y.shape[3], x.shape[3]), y.dtype)] * p
     return _merge_kernel(filtering, lax.fori_loop(0, count, add, zeros))
 
 
 def _multiply(filtering: Filtering, y: Array, kernels: list[Array]) -> Array:
     def outputs(y: Array) -> Array:
-        tiles = zip(_split_data(filtering, y), kernels, strict=True)
-        products = [jnp.matmul(_as_matrix(d), k).reshape(*d.shape[:3], -1) for d, k in tiles]
-        return _merge_outputs(filtering, products)
+        pairs = zip(_split_data(filtering, y), kernels, strict=True)
+        return _merge_outputs(filtering, [jnp.matmul(_as_matrices(d), k).reshape(*d.shape[:4], -1) for d, k in pairs])
 
-    height = _strip_height(filtering, y, kernels[0].shape[1])
+    height = _strip_height(filtering, y, kernels[0].shape[2])
     shape = jax.eval_shape(outputs, y).shape
     if height == shape[1]:
         return outputs(y)
@@ -136,55 +139,78 @@ def _strip(filtering: Filtering, y: Array, i: Array, height: int) -> Array:
     return lax.dynamic_slice_in_dim(y, i * inputs, inputs + filtering.overlap, 1)
 
 
-def _as_matrix(x: Array) -> Array:
-    """Reshape ``[N, H, W, C] → [N·H·W, C]``: XLA transposes activations for a product that sums over several axes."""
-    return x.reshape(-1, x.shape[3])
+def _as_matrices(x: Array) -> Array:
+    """Reshape ``[p, N, H, W, C] → [p, N·H·W, C]``: XLA transposes activations for a product that sums over several axes."""
+    return x.reshape(x.shape[0], -1, x.shape[4])
 
 
 # --- the three maps and their transposes, along both axes -----------------------------------------------------------------
+#
+# The p² products come in p arrays of p: each on its own takes long to compile, and all in one leave the cache between the
+# steps of their computation.
 
 
 def _split_data(filtering: Filtering, y: Array) -> list[Array]:
-    """Transform the overlapping tiles of an input: products × ``[N, H/2, W/2, I]``."""
-
-    def along(x: Array, axis: int) -> list[Array]:
-        inputs, step = len(filtering.data[0]), filtering.step
-        last = x.shape[axis] - inputs
-        tiles = [lax.slice_in_dim(x, i, i + last + 1, step, axis) for i in range(inputs)]
-        return _combine(filtering.data, tiles)
-
-    return [product for row in along(y, 1) for product in along(row, 2)]
+    """Transform the overlapping tiles of an input: p × ``[p, N, H/2, W/2, I]``."""
+    return _split(filtering.data, filtering.step, y)
 
 
 def _split_outputs(filtering: Filtering, x: Array) -> list[Array]:
-    """Transform the tiles of an output: products × ``[N, H/2, W/2, O]``."""
-
-    def along(x: Array, axis: int) -> list[Array]:
-        pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
-        return _combine(filtering.outputs, [lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1)])
-
-    return [product for row in along(x, 1) for product in along(row, 2)]
+    """Transform the tiles of an output: p × ``[p, N, H/2, W/2, O]``."""
+    return _split(filtering.outputs, 2, x)
 
 
-def _merge_outputs(filtering: Filtering, products: Sequence[Array]) -> Array:
+def _split(matrix: Matrix, step: int, x: Array) -> list[Array]:
+    """Multiply the tiles of ``[N, H, W, C]``, one in `step` pixels, by a matrix along both axes."""
+    rows = np.asarray(matrix, x.dtype)
+    count = np.count_nonzero(rows, axis=1).max()
+    at = np.argsort(rows == 0, axis=1, kind="stable")[:, :count].astype(np.int32)  # where a row is not zero
+    factors = np.take_along_axis(rows, at, 1)
+
+    def terms(row: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return first pixels and factors of the terms of a row of products."""
+        return [
+            (np.stack([np.full_like(at[:, j], at[row, i]), at[:, j]], axis=1), factors[row, i] * factors[:, j])
+            for i, j in np.ndindex(count, count)
+        ]
+
+    last = rows.shape[1] - 1
+    extent = (x.shape[0], x.shape[1] - last, x.shape[2] - last, x.shape[3])
+    axes = lax.GatherDimensionNumbers(offset_dims=(1, 2, 3, 4), collapsed_slice_dims=(), start_index_map=(1, 2))
+
+    def value(starts: Array, factors: Array) -> Array:
+        pixels = lax.gather(x, starts, axes, extent, mode="promise_in_bounds")[:, :, ::step, ::step]
+        return factors[:, None, None, None, None] * pixels
+
+    # Rows differ in values that the compiler does not see: it compiles them once.
+    hidden = lax.optimization_barrier([terms(row) for row in range(len(rows))])
+    return [functools.reduce(jnp.add, itertools.starmap(value, of_row)) for of_row in hidden]
+
+
+def _merge_outputs(filtering: Filtering, products: list[Array]) -> Array:
     """Transpose `_split_outputs`."""
+    matrix = tuple(zip(*filtering.outputs, strict=True))
 
     def along(products: Sequence[Array], axis: int) -> Array:
-        return _interleave(_combine(_transposed(filtering.outputs), products), axis)
+        return _interleave(_combine(matrix, products), axis)
 
-    return along([along(row, 2) for row in _rows(products)], 1)
-
-
-def _transform_kernel(filtering: Filtering, taps: list[list[Array]]) -> list[Array]:
-    """Transform a kernel, 3×3 matrices: products × ``[I, O]``."""
-    columns = [_combine(filtering.kernel, column) for column in zip(*taps, strict=True)]
-    return [k for row in zip(*columns, strict=True) for k in _combine(filtering.kernel, row)]
+    return along([along(list(row), 2) for row in products], 1)
 
 
-def _merge_kernel(filtering: Filtering, products: Sequence[Array]) -> Array:
-    """Transpose `_transform_kernel`."""
-    taps = _transposed(filtering.kernel)
-    return jnp.stack(_combine(taps, [jnp.stack(_combine(taps, row)) for row in _rows(products)]))
+def _split_kernel(filtering: Filtering, w: Array) -> list[Array]:
+    """Transform a kernel: ``[3, 3, I, O]`` → p × ``[p, I, O]``."""
+    return [jnp.tensordot(matrix, w, 2) for matrix in _kernel_matrices(filtering, w.dtype)]
+
+
+def _merge_kernel(filtering: Filtering, products: list[Array]) -> Array:
+    """Transpose `_split_kernel`."""
+    pairs = zip(_kernel_matrices(filtering, products[0].dtype), products, strict=True)
+    return functools.reduce(jnp.add, [jnp.tensordot(matrix.T, x, 1) for matrix, x in pairs]).swapaxes(0, 1)
+
+
+def _kernel_matrices(filtering: Filtering, dtype: jnp.dtype) -> np.ndarray:
+    """Return the maps from 3×3 taps to each row of products: ``[p, p, 3, 3]``."""
+    return np.einsum("ai,bj->abij", filtering.kernel, filtering.kernel).astype(dtype)
 
 
 def _combine(matrix: Matrix, terms: Sequence[Array]) -> list[Array]:
@@ -194,16 +220,6 @@ def _combine(matrix: Matrix, terms: Sequence[Array]) -> list[Array]:
         weighted = [term if c == 1 else c * term for c, term in zip(row, terms, strict=True) if c]
         products.append(sum(weighted[1:], weighted[0]))
     return products
-
-
-def _transposed(matrix: Matrix) -> Matrix:
-    return tuple(zip(*matrix, strict=True))
-
-
-def _rows(products: Sequence[Array]) -> list[Sequence[Array]]:
-    """Split p² products into p rows."""
-    p = int(len(products) ** 0.5)
-    return [products[i : i + p] for i in range(0, p * p, p)]
 
 
 def _interleave(parts: Sequence[Array], axis: int) -> Array:
