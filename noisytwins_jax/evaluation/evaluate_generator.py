@@ -65,6 +65,7 @@ import numpy as np
 
 from noisytwins_jax.data.source import ImageSource
 from noisytwins_jax.evaluation.generated_features import GeneratedFeatures, extract_generated_features
+from noisytwins_jax.evaluation.memory import print_memory, too_little_memory
 from noisytwins_jax.evaluation.protocol_record import build_protocol_record, check_request
 from noisytwins_jax.evaluation.scores import (
     CLASSWISE,
@@ -88,11 +89,13 @@ from noisytwins_jax.metrics.resumable_chunks import ResumableCache, resumable_ch
 from noisytwins_jax.metrics.settings import Counts, Settings
 from noisytwins_jax.metrics.w_space import within_class_variance_ratio
 from noisytwins_jax.training.fault_tolerance.consistency import code_fingerprint
+from noisytwins_jax.utils.device_memory import explain_out_of_memory
 from noisytwins_jax.utils.multihost import broadcast_from_primary
 
 _NUM_NEAREST, _NUM_EXAMPLES = 6, 20  # training images beside a generated one; generated ones, each of another class
 
 
+@explain_out_of_memory(too_little_memory)
 def evaluate_generator(
     fakes: Fakes,
     *,
@@ -161,9 +164,13 @@ def evaluate_generator(
     real = {kind: x.features for kind, x in real_by_kind.items()}
     labels = np.asarray(reference.labels)
 
+    embedder = Embedder(extractors, settings.per_device_batch, settings.prefetch)
+    size = fakes.image_size or (reference.resolution, reference.resolution, reference.channels)
+    print_memory(fakes, embedder, size)
     extract = functools.partial(
         extract_generated_features,
-        embedder=Embedder(extractors, settings.per_device_batch, settings.prefetch),
+        embedder=embedder,
+        size=size,
         reference=reference,
         real=real,
         counts=counts,

@@ -47,6 +47,7 @@ class Piece(NamedTuple):
 def extract_generated_features(
     fakes: Fakes,
     embedder: Embedder,
+    size: tuple[int, int, int],
     reference: ImageSource,
     real: Mapping[str, np.ndarray],
     counts: Counts,
@@ -62,6 +63,7 @@ def extract_generated_features(
     Args:
       fakes: source of the generated images.
       embedder: with the extractors, the headline's first.
+      size: of the images: height, width and channels.
       reference: the real images, of the same classes.
       real: features of the real images by kind, on the primary process.
       counts: numbers of images of each class.
@@ -74,7 +76,6 @@ def extract_generated_features(
     """
     primary = jax.process_index() == 0
     each = counts.each if classwise else counts.pooled
-    size = fakes.image_size or (reference.resolution, reference.resolution, reference.channels)
     parts = split_into_parts(each)
     rows_of_class = [np.flatnonzero(np.asarray(reference.labels) == c) for c in range(reference.num_classes)]
 

@@ -1,7 +1,6 @@
 """Compiled programs that generate images: each image is a pure function of (seed, its index, its class, truncation)."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ def quantize(images: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=8)  # compiled once for all samplers of a model: variables are arguments
-def sample_program(model: Model, latents: Latents, truncation: str | None = None) -> Callable[..., tuple[Array, Array]]:
+def sample_program(model: Model, latents: Latents, truncation: str | None = None) -> jax.stages.Wrapped:
     """Build the program of a `Sampler`.
 
     Args:
@@ -64,7 +63,7 @@ def sample_program(model: Model, latents: Latents, truncation: str | None = None
 
 
 @functools.lru_cache(maxsize=8)
-def interpolation_program(model: Model, latents: Latents, truncation: str | None = None) -> Callable[..., Array]:
+def interpolation_program(model: Model, latents: Latents, truncation: str | None = None) -> jax.stages.Wrapped:
     """Build the program of `Sampler.interpolate`; arguments as `sample_program`.
 
     Returns:

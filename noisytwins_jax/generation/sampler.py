@@ -78,6 +78,13 @@ class Sampler:
         arrays = np.asarray(labels, np.int32), np.asarray(indices, np.int32)
         return self._layout.map_batches(program, self._arguments, *arrays, **self._batching)
 
+    def compile(self) -> jax.stages.Compiled:
+        """Compile the program of a batch, the one that the next call runs."""
+        rows = [np.zeros(self._batching["per_device_batch"] * self._layout.num_devices, np.int32)] * 2
+        variables, instances = self._arguments
+        rows = jax.device_put(rows, self._layout.split)
+        return self._program.lower(variables, self._strength, self._seed, *rows, instances).compile()
+
     def interpolate(self, labels: np.ndarray, indices: np.ndarray, t: np.ndarray) -> np.ndarray:
         """Generate images between one (class, z) at t = 0 and another at t = 1, uint8 ``[n, H, W, C]``.
 

@@ -1,7 +1,7 @@
 """Feature extraction on this process's devices, with several extractors at once, from host arrays or a generator."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -89,7 +89,14 @@ class Embedder:
         self._layout = Layout(jax.local_devices())
         self._batching = {"per_device_batch": per_device_batch, "prefetch": prefetch}
         self.extractors = dict(extractors)
+        self._apply = {name: jax.jit(x.apply) for name, x in self.extractors.items()}
         self._variables = {name: self._layout.replicate_to_devices(x.variables) for name, x in self.extractors.items()}
+
+    def compile(self, size: tuple[int, int, int], sharding: jax.sharding.Sharding | None = None) -> dict[str, Any]:
+        """Compile each extractor's program for a batch of images of a size, the one that the next call runs."""
+        batch = self._batching["per_device_batch"] * self._layout.num_devices
+        images = jax.device_put(np.zeros((batch, *size), np.uint8), sharding or self._layout.split)
+        return {name: f.lower(self._variables[name], images).compile() for name, f in self._apply.items()}
 
     def embed_images(self, images: np.ndarray) -> dict[str, Features]:
         """Compute the features of images uint8 ``[n, H, W, C]`` on the host, by extractor."""
@@ -124,9 +131,7 @@ class Embedder:
         return self._by_extractor(outputs), w, images
 
     def _extract(self, images: Array) -> tuple[Array, ...]:
-        return tuple(
-            x for name, extractor in self.extractors.items() for x in extractor.apply(self._variables[name], images)
-        )
+        return tuple(x for name, apply in self._apply.items() for x in apply(self._variables[name], images))
 
     def _by_extractor(self, outputs: Sequence[np.ndarray]) -> dict[str, Features]:
         pairs = zip(outputs[::2], outputs[1::2], strict=True)

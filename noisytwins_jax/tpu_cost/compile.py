@@ -39,8 +39,8 @@ from noisytwins_jax.training.instance_conditioning import abstract_table
 from noisytwins_jax.training.phases import build_phases, runs_per_step
 from noisytwins_jax.training.random_inputs import ClassTable
 from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.utils.device_memory import memory_plan
 from noisytwins_jax.utils.errors import UserError, did_you_mean, first_line
-from noisytwins_jax.utils.memory_plan import memory_plan
 from noisytwins_jax.utils.sharding import Layout
 
 _PARALLEL_COMPILATIONS = 4  # the compiler needs one to three gigabytes for each of the large programs

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,8 +15,14 @@ from noisytwins_jax.training.micro_batches import micro_batch_counts
 from noisytwins_jax.training.random_inputs import ClassTable
 from noisytwins_jax.training.run import Run
 from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.utils.device_memory import (
+    available_bytes,
+    explain_out_of_memory,
+    memory_line,
+    memory_plan,
+    readable_bytes,
+)
 from noisytwins_jax.utils.errors import UserError
-from noisytwins_jax.utils.memory_plan import memory_plan
 from noisytwins_jax.utils.multihost import print_on_primary
 from noisytwins_jax.utils.sharding import Layout
 
@@ -34,14 +39,6 @@ def largest_need(programs: Mapping[str, Any]) -> Need:
     return max(Need(memory_plan(program)["all"], name) for name, program in programs.items())
 
 
-def available_bytes() -> float:
-    """Return what the device with the least memory may hold; on CPUs, its share of the machine's memory."""
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
-    if None not in limits:
-        return min(limits)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(limits)
-
-
 class MemoryCheck:
     """Compares what a run's training step needs with what a device has, and names the settings that would fit."""
 
@@ -54,20 +51,14 @@ class MemoryCheck:
         Raises:
           UserError: it is more than the device has.
         """
-        need, available = largest_need(programs), available_bytes()
-        if need.bytes > available:
-            raise self._too_large(f"{_readable(need.bytes)} ({need.program})")
-        return f"Memory of a device: {_readable(need.bytes)} ({need.program}) of {_readable(available)}."
+        need = largest_need(programs)
+        if need.bytes > available_bytes():
+            raise self._too_large(f"{readable_bytes(need.bytes)} ({need.program})")
+        return memory_line("Training", *need)
 
-    @contextlib.contextmanager
-    def explain(self) -> Iterator[None]:
+    def explain(self) -> contextlib.AbstractContextManager[None]:
         """Turn an out-of-memory error of the device, or of its compiler, into the `UserError` of `check`."""
-        try:
-            yield
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
-                raise
-            raise self._too_large("more memory") from error
+        return explain_out_of_memory(lambda: self._too_large("more memory"))
 
     def _too_large(self, needed: str) -> UserError:
         available, found = available_bytes(), []
@@ -78,12 +69,12 @@ class MemoryCheck:
                 need = largest_need(self._compile(_replace_fields(self.run.config, fields))).bytes
             except jax.errors.JaxRuntimeError:  # some compilers refuse what does not fit
                 continue
-            found.append(f"{flags} needs {_readable(need)}" + (" and fits" if need <= available else ""))
+            found.append(f"{flags} needs {readable_bytes(need)}" + (" and fits" if need <= available else ""))
             if need <= available and "accumulation" in fields:
                 break  # more micro-batches would need less still
         found.append("a smaller --config.batch_size needs less, too")
         return UserError(
-            f"The training step needs {needed} on a device that has {_readable(available)}: {'; '.join(found)}."
+            f"The training step needs {needed} on a device that has {readable_bytes(available)}: {'; '.join(found)}."
         )
 
     def _compile(self, config: RunConfig) -> Mapping[str, Any]:
@@ -119,7 +110,3 @@ def _replace_fields(config: RunConfig, fields: dict[str, Any]) -> RunConfig:
         else:
             config = dataclasses.replace(config, **{name: value})
     return config
-
-
-def _readable(size: float) -> str:
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

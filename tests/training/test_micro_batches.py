@@ -12,13 +12,14 @@ import tiny_run
 from test_devices import measure
 
 from noisytwins_jax.data.registry import load_data
-from noisytwins_jax.training import memory as module
+from noisytwins_jax.training import memory as training_memory
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.compiled_step import CompiledStep, check_batch
-from noisytwins_jax.training.memory import MemoryCheck, available_bytes, largest_need
+from noisytwins_jax.training.memory import MemoryCheck, largest_need
 from noisytwins_jax.training.micro_batches import in_micro_batches, micro_batch_rows
 from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.utils import device_memory
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.sharding import Layout
 
@@ -151,12 +152,14 @@ def memory(monkeypatch):
 
 def test_memory_is_said(memory, monkeypatch):
     assert largest_need(PROGRAMS_PLANNED) == (1101e6, "generator")
-    monkeypatch.setattr(module, "available_bytes", lambda: 8e9)
-    assert memory.check(PROGRAMS_PLANNED) == "Memory of a device: 1.1 GB (generator) of 8 GB."
+    for place in (training_memory, device_memory):
+        monkeypatch.setattr(place, "available_bytes", lambda: 8e9)
+    line = "Training needs 1.1 GB of a device's 8 GB of memory (program: generator)."
+    assert memory.check(PROGRAMS_PLANNED) == line
 
 
 def test_what_does_not_fit_is_refused_with_what_would(memory, monkeypatch, capsys):
-    monkeypatch.setattr(module, "available_bytes", lambda: 400e6)
+    monkeypatch.setattr(training_memory, "available_bytes", lambda: 400e6)
     with pytest.raises(UserError) as error:
         memory.check(PROGRAMS_PLANNED)
     assert str(error.value) == (
@@ -178,7 +181,7 @@ def test_other_settings_are_compiled_and_need_less(tmp_path):
         programs = MemoryCheck(run, compiled.table)._compile(dataclasses.replace(config, accumulation=accumulation))
         needs[accumulation] = largest_need(programs).bytes
     state = sum(x.nbytes for x in jax.tree.leaves(step.init(0).generator.params))
-    assert available_bytes() > needs[1] > needs[2] > needs[4] > 4 * state
+    assert device_memory.available_bytes() > needs[1] > needs[2] > needs[4] > 4 * state
 
 
 def test_running_out_of_memory_is_explained(memory, monkeypatch):
