@@ -84,7 +84,7 @@ class MicroBatchedNetworks:
             images, low_images, stats = self.model.synthesize(variables, conditioning, key, update_stats, rows)
             return (images, low_images), stats
 
-        images, stats = self._apply(network, n, (variables, key), (conditioning, jnp.arange(n)))
+        images, stats = self.apply(network, n, (variables, key), (conditioning, jnp.arange(n)))
         return *images, stats
 
     def discriminate(self, variables: dict, inputs: DiscriminatorInputs) -> DiscriminatorOutput:
@@ -118,9 +118,10 @@ class MicroBatchedNetworks:
             return network(variables, tuple(x._replace(dropout=key) for x in inputs))
 
         rows = tuple(x._replace(dropout=None) for x in inputs)
-        return self._apply(keyed, n, (variables, dropout), (rows, jnp.arange(n)))
+        return self.apply(keyed, n, (variables, dropout), (rows, jnp.arange(n)))
 
-    def _apply(self, network: Network, n: int, shared: PyTree, rows: PyTree) -> tuple[PyTree, PyTree]:
+    def apply(self, network: Network, n: int, shared: PyTree, rows: PyTree) -> tuple[PyTree, PyTree]:
+        """Apply a function of `n` rows; return its outputs and new statistics."""
         of_device = n // self.layout.num_devices
         count = min(
             c for c in range(1, of_device + 1) if of_device % c == 0 and (n // c <= self.rows or c == of_device)

@@ -25,6 +25,7 @@ WarpImpl = Literal["matmul", "gather"]
 # Of "matmul" on TPUs: three passes of bfloat16 products for float32 (about 16 bits), or one.
 Precision = Literal["float32", "bfloat16"]
 Affine = tuple[Array, Array, Array, Array, Array, Array]
+Indices = np.ndarray | Array
 
 # Low-pass filter of the wavelet "sym6" (Daubechies, Ten Lectures on Wavelets, 1992), which sums to √2.
 _SYM6 = np.array([
@@ -49,7 +50,7 @@ def warp(x: Array, matrix: Affine, impl: WarpImpl = "matmul", precision: Precisi
     else:
         windows = _Windows(matrix, height, width)
         sampled = jax.lax.cond(
-            windows.fit, lambda x: windows.sample(x, precision), lambda x: _whole(x, matrix, precision), x
+            windows.fit, lambda x: windows.sample(x, precision), lambda x: _row_by_row(x, matrix, precision), x
         )
     x = jnp.einsum("hp,npqc->nhqc", halving_matrix(height).astype(x.dtype), sampled, precision="highest")
     return jnp.einsum("wq,nhqc->nhwc", halving_matrix(width).astype(x.dtype), x, precision="highest")
@@ -60,9 +61,7 @@ def grid_size(size: int) -> int:
     return 2 * (size + 2 * _OUTPUT_PAD) - 2
 
 
-def sampling_positions(
-    matrix: Affine, height: int, width: int, rows: np.ndarray, columns: np.ndarray
-) -> tuple[Array, Array]:
+def sampling_positions(matrix: Affine, height: int, width: int, rows: Indices, columns: Indices) -> tuple[Array, Array]:
     """Map samples of the doubled output grid, given by row and column, to x and y in the mirrored and doubled image.
 
     In pixels of that image (``2·(3·size - 2)`` of them), counted from its pixel ``3·(size - 1)``: small numbers near
@@ -99,14 +98,32 @@ def _whole(x: Array, matrix: Affine, precision: Precision) -> Array:
     """Sample from whole images: ``[N, H, W, C] → [N, P, Q, C]``."""
     n, height, width, channels = x.shape
     shape = grid_size(height), grid_size(width)
-    positions_x, positions_y = sampling_positions(
-        matrix, height, width, *(index.ravel() for index in np.indices(shape))
-    )
-    rows = _positions_in_lanes(_whole_weights(positions_y, height))
-    columns = _positions_in_lanes(_whole_weights(positions_x, width))
-    x = _positions_in_lanes(_product("nhwc,nht->ncwt", x, rows, precision))
-    x = (x * columns[:, None]).sum(axis=2)
+    rows, columns = np.indices(shape).reshape(2, -1)
+    x = _at_positions(x, matrix, rows, columns, precision)
     return x.reshape(n, channels, *shape).transpose(0, 2, 3, 1)
+
+
+def _row_by_row(x: Array, matrix: Affine, precision: Precision) -> Array:
+    """Compute `_whole` a row of the output grid at a time: weights of large images would not fit into memory."""
+    height, width = x.shape[1:3]
+    columns = np.arange(grid_size(width), dtype=np.int32)
+
+    @jax.checkpoint  # a gradient would store all rows' weights otherwise
+    def sample_row(row: Array) -> Array:
+        return _at_positions(x, matrix, jnp.full_like(columns, row), columns, precision)
+
+    rows = jax.lax.map(sample_row, np.arange(grid_size(height), dtype=np.int32))
+    return rows.transpose(1, 0, 3, 2)
+
+
+def _at_positions(x: Array, matrix: Affine, rows: Indices, columns: Indices, precision: Precision) -> Array:
+    """Sample whole images at positions ``[T]`` of the output grid: ``[N, H, W, C] → [N, C, T]``."""
+    _, height, width, _ = x.shape
+    positions_x, positions_y = sampling_positions(matrix, height, width, rows, columns)
+    row_weights = _positions_in_lanes(_whole_weights(positions_y, height))
+    column_weights = _positions_in_lanes(_whole_weights(positions_x, width))
+    x = _positions_in_lanes(_product("nhwc,nht->ncwt", x, row_weights, precision))
+    return (x * column_weights[:, None]).sum(axis=2)
 
 
 def _positions_in_lanes(x: Array) -> Array:
