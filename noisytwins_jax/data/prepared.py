@@ -23,15 +23,17 @@ from noisytwins_jax.data.source import DataSplits, LabelledImages
 from noisytwins_jax.utils.errors import UserError
 
 INFO_FILE = "preparation.json"
-# Numbers of classes of the public data sets, for --mode=compile before they are prepared (their images are RGB).
-KNOWN_CLASSES = {
-    "cifar10_lt": 10,
-    "imagenet": 1000,
-    "imagenet_lt": 1000,
-    "inat19": 1010,
-    "animal_face": 20,
-    "imagenet_carnivore": 20,
-    "petals": 20,
+# Classes and channels of the public data sets, for --mode=compile before they are prepared.
+KNOWN_SETS = {
+    "cifar10_lt": (10, 3),
+    "fashion_mnist_lt": (10, 1),
+    "mnist_lt": (10, 1),
+    "imagenet": (1000, 3),
+    "imagenet_lt": (1000, 3),
+    "inat19": (1010, 3),
+    "animal_face": (20, 3),
+    "imagenet_carnivore": (20, 3),
+    "petals": (20, 3),
 }
 VERSION = "1.0.0"  # of the format and of the order of images; also the TFDS version of every data set
 
@@ -154,8 +156,8 @@ def load_info(name: str, *, resolution: int, directory: str, cache: str = "") ->
 
 def how_to_prepare(name: str, resolution: int, directory: str) -> str:
     """Return the end of an error message: the command that prepares a data set of this name."""
-    kind = name if name in KNOWN_CLASSES else f"image_folder --name={name}"
-    source = "" if name == "petals" else " --source=..."
+    kind = name if name in KNOWN_SETS else f"image_folder --name={name}"
+    source = "" if name in ("petals", "fashion_mnist_lt") else " --source=..."
     command = f"python -m noisytwins_jax.data.prepare {kind}{source} --data_dir={directory} --resolution={resolution}"
     return f"prepare it with: {command}"
 

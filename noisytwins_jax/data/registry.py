@@ -8,7 +8,7 @@ from typing import Any
 from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.prepare.embedded import petals, petals_splits
-from noisytwins_jax.data.prepared import KNOWN_CLASSES, VERSION, how_to_prepare, load_info, prepared_splits
+from noisytwins_jax.data.prepared import KNOWN_SETS, VERSION, how_to_prepare, load_info, prepared_splits
 from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.data.synthetic import synthetic_splits
 from noisytwins_jax.utils.errors import UserError, did_you_mean
@@ -73,14 +73,14 @@ def classes_and_channels(data: DataConfig) -> tuple[int, int]:
         train = load_data(data).train
         return train.num_classes, train.channels
     _check_name(data)
-    if data.name in KNOWN_CLASSES and not (_directory(data) / f"{data.resolution}px" / VERSION).exists():
-        return KNOWN_CLASSES[data.name], 3
+    if data.name in KNOWN_SETS and not (_directory(data) / f"{data.resolution}px" / VERSION).exists():
+        return KNOWN_SETS[data.name]
     info, _ = load_info(data.name, resolution=data.resolution, directory=data.dir, cache=data.cache)
     return len(info["class_names"]), info["channels"]
 
 
 def _check_name(data: DataConfig) -> None:
-    known = [*_BUILDERS, *KNOWN_CLASSES]
+    known = [*_BUILDERS, *KNOWN_SETS]
     if data.name not in known and "://" not in data.dir and not _directory(data).exists():
         prepared = sorted({path.parent.name for path in Path(data.dir).expanduser().glob("*/*px")} - {*known})
         known = [*prepared, *known]

@@ -22,6 +22,7 @@ from noisytwins_jax.data.prepare.cifar import cifar10_lt
 from noisytwins_jax.data.prepare.class_summary import CLASS_COUNTS_FILE, describe_classes, draw_class_counts
 from noisytwins_jax.data.prepare.embedded import digits_lt, petals
 from noisytwins_jax.data.prepare.folders import animal_face, image_folder, imagenet_carnivore
+from noisytwins_jax.data.prepare.idx import PROFILES, fashion_mnist_lt, mnist_lt
 from noisytwins_jax.data.prepare.imagenet import imagenet, imagenet_lt
 from noisytwins_jax.data.prepare.inat import inat19
 from noisytwins_jax.data.prepare.listing import Listing, Problems
@@ -48,6 +49,8 @@ class Preparer(NamedTuple):
 
 PREPARERS = {
     "cifar10_lt": Preparer(cifar10_lt, resolution=32, thresholds=(200, 1000), list_tfds=tfds_source.cifar10_lt),
+    "fashion_mnist_lt": Preparer(fashion_mnist_lt, resolution=32, channels=1, thresholds=(200, 1000)),
+    "mnist_lt": Preparer(mnist_lt, resolution=32, channels=1, thresholds=(200, 1000)),
     # Resolution, crop and filter of BigGAN.
     "imagenet": Preparer(imagenet, resolution=128, preprocessing="center-box", list_tfds=tfds_source.imagenet),
     "imagenet_lt": Preparer(imagenet_lt, list_tfds=tfds_source.imagenet_lt),
@@ -61,6 +64,7 @@ PREPARERS = {
 # Options that only some listings have, with the type of their values and their help.
 LISTING_OPTIONS: dict[str, tuple[type, str]] = {
     "imbalance_factor": (float, "rarest over most frequent class, in (0, 1]"),
+    "profile": (str, f"how classes get rarer: {' or '.join(PROFILES)}"),
     "largest": (int, "training images of the most frequent class"),
     "num_classes": (int, "number of classes"),
     "reference_per_class": (int, "reference images of each class"),
@@ -195,9 +199,10 @@ def _list_images(
         raise UserError(f"{arguments.dataset} takes no --{unknown[0]}; its own options: {', '.join(own) or 'none'}.")
     options = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     if "source" in parameters:
-        if arguments.source is None:
+        if arguments.source is not None:
+            given |= {"source": str(arguments.source) if from_tfds else arguments.source.expanduser()}
+        elif parameters["source"].default is inspect.Parameter.empty:
             raise UserError(f"{arguments.dataset} needs --source=<folder or archive> of the images.")
-        given |= {"source": str(arguments.source) if from_tfds else arguments.source.expanduser()}
         given |= {"unpack_in": unpack_in} if "unpack_in" in parameters else {}
     elif arguments.source is not None:
         raise UserError(f"{arguments.dataset} needs no source files and takes no --source; leave it out.")
