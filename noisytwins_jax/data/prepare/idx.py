@@ -101,8 +101,8 @@ def fashion_mnist_lt(
     classifier split is the whole training set, 60,000 images: the classifier knows what was cut off the tail.
 
     Args:
-      source: the folder of the four IDX files, each with or without ``.gz``; None for where Debian's package
-        dataset-fashion-mnist has them.
+      source: the folder of the four IDX files, each with or without ``.gz``, or one of them; None for where Debian's
+        package dataset-fashion-mnist has them.
       imbalance_factor: rarest over most frequent class, in (0, 1], of the profile "exponential" (`long_tail_counts`).
       profile: "exponential", or "gamo" for 4000 2000 1000 750 500 350 200 100 60 40 images.
       seed: seed of the choice of images. For one seed, those of a smaller class are among those of a larger one.
@@ -209,6 +209,8 @@ def _unpacked(file: Path) -> bytes:
 def _find_files(known: IdxSet, source: Path | None) -> dict[str, Path]:
     """Find the four files of a set, by their names without ``.gz``."""
     folder = Path(source or known.folder or ".")
+    if folder.is_file():  # one of the four
+        folder = folder.parent
     if source is None and not (known.folder and folder.is_dir()):
         raise UserError(f"Give --source=<folder> with the four files of {known.title}: {_get(known)}")
     files = {}

@@ -63,7 +63,8 @@ def test_published_counts():
 @pytest.mark.parametrize("packed", [True, False])
 def test_splits_and_images(source, tmp_path, packed):
     folder = source if packed else write(tmp_path / "unpacked", small_files(), packed=False)
-    listing = idx.fashion_mnist_lt(folder, imbalance_factor=0.1)
+    given = folder if packed else folder / NAMES[2]  # or one of the files
+    listing = idx.fashion_mnist_lt(given, imbalance_factor=0.1)
     expected = [200, 150, 100, 60, 60, 55, 43, 33, 25, 20]  # at most what there is
     assert np.bincount([item.label for item in listing.splits["train"]]).tolist() == expected
     assert [len(listing.splits[name]) for name in ("reference", "classifier")] == [30, 870]
