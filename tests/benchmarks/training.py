@@ -18,7 +18,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +36,7 @@ from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.run import process_batches
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
+from noisytwins_jax.utils.device_memory import memory_plan
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.sharding import Layout
 
@@ -126,7 +127,10 @@ def measure(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
         "compile_s": round(compile_seconds, 1),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / rss_units_per_mb()),
         "device_peak_mb": device_peak_mb(),
-        "memory_mb": {name: program_memory(program) for name, program in compiled.programs.items()},
+        "memory_mb": {
+            name: {kind: round(size / 1e6, 2) for kind, size in memory_plan(program).items()}
+            for name, program in compiled.programs.items()
+        },
         "device": jax.devices()[0].device_kind,
         "devices": compiled.layout.num_devices,
         "jax": jax.__version__,
@@ -165,18 +169,6 @@ def time_steps(state: TrainState, compiled: CompiledStep, batches: Batches, step
         state, _ = compiled(state, i, batches, count)
     jax.block_until_ready(state)
     return time.perf_counter() - began
-
-
-def program_memory(program: Callable) -> dict[str, float] | None:
-    """Return the compiler's memory plan of a program in megabytes per device, by kind, or ``None`` if it has none.
-
-    Donated arguments are returned as outputs and counted in both; ``aliased`` is their size.
-    """
-    memory = program.memory_analysis()
-    if memory is None:
-        return None
-    kinds = {"argument": "argument", "temp": "temp", "output": "output", "aliased": "alias"}
-    return {name: round(getattr(memory, f"{kind}_size_in_bytes") / 1e6, 2) for name, kind in kinds.items()}
 
 
 def device_peak_mb() -> float | None:
