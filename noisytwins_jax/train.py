@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,11 +126,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
 
         # --- loop ----------------------------------------------------------------------------------------------------
         if start < config.total_steps:
-            print_on_primary("Compiling the training programs.")
-            began = time.perf_counter()
-            with memory.explain():
-                compiled = CompiledStep(step, table)
-            print_on_primary(f"Compiled in {time.perf_counter() - began:.0f} s. {memory.check(compiled.programs)}")
+            compiled = memory.compile()
         if compiled is not None or evaluation_pending(run, start):
             with memory.explain():
                 state, evaluation = run_to_end(run, compiled, state, start)

@@ -12,8 +12,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 from typing_extensions import override
 
-from noisytwins_jax.training.checkpoint_integrity import FILES, check_architecture, find_corruption, write_digests
 from noisytwins_jax.training.checkpoint_records import CheckpointRecords
+from noisytwins_jax.training.fault_tolerance.checkpoint_integrity import (
+    FILES,
+    check_architecture,
+    find_corruption,
+    write_digests,
+)
 from noisytwins_jax.training.fault_tolerance.checkpoint_retry import CheckpointRetry
 from noisytwins_jax.utils.errors import TryAgainError, UserError, first_line
 from noisytwins_jax.utils.multihost import broadcast_from_primary, print_on_primary

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -44,6 +45,19 @@ class MemoryCheck:
 
     def __init__(self, run: Run, table: ClassTable):
         self.run, self.table = run, table
+
+    def compile(self) -> CompiledStep:
+        """Compile the run's training step, and say how long it took and what it needs.
+
+        Raises:
+          UserError: it needs more than the device has.
+        """
+        print_on_primary("Compiling the training programs.")
+        began = time.perf_counter()
+        with self.explain():
+            compiled = CompiledStep(self.run.step, self.table)
+        print_on_primary(f"Compiled in {time.perf_counter() - began:.0f} s. {self.check(compiled.programs)}")
+        return compiled
 
     def check(self, programs: Mapping[str, Any]) -> str:
         """Return a line on what compiled programs will hold on a device, beside what it has.

@@ -18,6 +18,7 @@ from noisytwins_jax.config import RunConfig
 from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.models.model import DiscriminatorInputs, Model
 from noisytwins_jax.models.rows import Rows
+from noisytwins_jax.training.augment.augmentation import Augmentation
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.sharding import Layout
 
@@ -84,8 +85,18 @@ class MicroBatchedNetworks:
             images, low_images, stats = self.model.synthesize(variables, conditioning, key, update_stats, rows)
             return (images, low_images), stats
 
-        images, stats = self.apply(network, n, (variables, key), (conditioning, jnp.arange(n)))
+        images, stats = self._apply(network, n, (variables, key), (conditioning, jnp.arange(n)))
         return *images, stats
+
+    def augment(self, augmentation: Augmentation, key: Array, images: Array, p: Array) -> Array:
+        """Augment images ``[N, H, W, C]``; `p` is ADA's probability."""
+        if not augmentation.active:
+            return images
+
+        def network(p: Array, part: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+            return augmentation.apply(*part, p), {}
+
+        return self._apply(network, len(images), p, (images, augmentation.sample_inputs(key, images.shape)))[0]
 
     def discriminate(self, variables: dict, inputs: DiscriminatorInputs) -> DiscriminatorOutput:
         """Discriminate augmented images as `Model.discriminate`; statistics stay as they are."""
@@ -118,10 +129,9 @@ class MicroBatchedNetworks:
             return network(variables, tuple(x._replace(dropout=key) for x in inputs))
 
         rows = tuple(x._replace(dropout=None) for x in inputs)
-        return self.apply(keyed, n, (variables, dropout), (rows, jnp.arange(n)))
+        return self._apply(keyed, n, (variables, dropout), (rows, jnp.arange(n)))
 
-    def apply(self, network: Network, n: int, shared: PyTree, rows: PyTree) -> tuple[PyTree, PyTree]:
-        """Apply a function of `n` rows; return its outputs and new statistics."""
+    def _apply(self, network: Network, n: int, shared: PyTree, rows: PyTree) -> tuple[PyTree, PyTree]:
         of_device = n // self.layout.num_devices
         count = min(
             c for c in range(1, of_device + 1) if of_device % c == 0 and (n // c <= self.rows or c == of_device)

@@ -202,19 +202,11 @@ class TrainingStep:
 
     def augment(self, inputs: DiscriminatorInputs, p: Array) -> DiscriminatorInputs:
         """Augment the images of the discriminator's inputs with probability `p` (of ADA)."""
-        images, low_images = inputs.images, inputs.low_images
-        if self.augmentation.active:
-            images = self._augment_images(inputs.augment_key, images, p)
-            if low_images is not None:
-                low_images = self._augment_images(jax.random.fold_in(inputs.augment_key, 1), low_images, p)
+        key, low_images = inputs.augment_key, inputs.low_images
+        images = self.networks.augment(self.augmentation, key, inputs.images, p)
+        if low_images is not None:
+            low_images = self.networks.augment(self.augmentation, jax.random.fold_in(key, 1), low_images, p)
         return inputs._replace(images=images, low_images=low_images, augment_key=None)
-
-    def _augment_images(self, key: Array, images: Array, p: Array) -> Array:
-        def augment(p: Array, part: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
-            return self.augmentation.apply(*part, p), {}
-
-        random = self.augmentation.sample_inputs(key, images.shape)
-        return self.networks.apply(augment, len(images), p, (images, random))[0]
 
     # --- updates -----------------------------------------------------------------------------------------------------
 

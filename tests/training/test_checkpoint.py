@@ -14,8 +14,8 @@ import pytest
 from tiny_run import arrays
 
 from noisytwins_jax.training.checkpoint import Checkpoints
-from noisytwins_jax.training.checkpoint_integrity import FILES
 from noisytwins_jax.training.checkpoint_records import EVALUATIONS, PINNED
+from noisytwins_jax.training.fault_tolerance.checkpoint_integrity import FILES
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.sharding import Layout
 
