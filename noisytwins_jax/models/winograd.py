@@ -110,15 +110,16 @@ def _multiply(filtering: Filtering, y: Array, kernels: list[Array]) -> Array:
         pairs = zip(_split_data(filtering, y), kernels, strict=True)
         return _merge_outputs(filtering, [jnp.matmul(_as_matrices(d), k).reshape(*d.shape[:4], -1) for d, k in pairs])
 
-    height = _strip_height(filtering, y, kernels[0].shape[2])
-    shape = jax.eval_shape(outputs, y).shape
-    if height == shape[1]:
+    channels = kernels[0].shape[2]
+    height = _strip_height(filtering, y, channels)
+    rows, columns = _tiles(filtering, y)
+    if height == 2 * rows:
         return outputs(y)
     return lax.fori_loop(
         0,
-        shape[1] // height,
+        2 * rows // height,
         lambda i, x: lax.dynamic_update_slice_in_dim(x, outputs(_strip(filtering, y, i, height)), i * height, 1),
-        jnp.zeros(shape, y.dtype),
+        jnp.zeros((len(y), 2 * rows, 2 * columns, channels), y.dtype),
     )
 
 
@@ -127,10 +128,16 @@ def _multiply(filtering: Filtering, y: Array, kernels: list[Array]) -> Array:
 
 def _strip_height(filtering: Filtering, y: Array, outputs: int) -> int:
     """Return how many rows of the output, of `outputs` channels, to compute at a time."""
-    rows, columns = ((n - filtering.overlap) // filtering.step for n in y.shape[1:3])  # of tiles
+    rows, columns = _tiles(filtering, y)
     tile_bytes = len(filtering.data) ** 2 * (y.shape[3] + outputs) * y.dtype.itemsize
     fitting = _STRIP_BYTES / (y.shape[0] * columns * tile_bytes)
     return 2 * max(n for n in range(1, rows + 1) if rows % n == 0 and n <= max(1, fitting))
+
+
+def _tiles(filtering: Filtering, y: Array) -> tuple[int, int]:
+    """Return the rows and columns of an input's tiles."""
+    _, height, width, _ = y.shape
+    return (height - filtering.overlap) // filtering.step, (width - filtering.overlap) // filtering.step
 
 
 def _strip(filtering: Filtering, y: Array, i: Array, height: int) -> Array:
@@ -179,8 +186,9 @@ def _split(matrix: Matrix, step: int, x: Array) -> list[Array]:
     axes = lax.GatherDimensionNumbers(offset_dims=(1, 2, 3, 4), collapsed_slice_dims=(), start_index_map=(1, 2))
 
     def value(starts: Array, factors: Array) -> Array:
-        pixels = lax.gather(x, starts, axes, extent, mode="promise_in_bounds")[:, :, ::step, ::step]
-        return factors[:, None, None, None, None] * pixels
+        pixels = lax.gather(x, starts, axes, extent, mode="promise_in_bounds")
+        pixels = lax.slice(pixels, (0,) * 5, pixels.shape, (1, 1, step, step, 1))
+        return lax.broadcast_in_dim(factors, pixels.shape, (0,)) * pixels
 
     # Rows differ in values that the compiler does not see: it compiles them once.
     hidden = lax.optimization_barrier([terms(row) for row in range(len(rows))])

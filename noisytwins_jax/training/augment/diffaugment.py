@@ -48,25 +48,14 @@ def sample_inputs(key: Array, shape: tuple[int, ...]) -> DiffAugmentInputs:
     """Sample random inputs for images of `shape` ``(N, H, W, C)``."""
     n, height, width, _ = shape
     keys = jax.random.split(key, 7)
-
-    def uniform(k: Array) -> Array:
-        return jax.random.uniform(k, (n,))
-
-    def shift(k: Array, size: int) -> Array:
-        return jax.random.randint(k, (n,), -_max_shift(size), _max_shift(size) + 1)
-
-    def centre(k: Array, size: int) -> Array:
-        return jax.random.randint(k, (n,), 0, size + 1 - _hole(size) % 2)
-
-    return DiffAugmentInputs(
-        uniform(keys[0]),
-        uniform(keys[1]),
-        uniform(keys[2]),
-        shift(keys[3], height),
-        shift(keys[4], width),
-        centre(keys[5], height),
-        centre(keys[6], width),
+    ranges = jnp.array(
+        [(-_max_shift(size), _max_shift(size) + 1) for size in (height, width)]
+        + [(0, size + 1 - _hole(size) % 2) for size in (height, width)]
     )
+    # Mapped over keys: the same numbers from a fraction of the operations, which take longer to compile than to run.
+    strengths = jax.vmap(lambda k: jax.random.uniform(k, (n,)))(keys[:3])
+    pixels = jax.vmap(lambda k, of_key: jax.random.randint(k, (n,), *of_key))(keys[3:], ranges)
+    return DiffAugmentInputs(*strengths, *pixels)
 
 
 def apply(images: Array, inputs: DiffAugmentInputs, policy: tuple[str, ...] = POLICIES) -> Array:
