@@ -72,6 +72,7 @@ SIZES = {
     "animal_face": ((64,), 20, 100_000),
     "imagenet_carnivore": ((64,), 20, 70_000),
     "digits_lt": ((8,), 10, 8000),
+    "fashion_mnist_lt": ((32,), 10, 120_000),
     "petals": ((64, 128), 20, 31_250),
     "image_folder": ((64, 32, 128, 256), 20, 78_125),
     "imagenet": ((128, 256, 512), 1000, 500_000),
@@ -259,6 +260,17 @@ def test_methods_of_digits_differ_from_the_baseline_in_the_method_only():
         changed = {name for name in fields if fields[name] != baseline[name]} - {"name"}
         assert all(name.startswith(allowed) for name in changed), row
         assert bool(changed) == (row != "digits_lt:baseline,8")
+
+
+def test_fashion_mnist_is_trained_as_cifar():
+    """But for what is said at the top of the file: mirroring, colour, the protocol, and gSR's augmentation."""
+    own = ("name", "data.", "augment.", "ada.", "evaluation.")
+    for method in ("noisytwins", "noise", "gsr", "utlo", "transitional_noisytwins", "biggan", "biggan_noisytwins"):
+        fashion, cifar = (
+            flatten(methods_program.run_config(f"{name}:{method}")) for name in ("fashion_mnist_lt", "cifar10_lt")
+        )
+        assert {field for field in cifar if fashion[field] != cifar[field] and not field.startswith(own)} == set()
+        assert fashion["augment.diffaugment"] == "translation,cutout" and not fashion["data.mirror"]
 
 
 # --- options after the colon ------------------------------------------------------------------------------------------
