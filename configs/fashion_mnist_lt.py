@@ -77,4 +77,4 @@ def get_config(preset: str = "noisytwins") -> ml_collections.ConfigDict:
     config.evaluation.samples_per_class = 1000
 
     config.update_from_flattened_dict(PRESETS[chosen.method])
-    return smoke(config, num_classes=10, resolution=8, channels=1) if chosen.smoke else config
+    return smoke(config, num_classes=10, channels=1) if chosen.smoke else config
