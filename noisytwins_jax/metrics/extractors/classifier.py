@@ -105,10 +105,11 @@ def classifier_extractor(params: Params, description: dict[str, Any]) -> Feature
 
 
 def load_or_train_classifier(source: ImageSource, cache_dir: str | os.PathLike[str], seed: int = 0) -> FeatureExtractor:
-    """Load the extractor of a data set from the cache, or train (seconds for 8x8 digits, two minutes for 60,000 images of 32x32) and cache it.
+    """Load the extractor of a data set from the cache, or train and cache it.
 
-    Training is deterministic for one seed, machine and library version. The cache file is named after the data's
-    fingerprint, the architecture, the recipe and the seed; a damaged file is replaced.
+    Training takes seconds for 8x8 digits and two minutes for 60,000 images of 32x32. It is deterministic for one
+    seed, machine and library version. The cache file is named after the data's fingerprint, the architecture, the
+    recipe and the seed; a damaged file is replaced.
 
     Args:
         source: a real, preferably balanced set.
