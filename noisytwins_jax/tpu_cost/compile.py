@@ -34,7 +34,7 @@ from noisytwins_jax.tpu_cost.model_flops import count_flops, network_flops, prog
 from noisytwins_jax.tpu_cost.report import format_result
 from noisytwins_jax.tpu_cost.topology import compiler_version, tpu_devices
 from noisytwins_jax.training.build_model import build_model
-from noisytwins_jax.training.compiled_step import SEVERAL, check_batch, lower_phases, lower_several_steps
+from noisytwins_jax.training.compiled_step import SEVERAL, check_batch, lower_programs
 from noisytwins_jax.training.instance_conditioning import abstract_table
 from noisytwins_jax.training.phases import build_phases, runs_per_step
 from noisytwins_jax.training.random_inputs import ClassTable
@@ -116,9 +116,7 @@ def _lower(
     step = TrainingStep(config, model, layout)
     column = jax.ShapeDtypeStruct((classes,), jnp.float32, sharding=layout.replicated)
     table = ClassTable(column, column, column, abstract_table(config, classes, layout.replicated))
-    lowered = lower_phases(step, table)
-    if config.steps_per_dispatch > 1:
-        lowered[SEVERAL] = lower_several_steps(step, table)
+    lowered = dict(lower_programs(step, table))
     lowered["sampler"] = _lower_sampler(config, model, step, layout, table.instances)
     extractors = _lower_extractors(config, model, layout, classes)
     lowered |= {kind: program for kind, (program, _) in extractors.items()}

@@ -33,12 +33,9 @@ class CompiledStep:
         self.table = jax.device_put(ClassTable(*table), self.layout.replicated)
         self.batches = step.config.optimizer.discriminator_updates  # of a step
         self.order = step_order(build_phases(step), self.batches)
-        lowered = lower_phases(step, self.table)
-        if step.config.steps_per_dispatch > 1:
-            lowered[SEVERAL] = lower_several_steps(step, self.table)
-        with ThreadPoolExecutor(len(lowered)) as pool:  # compilation leaves the interpreter free
-            compiled = pool.map(lambda program: program.compile(), lowered.values())
-        self.programs: dict[str, Callable] = dict(zip(lowered, compiled, strict=True))
+        with ThreadPoolExecutor() as pool:  # compilation leaves the interpreter free to trace the next program
+            compiling = {name: pool.submit(lowered.compile) for name, lowered in lower_programs(step, self.table)}
+        self.programs: dict[str, Callable] = {name: program.result() for name, program in compiling.items()}
 
     def __call__(
         self, state: TrainState, step: int, batches: Iterator[dict[str, np.ndarray]], count: int = 1
@@ -91,26 +88,20 @@ def check_batch(config: RunConfig, layout: Layout) -> None:
     micro_batch_rows(config, layout)
 
 
-def lower_phases(step: TrainingStep, table: ClassTable) -> dict[str, jax.stages.Lowered]:
-    """Trace the program of every phase, by name."""
-    layout = step.layout
+def lower_programs(step: TrainingStep, table: ClassTable) -> Iterator[tuple[str, jax.stages.Lowered]]:
+    """Trace the program of every phase, then that of ``config.steps_per_dispatch`` steps if several; yield name and program."""
+    config, layout, phases = step.config, step.layout, build_phases(step)
     state, batch = step.abstract_state(layout.state_shardings), _abstract_batch(step)
     results = (layout.state_shardings(state), layout.replicated)
 
     def lower(update: Callable, *inputs: object) -> jax.stages.Lowered:
         return jax.jit(update, donate_argnums=0, out_shardings=results).lower(state, *inputs)
 
-    return {phase.name: lower(phase.update, *phase.inputs(batch, table)) for phase in build_phases(step)}
-
-
-def lower_several_steps(step: TrainingStep, table: ClassTable) -> jax.stages.Lowered:
-    """Trace the program of ``config.steps_per_dispatch`` steps; see `phases.run_steps`."""
-    config, layout = step.config, step.layout
-    state = step.abstract_state(layout.state_shardings)
-    batches = _abstract_batch(step, config.steps_per_dispatch, config.optimizer.discriminator_updates)
-    results = (layout.state_shardings(state), layout.replicated)
-    program = jax.jit(functools.partial(run_steps, build_phases(step)), donate_argnums=0, out_shardings=results)
-    return program.lower(state, batches, table, jax.ShapeDtypeStruct((), jnp.int32))
+    for phase in phases:
+        yield phase.name, lower(phase.update, *phase.inputs(batch, table))
+    if config.steps_per_dispatch > 1:
+        batches = _abstract_batch(step, config.steps_per_dispatch, config.optimizer.discriminator_updates)
+        yield SEVERAL, lower(functools.partial(run_steps, phases), batches, table, jax.ShapeDtypeStruct((), jnp.int32))
 
 
 def _abstract_batch(step: TrainingStep, *before: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -26,7 +26,7 @@ import tiny_run
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.models.stylegan2 import Discriminator, Generator
 from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
-from noisytwins_jax.training.compiled_step import lower_phases
+from noisytwins_jax.training.compiled_step import lower_programs
 from noisytwins_jax.training.random_inputs import ClassTable, class_table
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step import TrainingStep
@@ -101,7 +101,7 @@ def lower(layout: Layout, config: RunConfig = CONFIG) -> tuple[TrainingStep, Cla
     """The updates, their class table, and every program."""
     step = make_step(layout, config)
     table = jax.device_put(class_table(config, COUNTS), layout.replicated)
-    return step, table, lower_phases(step, table)
+    return step, table, dict(lower_programs(step, table))
 
 
 def run(
