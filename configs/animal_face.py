@@ -14,7 +14,7 @@ Result:    not run yet by this project. Published (NoisyTwins, CVPR 2023, Table 
 | transitional | 20.53 | not reported |
 | transitional_noisytwins | 16.15 | not reported |
 
-Not reported: FID_CLIP, precision and recall of any method; gsr, d2dce, contrastive, utlo.
+Not reported: FID_CLIP, precision and recall of any method; gsr, d2dce, contrastive, utlo, content_style.
 
 Protocol:  50,000 generated images, 2500 of each class, against the training images; the checkpoint with the lowest FID of
 those saved every 256 kimg (``--config.evaluation.interval_kimg=256``). iFID_CLIP: 5000 generated images of each class
@@ -29,7 +29,7 @@ and resolution are those of its authors.
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import parse_preset, smoke
+from noisytwins_jax.config.presets import CONTENT_STYLE, parse_preset, smoke
 
 ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}
 NOISE = {"noisytwins.sigma": 0.5, "noisytwins.alpha": 0.0}
@@ -47,6 +47,7 @@ PRESETS = {
     "d2dce": ADA | {"d2dce.weight": 0.25, "d2dce.temperature": 0.25, "d2dce.margin": 0.98},
     "contrastive": ADA | {"contrastive.weight": 0.25, "contrastive.temperature": 0.25},
     "utlo": ADA | {"utlo.weight": 1.0, "utlo.resolution": 8},
+    "content_style": ADA | CONTENT_STYLE,
 }
 METHODS = tuple(PRESETS)
 

@@ -16,12 +16,13 @@ Result:    not run yet by this project. Published (NoisyTwins, CVPR 2023, Table 
 | ada_noisytwins | 23.02 | not reported | not reported | not reported | not reported |
 | simclr | 26.23 | not reported | not reported | not reported | not reported |
 
-Not reported: sg2, contrastive, transitional, transitional_noisytwins, utlo, and the BigGAN methods.
+Not reported: sg2, contrastive, transitional, transitional_noisytwins, utlo, content_style, and the BigGAN methods.
 
 Protocol:  50,000 generated images, 5000 of each class, against the 10,000 test images; the checkpoint with the lowest FID
 of those saved every 256 kimg (``--config.evaluation.interval_kimg=256``).
 
-All methods use DiffAugment except sg2 (no augmentation), gsr, ada and ada_noisytwins: the authors found gSR better with ADA.
+All methods use DiffAugment except sg2 (no augmentation), gsr, content_style, ada and ada_noisytwins: the authors found gSR
+better with ADA, and Content–Style was published with it.
 Our choices, where nothing is published: SimCLR's weight and temperature; the schedule of Transitional-cGAN, which is that
 of its own paper; NoisyTwins for BigGAN, which has no mapping network (noisytwins_jax/models/biggan/README.md). gSR for
 BigGAN has its authors' numbers and acts on the weights after spectral normalisation. UTLO has the weight and the resolution
@@ -31,7 +32,7 @@ of its authors' CIFAR10-LT run.
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import biggan, parse_preset, smoke
+from noisytwins_jax.config.presets import CONTENT_STYLE, biggan, parse_preset, smoke
 
 DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}
 ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}
@@ -54,6 +55,7 @@ PRESETS = {
     "transitional": DIFFAUG | TRANSITIONAL,
     "transitional_noisytwins": DIFFAUG | TRANSITIONAL | NOISE | TWINS,
     "utlo": DIFFAUG | {"utlo.weight": 10.0, "utlo.resolution": 8},
+    "content_style": ADA | CONTENT_STYLE,
 }
 # The CIFAR-10 recipe of StudioGAN.
 BIGGAN = (

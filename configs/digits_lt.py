@@ -16,7 +16,7 @@ Transitional-cGAN's schedule, scaled to 256 kimg; the 4×4 images of UTLO; ADA w
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import BIGGAN, parse_preset, smoke
+from noisytwins_jax.config.presets import BIGGAN, CONTENT_STYLE, parse_preset, smoke
 
 DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}
 ADA = {
@@ -74,6 +74,7 @@ PRESETS = {
     "transitional": DIFFAUG | TRANSITIONAL,
     "transitional_noisytwins": DIFFAUG | TRANSITIONAL | NOISE | TWINS,
     "utlo": DIFFAUG | {"utlo.weight": 1.0, "utlo.resolution": 4},
+    "content_style": DIFFAUG | CONTENT_STYLE,
     "biggan": DIFFAUG | BIGGAN_DIGITS,
     "biggan_gsr": DIFFAUG
     | BIGGAN_DIGITS

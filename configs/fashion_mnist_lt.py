@@ -15,7 +15,7 @@ UTLO, BigGAN and the others have their constants of CIFAR10-LT.
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import biggan, parse_preset, smoke
+from noisytwins_jax.config.presets import CONTENT_STYLE, biggan, parse_preset, smoke
 
 DIFFAUG = {"augment.diffaugment": "translation,cutout"}
 NOISE = {"noisytwins.sigma": 0.75, "noisytwins.alpha": 0.99}
@@ -43,6 +43,7 @@ PRESETS = {
     "transitional": DIFFAUG | TRANSITIONAL,
     "transitional_noisytwins": DIFFAUG | TRANSITIONAL | NOISE | TWINS,
     "utlo": DIFFAUG | {"utlo.weight": 10.0, "utlo.resolution": 8},
+    "content_style": DIFFAUG | CONTENT_STYLE,
     "biggan": DIFFAUG | BIGGAN,
     "biggan_gsr": DIFFAUG | BIGGAN | GSR | {"gsr.embedding": "effective"},
     "biggan_noisytwins": DIFFAUG | BIGGAN | NOISE | TWINS,

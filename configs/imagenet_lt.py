@@ -13,7 +13,7 @@ Result:    not run yet by this project. Published, 64 px (NoisyTwins, CVPR 2023,
 | noise | 22.17 | 7.11 | 41.20 | .72 | .33 |
 | noisytwins | 21.29 | 6.41 | 39.74 | .67 | .49 |
 
-Not reported: d2dce, contrastive, transitional, transitional_noisytwins, utlo; and every method at 128 px, for which the
+Not reported: d2dce, contrastive, transitional, transitional_noisytwins, utlo, content_style; and every method at 128 px, for which the
 authors published configurations of ada and noisytwins only.
 
 Protocol:  50,000 generated images, 50 of each class, against the 20,000 validation images; the checkpoint with the lowest
@@ -32,7 +32,7 @@ comparable. ``--config.instances.extractor=dinov2`` takes other features.
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import biggan, parse_preset, smoke
+from noisytwins_jax.config.presets import CONTENT_STYLE, biggan, parse_preset, smoke
 
 ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}
 NOISE = {"noisytwins.sigma": 0.25, "noisytwins.alpha": 0.0}
@@ -50,6 +50,7 @@ PRESETS = {
     "transitional": ADA | TRANSITIONAL,
     "transitional_noisytwins": ADA | TRANSITIONAL | NOISE | TWINS,
     "utlo": ADA | {"utlo.weight": 1.0, "utlo.resolution": 8},
+    "content_style": ADA | CONTENT_STYLE,
 }
 GSR = {"gsr.weight": 0.01, "gsr.alpha": 0.999, "gsr.power_iterations": 4, "gsr.embedding": "effective"}
 DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}

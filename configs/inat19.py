@@ -13,7 +13,7 @@ Result:    not run yet by this project. Published, 64 px (NoisyTwins, CVPR 2023,
 | noise | 12.87 | 1.37 | 31.43 | .81 | .63 |
 | noisytwins | 11.46 | 1.14 | 31.50 | .79 | .67 |
 
-Not reported: d2dce, contrastive, transitional, transitional_noisytwins, utlo; and every method at 128 px, for which the
+Not reported: d2dce, contrastive, transitional, transitional_noisytwins, utlo, content_style; and every method at 128 px, for which the
 authors published configurations of ada and noisytwins only.
 
 Protocol:  50,000 generated images, 49 or 50 of each class, against the 3030 validation images; the checkpoint with the lowest
@@ -29,7 +29,7 @@ Transitional-cGAN's schedule and UTLO's weight and resolution are those of their
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import biggan, parse_preset, smoke
+from noisytwins_jax.config.presets import CONTENT_STYLE, biggan, parse_preset, smoke
 
 ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}
 NOISE = {"noisytwins.sigma": 0.1, "noisytwins.alpha": 0.0}
@@ -47,6 +47,7 @@ PRESETS = {
     "transitional": ADA | TRANSITIONAL,
     "transitional_noisytwins": ADA | TRANSITIONAL | NOISE | TWINS,
     "utlo": ADA | {"utlo.weight": 1.0, "utlo.resolution": 8},
+    "content_style": ADA | CONTENT_STYLE,
 }
 GSR = {"gsr.weight": 0.01, "gsr.alpha": 0.999, "gsr.power_iterations": 4, "gsr.embedding": "effective"}
 DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}

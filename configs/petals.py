@@ -16,7 +16,7 @@ here. Images are mirrored: a mirrored flower is one of the same species, with mi
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import parse_preset, smoke
+from noisytwins_jax.config.presets import CONTENT_STYLE, parse_preset, smoke
 
 ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}
 NOISE = {"noisytwins.sigma": 0.1, "noisytwins.alpha": 0.0}
@@ -35,6 +35,7 @@ PRESETS = {
     "transitional": ADA | TRANSITIONAL,
     "transitional_noisytwins": ADA | TRANSITIONAL | NOISE | TWINS,
     "utlo": ADA | {"utlo.weight": 1.0, "utlo.resolution": 8},
+    "content_style": ADA | CONTENT_STYLE,
 }
 METHODS = tuple(PRESETS)
 

@@ -52,6 +52,16 @@ def biggan(resolution: int, batch_size: int, width: int, ema_decay: float = 0.99
     }
 
 
+# Content–Style: the constants of its released code that concern the method.
+CONTENT_STYLE = {
+    "content_style.weight": 0.1,
+    "content_style.sigma": 0.5,
+    "fake_labels": "empirical",
+    "generator.mapping_layers": 2,
+    "path_length.weight_twice": False,
+}
+
+
 class Preset(NamedTuple):
     """A row of a results table."""
 

@@ -31,6 +31,7 @@ from noisytwins_jax.config.groups import (
 from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES, Adversarial
 from noisytwins_jax.losses.base import Loss
+from noisytwins_jax.losses.content_style import ContentStyle
 from noisytwins_jax.losses.contrastive import Contrastive
 from noisytwins_jax.losses.d2dce import D2DCE
 from noisytwins_jax.losses.gsr import GroupSpectralNorm
@@ -61,6 +62,7 @@ class Losses:
     transitional: Transitional = Transitional()
     spectrum: Spectrum = Spectrum()
     utlo: UTLO = UTLO()
+    content_style: ContentStyle = ContentStyle()
     path_length: PathLength = PathLength()
     r1: R1 = R1()
 

@@ -6,6 +6,8 @@ from noisytwins_jax.metrics.protocols import parse_extractors
 from noisytwins_jax.models.latents import check_truncation
 from noisytwins_jax.utils.errors import UserError
 
+_STYLEGAN2_LOSSES = ("transitional", "utlo", "content_style", "d2dce", "contrastive")
+
 
 def validate_cross_fields(run: RunConfig) -> None:
     """Raise a `UserError` for fields that do not fit together."""
@@ -43,6 +45,8 @@ def validate_cross_fields(run: RunConfig) -> None:
         )
     if run.utlo.weight > 0:
         _check_utlo(run)
+    if run.content_style.weight > 0:
+        _check_content_style(run)
     if run.data.tail_below > run.data.head_above:
         raise UserError(
             f"config.data.tail_below={run.data.tail_below} is above config.data.head_above={run.data.head_above}; classes "
@@ -67,7 +71,7 @@ def _check_biggan(run: RunConfig) -> None:
     needing = {
         "style_mixing": run.style_mixing,
         "path_length.weight": run.path_length.weight,
-        **{f"{name}.weight": getattr(run, name).weight for name in ("transitional", "utlo", "d2dce", "contrastive")},
+        **{f"{name}.weight": getattr(run, name).weight for name in _STYLEGAN2_LOSSES},
     }
     for name, value in needing.items():
         if value > 0:
@@ -120,6 +124,23 @@ def _check_evaluation(evaluation: EvaluationConfig) -> None:
             "must be larger."
         )
     _ = evaluation.sweep  # raises if it is not a list of numbers
+
+
+def _check_content_style(run: RunConfig) -> None:
+    if run.transitional.weight > 0:
+        raise UserError(
+            "config.content_style and config.transitional each have a mapping network of their own; set the weight of one of "
+            "them to 0."
+        )
+    if run.noisytwins.sigma > 0:
+        raise UserError(
+            "config.noisytwins.sigma and config.content_style.sigma both set the noise on class embeddings; set "
+            "config.noisytwins.sigma to 0, or config.content_style.weight."
+        )
+    if run.generator.z_dim % 2:
+        raise UserError(
+            f"config.generator.z_dim={run.generator.z_dim} is odd, and config.content_style divides z into halves; give an even one."
+        )
 
 
 def _check_utlo(run: RunConfig) -> None:

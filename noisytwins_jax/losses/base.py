@@ -51,6 +51,7 @@ class GeneratorContext(NamedTuple):
     progress: Progress
     adversarial: AdversarialLoss
     replicate: Callable[[Array], Array]  # gathers an array to all devices; for use across the whole batch
+    style: Array | None = None  # [N, S], of a mapping network with a head for the class's style
 
 
 class DiscriminatorContext(NamedTuple):

@@ -98,6 +98,11 @@ class Model(abc.ABC):
     def map(self, variables: dict, inputs: GeneratorInputs, update_stats: bool = False) -> tuple[Array, Any, PyTree]:
         """Return w ``[N, D]``, the conditioning that `synthesize` takes, and the changed statistics."""
 
+    def style(self, variables: dict, inputs: GeneratorInputs) -> Array | None:
+        """Return the class's style ``[N, S]`` of a mapping network that has a head for it (Content–Style), or None."""
+        del variables, inputs
+        return None
+
     @abc.abstractmethod
     def synthesize(
         self, variables: dict, conditioning: Any, key: Array, update_stats: bool = False, rows: Rows | None = None

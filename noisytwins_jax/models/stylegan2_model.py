@@ -73,6 +73,12 @@ class StyleGAN2Model(Model):
         return w, ws, stats
 
     @override
+    def style(self, variables: dict, inputs: GeneratorInputs) -> Array | None:
+        if self.generator.conditioning != "content_style":
+            return None
+        return self.generator.apply(variables, inputs.z, inputs.labels, inputs.class_noise, method="style")
+
+    @override
     def synthesize(
         self, variables: dict, conditioning: Array, key: Array, update_stats: bool = False, rows: Rows | None = None
     ) -> tuple[Array, Array | None, PyTree]:

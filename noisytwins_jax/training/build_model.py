@@ -24,6 +24,7 @@ def build_model(config: RunConfig, channels: int, num_classes: int) -> Model:
 def _stylegan2(config: RunConfig, channels: int, num_classes: int) -> StyleGAN2Model:
     g, d = config.generator, config.discriminator
     transitional = config.transitional.weight > 0
+    content_style = config.content_style.weight > 0
     embedding = config.d2dce.weight > 0 or config.contrastive.weight > 0
     shared = {
         "resolution": config.data.resolution,
@@ -44,7 +45,7 @@ def _stylegan2(config: RunConfig, channels: int, num_classes: int) -> StyleGAN2M
         architecture=g.architecture,
         conv_clamp=g.conv_clamp,
         w_avg_decay=g.w_avg_decay,
-        conditioning="additive" if transitional else "concat",
+        conditioning="additive" if transitional else "content_style" if content_style else "concat",
     )
     discriminator = stylegan2.Discriminator(
         **shared,
@@ -55,6 +56,7 @@ def _stylegan2(config: RunConfig, channels: int, num_classes: int) -> StyleGAN2M
         mapping_layers=d.mapping_layers,
         conv_clamp=d.conv_clamp,
         heads="transitional" if transitional else "embedding" if embedding else "projection",
+        noise_after_normalization=content_style,
     )
     return StyleGAN2Model(generator, discriminator, g.noise_mode)
 

@@ -38,6 +38,8 @@ def class_table(config: RunConfig, counts: np.ndarray, instances: InstanceTable 
     """Build the class table of a training set with these class counts ``[C]`` and instances, if any."""
     noise = config.noisytwins
     std = noisytwins.class_noise_std(counts, noise.sigma, noise.alpha, noise.noise_normalization, noise.noise_scale)
+    if config.content_style.active:  # its noise is on another scale
+        std = np.full_like(std, config.content_style.sigma)
     logits = np.log(counts) if config.fake_labels == "empirical" else np.zeros(len(counts))
     return ClassTable(std, logits.astype(np.float32), np.asarray(counts, np.float32), instances)
 

@@ -117,6 +117,7 @@ class TrainingStep:
             progress=progress,
             adversarial=self.adversarial,
             replicate=self.layout.replicate,
+            style=self.model.style(variables, inputs),
         )
         loss, metrics, loss_states, _ = self._sum_losses("generator", ctx, state.losses, lazy)
         if fake is not None:

@@ -96,6 +96,8 @@ GSR = {
     "animal_face": (0.5, 0.99),
     "imagenet_carnivore": (0.5, 0.99),
 }
+CONTENT_STYLE = {"content_style.weight": 0.1, "content_style.sigma": 0.5, "fake_labels": "empirical"}
+CONTENT_STYLE |= {"generator.mapping_layers": 2, "path_length.weight_twice": False}
 TRANSITIONAL = {"transitional.weight": 1, "transitional.start_kimg": 2000, "transitional.end_kimg": 4000}
 
 
@@ -118,6 +120,7 @@ def method_fields(dataset: str) -> dict[str, dict]:
         "transitional": augment | TRANSITIONAL,
         "transitional_noisytwins": augment | TRANSITIONAL | noise | twins,
         "utlo": augment | {"utlo.weight": 10 if cifar else 1, "utlo.resolution": 8},
+        "content_style": ADA | CONTENT_STYLE,
     }
     if cifar:
         methods["diffaug"] = DIFFAUG
@@ -254,7 +257,7 @@ OF_BIGGAN = ("digits_lt:biggan", "digits_lt:icgan")
 def test_methods_of_digits_differ_from_the_baseline_in_the_method_only():
     flat = {row: flatten(methods_program.run_config(row)) for row in rows("digits_lt") if not row.startswith(OF_BIGGAN)}
     baseline = flat["digits_lt:baseline,8"]
-    own = ("noisytwins.", "gsr.", "d2dce.", "contrastive.", "simclr.", "transitional.", "utlo.")
+    own = ("noisytwins.", "gsr.", "d2dce.", "contrastive.", "simclr.", "transitional.", "utlo.", *CONTENT_STYLE)
     for row, fields in flat.items():
         allowed = (*own, "ada.", "augment.diffaugment") if ":ada," in row else own
         changed = {name for name in fields if fields[name] != baseline[name]} - {"name"}
@@ -362,6 +365,7 @@ TERMS = {
         *("loss/generator/transitional", "loss/discriminator/transitional", "loss/generator/noisytwins")
     },
     "utlo": {"loss/generator/utlo", "loss/discriminator/utlo"},
+    "content_style": {"loss/generator/content_style"},
 }
 
 # Every method once, as far as they differ: on four devices, and some of them on one. At 8 px, in half the time.
@@ -372,6 +376,7 @@ SOME = (
     "digits_lt:gsr,smoke",
     "digits_lt:d2dce,smoke",
     "digits_lt:contrastive,smoke",
+    "digits_lt:content_style,smoke",
     "digits_lt:transitional_noisytwins,smoke",
     "digits_lt:biggan_gsr,smoke",
     "digits_lt:icgan,smoke",

@@ -26,6 +26,18 @@ INSTANCES = {"instances.neighbours": 3, "fake_labels": "empirical", "evaluation.
             {"utlo.weight": 1.0, "utlo.resolution": 4, "generator.architecture": "orig"},
             "config.utlo takes the image of a low resolution from inside the generator",
         ),
+        (
+            {"content_style.weight": 0.1, "noisytwins.sigma": 0.0, "transitional.weight": 1.0},
+            "config.content_style and config.transitional each have a mapping network of their own",
+        ),
+        (
+            {"content_style.weight": 0.1, "noisytwins.sigma": 0.1},
+            "config.noisytwins.sigma and config.content_style.sigma both set the noise on class embeddings",
+        ),
+        (
+            {"content_style.weight": 0.1, "noisytwins.sigma": 0.0, "generator.z_dim": 7},
+            "config.generator.z_dim=7 is odd, and config.content_style divides z into halves",
+        ),
         ({"data.tail_below": 9, "data.head_above": 3}, "config.data.tail_below=9 is above config.data.head_above=3"),
         ({"profile.steps": "9-3"}, "config.profile.steps"),
         ({"evaluation.samples_per_class": 2}, "config.evaluation.samples_per_class=2 is too few for"),
@@ -52,6 +64,7 @@ def test_of_any_network(changes, message):
         ({"style_mixing": 0.5}, "config.style_mixing needs StyleGAN2's networks"),
         ({"path_length.weight": 2.0}, "config.path_length.weight needs StyleGAN2's networks"),
         ({"utlo.weight": 1.0}, "config.utlo.weight needs StyleGAN2's networks"),
+        ({"content_style.weight": 0.1}, "config.content_style.weight needs StyleGAN2's networks"),
         ({"discriminator.mbstd_group_size": 4}, "which BigGAN has not; set it to 1"),
         (
             {"biggan.shared_embedding": False},

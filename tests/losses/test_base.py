@@ -44,6 +44,7 @@ def parts(dtype: Any) -> dict[str, dict]:
     }
     labels = jnp.arange(N, dtype=jnp.int32) % C
     generator = {"params": params, "w": random(N, D), "fake": discrimination(), "images": random(N, 4, 4, 1)}
+    generator["style"] = random(N, D)
     discriminator = {
         "params": {"b4": {"conv": {"weight": random(3, 3, 4, 5)}}},
         "real": discrimination(),
@@ -63,7 +64,7 @@ def test_terms(name, side, x64):
         dtype = jnp.float64 if x64 else jnp.float32
         state = jit(loss.init)(*(parts(dtype)[network]["params"] for network in ("generator", "discriminator")))
         given = parts(dtype)[side]
-        inputs = {k: given.pop(k) for k in ("params", "w", "fake", "real") if k in given}
+        inputs = {k: given.pop(k) for k in ("params", "w", "style", "fake", "real") if k in given}
 
         def term(inputs, given, state):
             value, after = getattr(loss, side)(make(**inputs, **given), state)

@@ -1,4 +1,4 @@
-"""The conditionings of Transitional-cGAN, D2D-CE and 2C, and UTLO, in small networks."""
+"""The conditionings of Transitional-cGAN, Content–Style, D2D-CE and 2C, and UTLO, in small networks."""
 
 import dataclasses
 import functools
@@ -18,6 +18,7 @@ from noisytwins_jax.models import fir
 from noisytwins_jax.models.latents import Latents, Truncation
 from noisytwins_jax.models.model import DiscriminatorInputs, GeneratorInputs
 from noisytwins_jax.models.stylegan2 import Discriminator, Generator, shrink
+from noisytwins_jax.models.stylegan2.mapping import MappingNetwork
 from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.utils.randomness import sample_keys
@@ -116,6 +117,80 @@ def test_additive_conditioning_against_numpy():
     x = dense("fc0", unit(np.asarray(z, np.float64))) + t * dense("class_projection", unit(embedding))
     w = jit(lambda v: generator.apply(v, z, LABELS, noise, method="map"))(at(t))
     assert_close(w, dense("fc1", x), 1e-5)
+
+
+@functools.cache
+def content_style() -> tuple[Generator, dict]:
+    return make_generator(conditioning="content_style")
+
+
+def test_content_style_against_numpy():
+    generator, variables = content_style()
+    z, noise, half = normal(N, W), normal(N, W, seed=3), W // 2
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"]["mapping"])
+
+    def unit(x):
+        return x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-8)
+
+    def dense(name, x, multiplier=1.0):
+        return x @ p[name]["weight"] * multiplier / math.sqrt(x.shape[1]) + multiplier * p[name]["bias"]
+
+    def lrelu(x):
+        return math.sqrt(2) * np.where(x > 0, x, 0.2 * x)
+
+    unit_z = unit(np.asarray(z, np.float64))
+    embedding = p["embed"]["weight"][LABELS] / math.sqrt(CLASSES) + p["embed"]["bias"]
+    latent = np.concatenate([dense("style_latent", unit_z[:, :half]), unit(embedding) + noise], axis=1)
+    style = lrelu(dense("style", latent, 0.01))
+    x = np.concatenate([dense("content", unit_z[:, half:]), style], axis=1)
+    for layer in ("fc0", "fc1"):
+        x = lrelu(dense(layer, x, 0.01))
+
+    @jit
+    def found(v):
+        return [generator.apply(v, z, LABELS, noise, method=method) for method in ("style", "map")]
+
+    for array, expected in zip(found(variables), (style, x), strict=True):
+        assert_close(array, expected, 1e-5)
+
+
+def test_style_does_not_know_the_content_but_z_s_other_half_and_the_class():
+    generator, variables = content_style()
+    style = jit(lambda z, labels: generator.apply(variables, z, labels, method="style"))
+    z, half = normal(N, W), W // 2
+    first = style(z, LABELS)
+    # The sign leaves the length of z, by which it is normalised.
+    np.testing.assert_array_equal(first, style(np.concatenate([z[:, :half], -z[:, half:]], axis=1), LABELS))
+    assert np.abs(first - style(np.concatenate([-z[:, :half], z[:, half:]], axis=1), LABELS)).max() > 1e-3
+    assert np.abs(first - style(z, OTHER_LABELS)).max() > 1e-3
+
+
+@pytest.mark.parametrize(("classes", "count"), [(10, 1_515_264), (20, 1_520_384), (100, 1_561_344), (102, 1_562_368)])
+def test_content_style_has_the_parameters_of_the_released_code(classes, count):
+    mapping = MappingNetwork(classes, 512, 2, 0.995, "content_style", noise_after_normalization=True)
+    z, labels = jnp.zeros((1, 512)), jnp.zeros((1,), jnp.int32)
+    params = jax.eval_shape(lambda: mapping.init(jax.random.key(0), z, labels))["params"]
+    assert sum(x.size for x in jax.tree.leaves(params)) == count
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_class_noise_of_the_discriminator(after):
+    discriminator, variables = make_discriminator(noise_after_normalization=after, mapping_layers=0)
+    noise = normal(N, DIM, seed=3)
+
+    @jit
+    def vectors(v):
+        return [discriminator.apply(v, LABELS, x, method="embed") for x in (None, noise)]
+
+    plain, noisy = vectors(variables)
+    embed = variables["params"]["mapping"]["embed"]
+    embedding = embed["weight"][LABELS] / math.sqrt(CLASSES) + embed["bias"]
+
+    def unit(x):
+        return x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-8)
+
+    assert_close(plain, unit(embedding), 1e-5)
+    assert_close(noisy, unit(embedding) + noise if after else unit(embedding + noise), 1e-5)
 
 
 def test_setting_the_transition_changes_nothing_else():

@@ -94,6 +94,7 @@ class Discriminator(nn.Module):
       mapping_layers: layers of the class mapping (8 in every published configuration); always 1 for ``"embedding"``.
       heads: see above; all but ``"projection"`` need classes.
       low_resolution: a power of two from 4, below `resolution`, or 0 for none; not for the architecture ``"skip"``.
+      noise_after_normalization: see `MappingNetwork`.
       resolution, channels, num_classes, channel_base, channel_max, architecture, conv_clamp, up_impl, dtype, remat: as in
         `Generator`.
     """
@@ -111,6 +112,7 @@ class Discriminator(nn.Module):
     dtype: jnp.dtype = jnp.float32
     heads: Heads = "projection"
     low_resolution: int = 0
+    noise_after_normalization: bool = False
     remat: bool = False
 
     def setup(self) -> None:
@@ -145,7 +147,12 @@ class Discriminator(nn.Module):
             self.embedding_output = FullyConnected(self.embedding_dim)
         if self.num_classes > 0:
             layers = 1 if self.heads == "embedding" else self.mapping_layers
-            self.mapping = MappingNetwork(self.num_classes, self.embedding_dim, layers)
+            self.mapping = MappingNetwork(
+                self.num_classes,
+                self.embedding_dim,
+                layers,
+                noise_after_normalization=self.noise_after_normalization,
+            )
         if self.low_resolution:
             check_low_resolution(self.low_resolution, self.resolution)
             if self.architecture == "skip":

@@ -148,7 +148,12 @@ class Generator(nn.Module):
                     "low_resolution needs 'skip'."
                 )
         self.mapping = MappingNetwork(
-            self.num_classes, self.w_dim, self.mapping_layers, self.w_avg_decay, self.conditioning
+            self.num_classes,
+            self.w_dim,
+            self.mapping_layers,
+            self.w_avg_decay,
+            self.conditioning,
+            noise_after_normalization=self.conditioning == "content_style",
         )
         self.synthesis = SynthesisNetwork(
             self.resolution,
@@ -176,6 +181,10 @@ class Generator(nn.Module):
     def map(self, z: Array, labels: Array, class_noise: Array | None = None, update_w_avg: bool = False) -> Array:
         """Map z ``[N, z_dim]`` and labels ``[N]`` to w ``[N, w_dim]``; see `MappingNetwork`."""
         return self.mapping(z, labels, class_noise, update_w_avg)
+
+    def style(self, z: Array, labels: Array, class_noise: Array | None = None) -> Array:
+        """Return the style ``[N, z_dim/2 + w_dim]`` of the conditioning ``"content_style"``."""
+        return self.mapping(z, labels, class_noise, style_only=True)
 
     def broadcast(self, w: Array) -> Array:
         """Repeat w for every layer: ``[N, w_dim] → [N, num_ws, w_dim]``."""
