@@ -65,13 +65,16 @@ CONTENT_STYLE = {
 class Preset(NamedTuple):
     """A row of a results table."""
 
-    name: str  # of the run: <dataset>[_<resolution>]-<method>[-smoke]
+    name: str  # of the run: <dataset>[_<resolution>]-<method>[-<size>][-smoke]
     method: str
     resolution: int  # pixels
     smoke: bool  # whether to shrink the run to a quick test
+    size: str = ""  # of the networks, where a file has several
 
 
-def parse_preset(file: str, options: str, methods: Sequence[str], resolutions: Sequence[int]) -> Preset:
+def parse_preset(
+    file: str, options: str, methods: Sequence[str], resolutions: Sequence[int], sizes: Sequence[str] = ()
+) -> Preset:
     """Parse the options after the colon.
 
     Args:
@@ -79,27 +82,33 @@ def parse_preset(file: str, options: str, methods: Sequence[str], resolutions: S
       options: comma-separated.
       methods: methods of the file, the default first.
       resolutions: resolutions of the file in pixels, the default first.
+      sizes: other sizes of networks than the default.
 
     Raises:
       UserError: an option is unknown (the message names the nearest one), or two are of the same kind.
     """
     dataset = Path(file).stem
-    valid = {"method": list(methods), "resolution": [str(r) for r in resolutions], "form": ["smoke"]}
+    valid = {
+        "method": list(methods),
+        "resolution": [str(r) for r in resolutions],
+        "size": list(sizes),
+        "form": ["smoke"],
+    }
     given: dict[str, str] = {}
     for option in options.split(","):
         kind = next((kind for kind in valid if option in valid[kind]), None)
         if kind is None:
             kind = "resolution" if option.isdigit() else "method"
-            nearest = did_you_mean(option, valid[kind] if kind == "resolution" else [*methods, "smoke"])
+            nearest = did_you_mean(option, valid[kind] if kind == "resolution" else [*methods, *sizes, "smoke"])
             raise UserError(f"configs/{dataset}.py has no {kind} {option!r}; {nearest}")
         if kind in given:
             raise UserError(f"configs/{dataset}.py takes one {kind}, not both {given[kind]!r} and {option!r}.")
         given[kind] = option
     method = given.get("method", methods[0])
     resolution = int(given.get("resolution", resolutions[0]))
-    size = "" if resolution == resolutions[0] else f"_{resolution}"
-    suffix = "-smoke" if "form" in given else ""
-    return Preset(f"{dataset}{size}-{method}{suffix}", method, resolution, "form" in given)
+    pixels = "" if resolution == resolutions[0] else f"_{resolution}"
+    suffix = "".join(f"-{given[kind]}" for kind in ("size", "form") if kind in given)
+    return Preset(f"{dataset}{pixels}-{method}{suffix}", method, resolution, "form" in given, given.get("size", ""))
 
 
 def smoke(

@@ -276,6 +276,21 @@ def test_fashion_mnist_is_trained_as_cifar():
         assert fashion["augment.diffaugment"] == "translation,cutout" and not fashion["data.mirror"]
 
 
+def test_the_cpu_form_of_fashion_mnist_is_smaller_and_its_methods_differ_in_the_method_only():
+    """BigGAN's rows have their own recipe; the loss on twins and its noise have weights of this form."""
+    methods = methods_program.config_file("fashion_mnist_lt").METHODS
+    small = {method: methods_program.run_config(f"fashion_mnist_lt:{method},cpu") for method in methods}
+    flat = {method: flatten(run) for method, run in small.items()}
+    own = ("noisytwins.", "gsr.", "d2dce.", "contrastive.", "simclr.", "transitional.", "utlo.", *CONTENT_STYLE)
+    for method, fields in flat.items():
+        large = methods_program.run_config(f"fashion_mnist_lt:{method}")
+        assert fields["total_kimg"] == 400 and fields["dtype"] == "float32" and fields["batch_size"] == 32
+        assert fields["name"] == f"{large.name}-cpu" and large.losses.keys() == small[method].losses.keys()
+        if not method.startswith("biggan"):
+            changed = {name for name in fields if fields[name] != flat["baseline"][name]} - {"name"}
+            assert all(name.startswith(own) for name in changed), method
+
+
 # --- options after the colon ------------------------------------------------------------------------------------------
 
 
@@ -304,6 +319,13 @@ def test_options_come_in_any_order(options, name):
 
 
 @pytest.mark.parametrize(
+    ("options", "name"), [("cpu", "noisytwins-cpu"), ("smoke,cpu", "noisytwins-cpu-smoke"), ("cpu,gsr", "gsr-cpu")]
+)
+def test_a_file_may_have_two_sizes_of_networks(options, name):
+    assert methods_program.run_config(f"fashion_mnist_lt:{options}").name == f"fashion_mnist_lt-{name}"
+
+
+@pytest.mark.parametrize(
     ("row", "message"),
     [
         ("digits_lt:noisytwin", "configs/digits_lt.py has no method 'noisytwin'; did you mean 'noisytwins'?"),
@@ -311,6 +333,8 @@ def test_options_come_in_any_order(options, name):
         ("inat19:noisytwins,12", "configs/inat19.py has no resolution '12'; did you mean '128'?"),
         ("cifar10_lt:64", "configs/cifar10_lt.py has no resolution '64'; did you mean '32'?"),
         ("inat19:noise,noisytwins", "configs/inat19.py takes one method, not both 'noise' and 'noisytwins'."),
+        ("inat19:cpu", "configs/inat19.py has no method 'cpu'; "),
+        ("fashion_mnist_lt:cpus", "configs/fashion_mnist_lt.py has no method 'cpus'; did you mean 'cpu'?"),
         ("inat19:64,128", "configs/inat19.py takes one resolution, not both '64' and '128'."),
         ("inat19:simclr", "configs/inat19.py has no method 'simclr'; did you mean "),
     ],
