@@ -52,6 +52,9 @@ _TRUNCATION = flags.DEFINE_string(
 )
 _PSI = flags.DEFINE_float("psi", None, "sample: short for --truncation=psi:…; 1 is no truncation.")
 _SEED = flags.DEFINE_integer("seed", 0, "sample: random seed of the latents.")
+_STYLE_SEED = flags.DEFINE_integer(
+    "style_seed", None, "sample: seed of the half of z that the class's style takes (content_style). Default: --seed."
+)
 _FORMAT = flags.DEFINE_list(
     "format", ["grid", "npz"], "sample: comma-separated outputs: grid, npz (arrays), files (one PNG per image)."
 )
@@ -91,6 +94,7 @@ _SAMPLE_FLAGS = (
     "truncation",
     "psi",
     "seed",
+    "style_seed",
     "format",
     "noise_mode",
     "frames",
@@ -172,6 +176,7 @@ def _run(config: RunConfig | None, workdir: str) -> None:
                 _FORMAT.value,
                 _FRAMES.value,
                 _MIX_LAYERS.value,
+                _STYLE_SEED.value,
             )
             print_on_primary(f"Samples: {written}")
     except jax.errors.JaxRuntimeError as error:

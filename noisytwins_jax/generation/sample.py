@@ -38,6 +38,7 @@ def sample(
     formats: Sequence[str] = ("grid", "npz"),
     frames: int = 0,
     mix_layers: str = "",
+    style_seed: int | None = None,
 ) -> Path:
     """Generate images, one row per class, and write them to ``<workdir>/samples``; several processes share the work.
 
@@ -60,6 +61,7 @@ def sample(
         the first.
       mix_layers: as ``4-7``, a picture of style mixing instead (StyleGAN2): rows are images, in which each column replaces
         these layers by those of another image.
+      style_seed: of the half of the latents that the class's style takes (Content–Style); None for `seed`.
 
     Returns:
       The path of the picture if there is one, otherwise of the arrays or the folder.
@@ -67,7 +69,7 @@ def sample(
     Raises:
       UserError: the checkpoint or class does not exist, or an argument is out of range.
     """
-    _check(formats, frames, mix_layers)
+    _check(formats, frames, mix_layers, style_seed)
     arguments = {
         "classes": classes,
         "samples_per_class": per_class,
@@ -77,6 +79,7 @@ def sample(
         "noise_mode": noise_mode,
         "frames": frames,
         "mix_layers": mix_layers,
+        "style_seed": style_seed,
     }
     check_has_checkpoint(workdir, which)
     with raise_on_all_processes():
@@ -86,13 +89,14 @@ def sample(
     labels, indices = trained.labels_and_indices(classes, per_class)
     cut = trained.truncation(None, truncation)
     name = f"{cut.kind}{cut.strength:g}" if cut else "untruncated"
-    stem = f"step{trained.step}-{name}-seed{seed}" + (f"-noise_{noise_mode}" if noise_mode else "")
+    stem = f"step{trained.step}-{name}-seed{seed}" + (f"-style{style_seed}" if style_seed is not None else "")
+    stem += f"-noise_{noise_mode}" if noise_mode else ""
     target = workdir / "samples" / stem
     with handle_disk_full(workdir):
         broadcast_from_primary(lambda: target.parent.mkdir(exist_ok=True))
         if mix_layers:
             return _write_mix(trained, labels, indices, seed, cut, mix_layers, target, noise_mode)
-        sampler = trained.sampler(cut, seed, noise_mode, len(labels))
+        sampler = trained.sampler(cut, seed, noise_mode, len(labels), style_seed)
         if frames:
             return _write_animation(sampler, labels, indices, frames, target)
         images = _generate(sampler, labels, indices)
@@ -114,7 +118,7 @@ def _generate(sampler: Sampler, labels: np.ndarray, indices: np.ndarray) -> np.n
     return distributed_map(compute, len(labels))[0]
 
 
-def _check(formats: Sequence[str], frames: int, mix_layers: str) -> None:
+def _check(formats: Sequence[str], frames: int, mix_layers: str, style_seed: int | None) -> None:
     for name in formats:
         if name not in FORMATS:
             raise UserError(f"--format={name} is none of {', '.join(FORMATS)}; give a comma-separated list of these.")
@@ -124,6 +128,8 @@ def _check(formats: Sequence[str], frames: int, mix_layers: str) -> None:
         raise UserError(f"--frames={frames} is below 0; give the frames from one image to the next, for example 24.")
     if frames and mix_layers:
         raise UserError("--frames makes an animation and --mix_layers a picture of mixed styles; give one of them.")
+    if style_seed is not None and (frames or mix_layers):
+        raise UserError("--style_seed is for pictures of samples; leave out --frames and --mix_layers.")
 
 
 def _write(

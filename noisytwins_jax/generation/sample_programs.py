@@ -33,16 +33,24 @@ def sample_program(model: Model, latents: Latents, truncation: str | None = None
 
     Returns:
       (variables, strength of truncation or None, seed uint32, labels int32 ``[n]``, indices int32 ``[n]``, instances or
-      None (default)) → images uint8 ``[n, H, W, C]``, w ``[n, D]``.
+      None (default), seed of the style's half of z or None for the same (default)) → images uint8 ``[n, H, W, C]``, w ``[n, D]``.
     """
     in_w = truncation == "psi"
     in_z = None if in_w else truncation
 
     def sample_one(
-        variables: dict, strength: Strength, instances: InstanceTable | None, label: Array, key: Array
+        variables: dict,
+        strength: Strength,
+        instances: InstanceTable | None,
+        label: Array,
+        key: Array,
+        style_key: Array | None,
     ) -> tuple[Array, Array]:
         z_key, noise_key = jax.random.split(key)
         z = latents.draw(z_key, 1, truncation_kind=in_z, strength=strength)
+        if style_key is not None:
+            other = latents.draw(jax.random.split(style_key)[0], 1, truncation_kind=in_z, strength=strength)
+            z = jnp.where(jnp.arange(latents.z_dim) < latents.z_dim // 2, other, z)
         features = instance_features(key[None], instances, label[None])
         image, w = model.sample(variables, z, label[None], noise_key, strength if in_w else None, features)
         return quantize(image[0]), w[0]
@@ -55,9 +63,12 @@ def sample_program(model: Model, latents: Latents, truncation: str | None = None
         labels: Array,
         indices: Array,
         instances: InstanceTable | None = None,
+        style_seed: Array | None = None,
     ) -> tuple[Array, Array]:
         keys = sample_keys(seed, indices)
-        return jax.vmap(sample_one, in_axes=(None, None, None, 0, 0))(variables, strength, instances, labels, keys)
+        style_keys = None if style_seed is None else sample_keys(style_seed, indices)
+        one = jax.vmap(sample_one, in_axes=(None, None, None, 0, 0, 0))
+        return one(variables, strength, instances, labels, keys, style_keys)
 
     return program
 

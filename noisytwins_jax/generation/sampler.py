@@ -37,6 +37,7 @@ class Sampler:
       per_device_batch: images per device and call; changing it changes the last bits of the results.
       prefetch: batches in flight at once.
       instances: the table, where the model is conditioned on instances; an argument of the programs, like the variables.
+      style_seed: seed of the style's half of z (Content–Style), by default `seed`; interpolation ignores it.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Sampler:
         per_device_batch: int = 64,
         prefetch: int = 1,
         instances: InstanceTable | None = None,
+        style_seed: int | None = None,
     ):
         self._layout = Layout(jax.local_devices())
         self._batching = {"per_device_batch": per_device_batch, "prefetch": prefetch}
@@ -57,6 +59,7 @@ class Sampler:
         self._program = sample_program(model, latents, kind)
         self._interpolation_program = interpolation_program(model, latents, kind)
         self._seed = np.uint32(seed)
+        self._style_seed = None if style_seed is None else np.uint32(style_seed)
         self._strength = None if truncation is None else np.float32(truncation.strength)
         self.image_size = None  # that of the reference images; see `metrics.features.Fakes`
 
@@ -72,7 +75,9 @@ class Sampler:
 
         def program(arguments: tuple[dict, InstanceTable | None], labels: Array, indices: Array) -> tuple[Array, ...]:
             variables, instances = arguments
-            images, w = self._program(variables, self._strength, self._seed, labels, indices, instances)
+            images, w = self._program(
+                variables, self._strength, self._seed, labels, indices, instances, self._style_seed
+            )
             return *extract(images), w
 
         arrays = np.asarray(labels, np.int32), np.asarray(indices, np.int32)
@@ -83,7 +88,7 @@ class Sampler:
         rows = [np.zeros(self._batching["per_device_batch"] * self._layout.num_devices, np.int32)] * 2
         variables, instances = self._arguments
         rows = jax.device_put(rows, self._layout.split)
-        return self._program.lower(variables, self._strength, self._seed, *rows, instances).compile()
+        return self._program.lower(variables, self._strength, self._seed, *rows, instances, self._style_seed).compile()
 
     def interpolate(self, labels: np.ndarray, indices: np.ndarray, t: np.ndarray) -> np.ndarray:
         """Generate images between one (class, z) at t = 0 and another at t = 1, uint8 ``[n, H, W, C]``.

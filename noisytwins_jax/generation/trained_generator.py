@@ -78,6 +78,7 @@ class TrainedGenerator:
         truncation: str | None = None,
         seed: int = 0,
         noise_mode: str | None = None,
+        style_seed: int | None = None,
     ) -> np.ndarray:
         """Generate `per_class` images of each class, class by class.
 
@@ -88,12 +89,13 @@ class TrainedGenerator:
           truncation: another kind and its strength, as ``"threshold:0.5"``; see `latents.TRUNCATIONS`.
           seed: of the latents, 0 to 2³² - 1.
           noise_mode: per-pixel noise ``"random"``, ``"const"`` or ``"none"``; as trained by default. StyleGAN2 only.
+          style_seed: of the half of the latents that the class's style takes, `seed` by default. Content–Style only.
 
         Raises:
           UserError: the class, kind of truncation or noise does not exist, or a number is out of range.
         """
         labels, indices = self.labels_and_indices(classes, per_class)
-        sampler = self.sampler(self.truncation(psi, truncation), seed, noise_mode, len(labels))
+        sampler = self.sampler(self.truncation(psi, truncation), seed, noise_mode, len(labels), style_seed)
         return sampler(labels, indices)[0]
 
     def w(
@@ -173,17 +175,25 @@ class TrainedGenerator:
         return None if cut == Truncation("psi", 1.0) else cut
 
     def sampler(
-        self, truncation: Truncation | None = None, seed: int = 0, noise_mode: str | None = None, images: int = 64
+        self,
+        truncation: Truncation | None = None,
+        seed: int = 0,
+        noise_mode: str | None = None,
+        images: int = 64,
+        style_seed: int | None = None,
     ) -> Sampler:
         """Build the sampler, for any labels and indices; with several processes to be called by all.
 
         `images` is the approximate number of images: a few are generated in smaller batches.
 
         Raises:
-          UserError: the seed is out of range, or the kind of noise does not exist.
+          UserError: a seed is out of range or has no effect, or the kind of noise does not exist.
         """
-        if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
-            raise UserError(f"The seed {seed!r} must be an integer from 0 to {2**32 - 1}.")
+        for value in (seed, 0 if style_seed is None else style_seed):
+            if not isinstance(value, int | np.integer) or not 0 <= value < 2**32:
+                raise UserError(f"The seed {value!r} must be an integer from 0 to {2**32 - 1}.")
+        if style_seed is not None and not self.config.content_style.active:
+            raise UserError("style_seed is for generators that divide z into content and style (content_style).")
         model, variables = self._model_with(noise_mode), self.variables_with_statistics(truncation)
         batch = next((size for size in _BATCHES if images <= size), _BATCHES[-1])
         return Sampler(
@@ -194,6 +204,7 @@ class TrainedGenerator:
             truncation=truncation,
             per_device_batch=batch,
             instances=self.instances,
+            style_seed=style_seed,
         )
 
     def variables_with_statistics(self, truncation: Truncation | None) -> dict[str, Any]:

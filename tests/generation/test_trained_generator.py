@@ -1,12 +1,18 @@
 """Arguments of `TrainedGenerator`: classes, numbers of images and seeds, valid and invalid."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run
 
 from noisytwins_jax import load
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.generation.trained_generator import TrainedGenerator
 from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.randomness import sample_keys
 
 
 @pytest.fixture
@@ -47,6 +53,34 @@ def test_wrong_rows(model, arguments, message):
 def test_wrong_seeds(model, seed):
     with pytest.raises(UserError, match="must be an integer from 0 to 4294967295"):
         model.sampler(seed=seed)
+
+
+def test_a_seed_of_its_own_for_the_style():
+    """Half of z and with it the style and the image change; with the same seed nothing does."""
+    config = tiny_run.tiny_config(**{"noisytwins.sigma": 0.0, "noisytwins.weight": 0.0, "content_style.weight": 0.1})
+    trained = TrainedGenerator(config, {}, 1, tuple("abcd"))
+    trained = dataclasses.replace(trained, variables=trained.model.init(jax.random.key(0))[0])
+    (images, w), (same_images, same_w), (other_images, other_w) = (
+        trained.sampler(seed=3, noise_mode="none", images=1, style_seed=style_seed)(np.arange(2), np.arange(2))
+        for style_seed in (None, 3, 4)
+    )
+    np.testing.assert_allclose(w, same_w, atol=1e-5)
+    assert np.abs(images.astype(int) - same_images).max() <= 1
+    assert np.abs(w - other_w).max() > 1e-3 and np.any(images != other_images)
+    z = np.stack([_z(seed, index) for seed in (3, 4) for index in range(2)]).reshape(2, 2, 8)
+    mixed = np.concatenate([z[1, :, :4], z[0, :, 4:]], axis=1)
+    expected = trained.model.latent_w(trained.variables, mixed, np.arange(2))
+    np.testing.assert_allclose(other_w, expected, atol=1e-5)
+
+
+def _z(seed: int, index: int) -> np.ndarray:
+    z_key, _ = jax.random.split(sample_keys(seed, jnp.array([index]))[0])
+    return np.asarray(jax.random.normal(z_key, (8,)))
+
+
+def test_a_seed_for_a_style_that_there_is_not(model):
+    with pytest.raises(UserError, match="style_seed is for generators that divide z into content and style"):
+        model.sampler(style_seed=1)
 
 
 @pytest.mark.parametrize("name", ["G_ema.pth", "network-snapshot.pkl"])
