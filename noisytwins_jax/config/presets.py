@@ -62,6 +62,46 @@ CONTENT_STYLE = {
 }
 
 
+# The training settings that the long-tailed sets of UTLO share in the released code of Content–Style (training/train.py).
+UTLO_SETS = {
+    "batch_size": 64,
+    "dtype": "bfloat16",
+    "style_mixing": 0.0,
+    "fake_labels": "empirical",
+    "generator.mapping_layers": 2,
+    "generator.w_avg_decay": 0.995,
+    "generator.conv_clamp": 256.0,
+    "discriminator.conv_clamp": 256.0,
+    "discriminator.mbstd_group_size": 32,
+    "r1.gamma": 0.01,
+    "path_length.weight_twice": False,
+    "ema.kimg": 500.0,
+    "ema.rampup": 0.05,
+    "checkpoint_interval_kimg": 400.0,
+    "evaluation.protocol": "utlo",
+    "evaluation.samples_per_class": 50,
+    "evaluation.interval_kimg": 400.0,
+}
+
+
+def utlo_methods(noise: dict[str, Any], twins: dict[str, Any], utlo: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the fields of the methods on a long-tailed set of UTLO, all with ADA: those of NoisyTwins and UTLO differ by set."""
+    ada = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}
+    transitional = {"transitional.weight": 1.0, "transitional.start_kimg": 2000.0, "transitional.end_kimg": 4000.0}
+    return {
+        "noisytwins": ada | noise | twins,
+        "ada": ada,
+        "gsr": ada | {"gsr.weight": 0.5, "gsr.alpha": 0.99, "gsr.power_iterations": 4},
+        "noise": ada | noise,
+        "d2dce": ada | {"d2dce.weight": 0.25, "d2dce.temperature": 0.25, "d2dce.margin": 0.98},
+        "contrastive": ada | {"contrastive.weight": 0.25, "contrastive.temperature": 0.25},
+        "transitional": ada | transitional,
+        "transitional_noisytwins": ada | transitional | noise | twins,
+        "utlo": ada | utlo,
+        "content_style": ada | CONTENT_STYLE,
+    }
+
+
 class Preset(NamedTuple):
     """A row of a results table."""
 

@@ -26,6 +26,9 @@ INFO_FILE = "preparation.json"
 # Classes and channels of the public data sets, for --mode=compile before they are prepared.
 KNOWN_SETS = {
     "cifar10_lt": (10, 3),
+    "cifar100_lt": (100, 3),
+    "flowers_lt": (102, 3),
+    "animal_faces_lt": (20, 3),
     "fashion_mnist_lt": (10, 1),
     "mnist_lt": (10, 1),
     "imagenet": (1000, 3),
@@ -44,7 +47,7 @@ class PreparedSource:
     Args:
       directory: directory of the data set.
       info: content of its `INFO_FILE`.
-      split: ``"train"``, ``"reference"`` or ``"classifier"``.
+      split: ``"train"``, ``"reference"``, ``"classifier"`` or ``"full"``.
 
     Raises:
       UserError: a file is missing or differs from the one that was written.
@@ -131,7 +134,13 @@ def prepared_splits(
     train = splits["train"]
     reference = splits.get("reference", train)
     balanced = reference if reference.class_counts.min() > 0 else train  # complete reference sets are balanced
-    return DataSplits(train=train, reference=reference, classifier=splits.get("classifier", balanced))
+    return DataSplits(
+        train=train,
+        reference=reference,
+        classifier=splits.get("classifier", balanced),
+        full=splits.get("full"),
+        few_classes=tuple(info.get("few_classes", ())),
+    )
 
 
 def load_info(name: str, *, resolution: int, directory: str, cache: str = "") -> tuple[dict[str, Any], Path]:

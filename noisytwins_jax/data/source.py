@@ -145,6 +145,8 @@ class DataSplits:
       reference: the real images with which metrics compare generated ones.
       classifier: a balanced set of real images to train the embedded feature extractor.
       instances: the training images as conditions, for instance-conditioned networks.
+      full: all images before the long tail was cut off, where the set has them: the reference of UTLO's protocol.
+      few_classes: class ids that UTLO's protocol also evaluates alone; empty where none are published.
 
     Raises:
       UserError: the sets differ in classes, resolution, channels or preprocessing.
@@ -154,6 +156,8 @@ class DataSplits:
     reference: ImageSource
     classifier: ImageSource
     instances: InstanceTable | None = None
+    full: ImageSource | None = None
+    few_classes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("class_names", "resolution", "channels", "preprocessing"):

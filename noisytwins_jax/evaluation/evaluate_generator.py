@@ -13,6 +13,7 @@ suffix (Inception, or the classifier of the protocol ``embedded``), ``_clip``, o
                    "n_real", "n_fake", "n_fake_per_class", "n_fake_pooled", "labels", "k", "inclusive",
                    "inception_score": {"logits", "splits", "shuffle_seed"}, "kid": {"subsets", "subset_size"},
                    "seed", "weights", "class_noise", "truncation_psi", "class_groups", "headline", "warnings",
+                   "few_classes",                                # where the protocol evaluates them alone
                    "step",                                       # of a run; for files "images" and "reference" instead
                    "images", "images_fingerprint", "images_resolution", "reference",
                    "classes"},                                   # whether the files have classes
@@ -22,6 +23,7 @@ suffix (Inception, or the classifier of the protocol ``embedded``), ``_clip``, o
                    "ifid", "ifid_std", "ifid_median", "ifid_classes_used",      # over classes; also for ifid_clip and ifd_dinov2
                    "class_precision", "class_recall", "class_density", "class_coverage",  # means of per-class values
                    "class_accuracy", "w_ratio", "auth_pct",
+                   "few_fid", "few_kid", "few_kid_std",          # of protocols with few classes; see `few_classes`
                    # and for every group g of class_groups (head, medium, tail):
                    "<g>_ifid", "<g>_fid", "<g>_ifid_clip", "<g>_fid_clip", "<g>_ifd_dinov2", "<g>_fd_dinov2",
                    "<g>_precision", "<g>_recall", "<g>_class_accuracy", "<g>_w_ratio"},
@@ -64,6 +66,7 @@ import jax
 import numpy as np
 
 from noisytwins_jax.data.source import ImageSource
+from noisytwins_jax.evaluation.few_classes import extract_all_and_few, few_scores
 from noisytwins_jax.evaluation.generated_features import GeneratedFeatures, extract_generated_features
 from noisytwins_jax.evaluation.memory import print_memory, too_little_memory
 from noisytwins_jax.evaluation.protocol_record import build_protocol_record, check_request
@@ -108,6 +111,7 @@ def evaluate_generator(
     truncated: Mapping[float, Callable[[], Fakes]] | None = None,
     truncation_kind: str = "psi",
     available: np.ndarray | None = None,
+    few: Sequence[int] = (),
     reader: FactorReader | None = None,
     cache: Path | None = None,
     resume_cache: ResumableCache | None = None,
@@ -130,6 +134,7 @@ def evaluate_generator(
         truncated: for a sweep, strength -> function that builds the image source with that truncation.
         truncation_kind: of the sweep, one of `models.latents.TRUNCATIONS`.
         available: images of each class [num_classes], where they come from files, all of which are used.
+        few: the few classes of a protocol that evaluates them alone; see `few_classes`.
         reader: of true factors, for data where they are known.
         cache: folder for features of real images; None to store none.
         resume_cache: stores finished parts of this evaluation, so that it resumes after a kill, and the result, until
@@ -153,7 +158,7 @@ def evaluate_generator(
     kinds = [kind for kind in extractors if kind == headline or kind != CLASSIFIER]
     resume_cache = resume_cache or ResumableCache()
     optional = [reader is not None, train is not None and train.fingerprint, truncation_kind, sorted(truncated or ())]
-    recorded = [groups, None if train_counts is None else [int(n) for n in train_counts]]
+    recorded = [groups, None if train_counts is None else [int(n) for n in train_counts], *([list(few)] if few else [])]
     finished = resume_cache.open(_digest(identity, reference, extractors, settings, counts, optional, recorded))
     if finished is not None:
         return finished
@@ -183,8 +188,18 @@ def evaluate_generator(
         pooled_scores, real, headline=headline, k=settings.k, protocol=settings.protocol
     )  # features and logits of generated images -> metrics
     single_class = reference.num_classes == 1 and counts.pooled.sum() == counts.each.sum()
+    in_all, pooled_counts, of_few = generated, counts, {}
+    if few and available is None:
+        on_its_own = functools.partial(extract, fakes, classwise=False)
+        frequencies, start = np.bincount(labels, minlength=reference.num_classes), int(counts.each.sum())
+        in_all, pooled_counts, of_few = extract_all_and_few(on_its_own, settings, frequencies, few, start, resume_cache)
+    elif few:
+        of_few = {kind: x[np.isin(generated.labels, few)] for kind, x in generated.features.items()}
     pooled = broadcast_from_primary(
-        lambda: score(generated.features, generated.logits, single_class=generated.rows[0] if single_class else None)
+        lambda: (
+            score(in_all.features, in_all.logits, single_class=generated.rows[0] if single_class and not few else None)
+            | (few_scores(real[headline], labels, of_few[headline], few, settings.protocol) if few else {})
+        )
     )
 
     memorised = None
@@ -199,16 +214,16 @@ def evaluate_generator(
         scores = pooled
         if (truncation_kind, strength) != ("psi", settings.truncation_psi):
             folder = resume_cache.folder(f"{truncation_kind}{strength!r}")
-            at_strength = extract(build_fakes(), folder=folder, classwise=False)
+            at_strength = extract(build_fakes(), counts=pooled_counts, folder=folder, classwise=False)
             scores = broadcast_from_primary(lambda x=at_strength: score(x.features, x.logits))
-        points.append({"strength": float(strength), "n_fake": int(counts.pooled.sum()), **scores})
+        points.append({"strength": float(strength), "n_fake": int(pooled_counts.pooled.sum()), **scores})
     real_vs_real = _real_vs_real(real_by_kind, labels, groups, headline, settings, reference, extractors, cache)
 
     def assemble() -> dict[str, Any]:
         n_real = np.bincount(labels, minlength=reference.num_classes)
         rows = _per_class(generated, reference, groups, n_real, train_counts)
         metrics = pooled | _averages(rows, generated, real, labels, groups)
-        protocol = build_protocol_record(reference, extractors, groups, n_real, settings, counts)
+        protocol = build_protocol_record(reference, extractors, groups, n_real, settings, counts, pooled_counts, few)
         result = {"protocol": protocol, "metrics": metrics, "per_class": rows, "real_vs_real": real_vs_real}
         if memorised is not None:
             result["memorisation"] = memorised

@@ -19,6 +19,7 @@ from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.source import DataSplits, ImageSource, read_images
 from noisytwins_jax.evaluation.class_matching import Matched, match_classes
 from noisytwins_jax.evaluation.evaluate_generator import evaluate_generator
+from noisytwins_jax.evaluation.few_classes import choose_few_classes, choose_reference
 from noisytwins_jax.evaluation.image_files import FileFakes, ImageFiles, OneClass
 from noisytwins_jax.evaluation.image_reading import read_image_files
 from noisytwins_jax.evaluation.report.report import write_report
@@ -77,7 +78,7 @@ def evaluate_images(
         real = None if reference is None else read_image_files(reference)
     splits = load_run_data(config) if real is None else None
     if real is None:
-        real = splits.reference
+        real, _ = choose_reference(splits, config.evaluation.settings.protocol)
     with raise_on_all_processes():
         matched = match_classes(fakes, real)
         if reference is None and CLASSIFIER in chosen:
@@ -199,6 +200,7 @@ class _Sides:
     split: str  # of the reference: "train", "reference" or "files"
     notes: list[str]
     classes: bool  # whether both have classes
+    few: tuple[int, ...] = ()  # the few classes of the protocol
 
 
 def _build_sides(
@@ -207,7 +209,8 @@ def _build_sides(
     labels, note = matched
     notes = [note] if note else []
     train = None if splits is None else splits.train
-    split = "files" if splits is None else "train" if splits.reference is splits.train else "reference"
+    protocol = config.evaluation.settings.protocol
+    split = "files" if splits is None else choose_reference(splits, protocol)[1]
     if labels is None:
         labels, train = np.zeros(len(fakes), np.int32), None if train is None else OneClass(train)
         return _Sides(fakes, labels, OneClass(real), {}, train, split, notes, classes=False)
@@ -215,7 +218,8 @@ def _build_sides(
         groups = class_groups(real.class_counts)
     else:
         groups = class_groups(train.class_counts, config.data.group_thresholds)
-    return _Sides(fakes, labels, real, groups, train, split, notes, classes=True)
+    few = () if splits is None else choose_few_classes(splits, protocol, groups["tail"])
+    return _Sides(fakes, labels, real, groups, train, split, notes, classes=True, few=few)
 
 
 def _measure(
@@ -231,6 +235,7 @@ def _measure(
         train=sides.train if config.evaluation.memorisation else None,
         train_counts=None if sides.train is None else sides.train.class_counts,
         available=np.bincount(sides.labels, minlength=sides.reference.num_classes),
+        few=sides.few,
         cache=cache_dir(workdir),
         resume_cache=ResumableCache(workdir / RESUME_FOLDER),
         identity=f"{fakes.fingerprint} {hashlib.sha256(sides.labels.tobytes()).hexdigest()}",

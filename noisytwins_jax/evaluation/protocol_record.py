@@ -71,6 +71,8 @@ def build_protocol_record(
     n_real: np.ndarray,
     settings: Settings,
     counts: Counts,
+    pooled_counts: Counts,
+    few: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Build the entry "protocol" of an evaluation: the record of how it was measured.
 
@@ -81,6 +83,8 @@ def build_protocol_record(
         n_real: real images of each class [num_classes].
         settings: of the evaluation.
         counts: generated images of each class.
+        pooled_counts: those that are pooled over classes.
+        few: the few classes that are evaluated alone.
     """
     headline = next(iter(extractors))
     balanced = counts.each.min() == counts.each.max()
@@ -106,7 +110,7 @@ def build_protocol_record(
         "n_real": int(n_real.sum()),
         "n_fake": int(counts.each.sum()),
         "n_fake_per_class": int(counts.each[0]) if balanced else None,
-        "n_fake_pooled": int(counts.pooled.sum()),
+        "n_fake_pooled": int(pooled_counts.pooled.sum()),
         "labels": "balanced" if balanced else "as in the files",
         "k": settings.k,
         "inclusive": protocol.inclusive,
@@ -117,7 +121,7 @@ def build_protocol_record(
         },
         "kid": {
             "subsets": protocol.kid_subsets,
-            "subset_size": int(min(protocol.kid_subset_size, n_real.sum(), counts.pooled.sum())),
+            "subset_size": int(min(protocol.kid_subset_size, n_real.sum(), pooled_counts.pooled.sum())),
         },
         "seed": settings.seed,
         "weights": settings.weights,
@@ -125,10 +129,17 @@ def build_protocol_record(
         "truncation_psi": settings.truncation_psi,
         "class_groups": dict(groups),
         "headline": "precision, recall, density, coverage and distances without a class are pooled over all classes"
-        + (", with the same number of generated images for each class, or one more" if balanced else "")
+        + _labels_of_pooled(balanced, natural=pooled_counts is not counts)
         + "; <group>_precision and <group>_recall are means of per-class values",
         "warnings": _warnings(n_real, settings, counts, extractors),
+        **({"few_classes": list(few)} if few else {}),
     }
+
+
+def _labels_of_pooled(balanced: bool, natural: bool) -> str:
+    if natural:
+        return ", with the class frequencies of the real images"
+    return ", with the same number of generated images for each class, or one more" if balanced else ""
 
 
 def _warnings(

@@ -16,6 +16,7 @@ from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.evaluation.evaluate_generator import evaluate_generator
+from noisytwins_jax.evaluation.few_classes import choose_few_classes, choose_reference
 from noisytwins_jax.evaluation.protocol_record import check_request
 from noisytwins_jax.generation.sampler import build_sampler
 from noisytwins_jax.generation.standing_statistics import tree_sha256
@@ -56,11 +57,16 @@ def check_counts(config: RunConfig, splits: DataSplits) -> None:
     """Check that there are enough images for the metrics.
 
     Raises:
-      UserError: there are too few generated or real images.
+      UserError: there are too few generated or real images, or no few classes where the protocol needs them.
     """
-    settings = get_settings(config, splits)
-    counts = settings.counts(splits.reference.num_classes)
-    check_request(splits.reference, {}, settings, counts, sweep=bool(config.evaluation.sweep))
+    settings, groups = (
+        get_settings(config, splits),
+        class_groups(splits.train.class_counts, config.data.group_thresholds),
+    )
+    reference, _ = choose_reference(splits, settings.protocol)
+    choose_few_classes(splits, settings.protocol, groups["tail"])
+    counts = settings.counts(reference.num_classes)
+    check_request(reference, {}, settings, counts, sweep=bool(config.evaluation.sweep))
 
 
 def evaluate_variables(
@@ -94,15 +100,16 @@ def evaluate_variables(
         per_device_batch=settings.per_device_batch,
         prefetch=settings.prefetch,
     )
-    reader = None
+    reader, groups = None, class_groups(splits.train.class_counts, config.data.group_thresholds)
     if splits.classifier.factor_names:
         weights = broadcast_from_primary(lambda: load_or_train_weights(splits.classifier, cache, options.seed))
         reader = FactorReader(*weights, splits.reference)
     result = evaluate_generator(
         sampler(),
-        reference=splits.reference,
+        reference=choose_reference(splits, settings.protocol)[0],
         extractors=load_extractors(config, splits, cache),
-        class_groups=class_groups(splits.train.class_counts, config.data.group_thresholds),
+        class_groups=groups,
+        few=choose_few_classes(splits, settings.protocol, groups["tail"]),
         settings=settings,
         train=splits.train if options.memorisation and thorough else None,
         train_counts=splits.train.class_counts,
@@ -147,7 +154,7 @@ def get_settings(config: RunConfig, splits: DataSplits | None = None, **others: 
     batch = 8 if jax.default_backend() == "cpu" and options.protocol != "embedded" else 64
     prefetch = max(1, options.batch_size // (batch * jax.local_device_count())) if options.batch_size else 2
     if splits is not None:
-        others["reference_split"] = "train" if splits.reference is splits.train else "reference"
+        others["reference_split"] = choose_reference(splits, options.settings.protocol)[1]
     return dataclasses.replace(options.settings, per_device_batch=batch, prefetch=prefetch, **others)
 
 

@@ -6,6 +6,7 @@ The numbers of images are the configuration's, and are recorded beside every num
 |---|---|---|---|---|---|---|
 | ``noisytwins`` | bilinear, no antialias, x/127.5 - 1 | bicubic, no antialias | Pillow bicubic, uint8 | 1008 logits, 1 split | k = 5, < | NoisyTwins, StudioGAN |
 | ``tf1`` | TF1 bilinear, (x - 128)/128 | Pillow bicubic, uint8 | bicubic, antialiased | unbiased, 10 splits | k = 5, < | TTUR, StyleGAN |
+| ``utlo`` | as ``tf1`` | as ``tf1`` | as ``tf1`` | as ``tf1`` | k = 5, < | UTLO, Content–Style: all images before the tail was cut off, and the few classes alone |
 | ``clean`` | Pillow bicubic in float, (x - 128)/128 | Pillow bicubic, uint8 | Pillow bicubic, uint8 | unbiased, 10 splits | k = 5, < | clean-fid |
 | ``fidelity`` | TF1 bilinear, (x - 128)/128 | TF1 bilinear | Pillow bicubic, uint8 | unbiased, 10 splits | k = 3, <= | torch-fidelity |
 | ``embedded`` | | | | the classifier's logits, 1 split | k = 5, < | this project |
@@ -51,6 +52,8 @@ class Protocol:
       shuffle_seed: of the shuffle before splitting; None for the order of generation.
       kid_subsets: number of pairs of subsets that KID is averaged over.
       kid_subset_size: the most images of a subset.
+      few: whether to compare with all images before the tail was cut off, at their class frequencies, and the few classes
+        alone; see `evaluation.few_classes`.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Protocol:
     shuffle_seed: int | None = 2020
     kid_subsets: int = 100
     kid_subset_size: int = 1000
+    few: bool = False
 
 
 PROTOCOLS = {
@@ -77,6 +81,7 @@ PROTOCOLS = {
             shuffle_seed=None,
         ),
         Protocol("tf1", preprocessing={INCEPTION: "tf1", CLIP: "openai", DINOV2: "edm2"}),
+        Protocol("utlo", ("inception",), preprocessing={INCEPTION: "tf1", CLIP: "openai", DINOV2: "edm2"}, few=True),
         Protocol("clean", preprocessing={INCEPTION: "clean", CLIP: "openai", DINOV2: "dgm-eval"}),
         Protocol(
             "fidelity",

@@ -139,7 +139,7 @@ def test_options_that_a_builder_refuses():
 @pytest.mark.parametrize("function", [load_data, classes_and_channels])
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("digit_lt", "digits_lt"), ("imagenet_l", "imagenet_lt"), ("cifar100_lt", "cifar10_lt"), ("petal", "petals")],
+    [("digit_lt", "digits_lt"), ("imagenet_l", "imagenet_lt"), ("cifar1000_lt", "cifar100_lt"), ("petal", "petals")],
 )
 def test_an_unknown_name(function, name, nearest, tmp_path):
     """The nearest one is said, and how one's own pictures become a data set of that name."""

@@ -1,4 +1,4 @@
-"""CIFAR10-LT: the published long-tailed subset of CIFAR-10, from either of its public archives."""
+"""CIFAR10-LT and CIFAR100-LT: long-tailed subsets of CIFAR-10 and CIFAR-100, from either of their public archives."""
 
 import functools
 import io
@@ -14,13 +14,65 @@ from noisytwins_jax.data.prepare.files import ByteRange, Location, list_files, r
 from noisytwins_jax.data.prepare.listing import Item, Listing, Reader
 from noisytwins_jax.utils.errors import UserError, first_line
 
-_CLASSES = 10
 _PIXELS = 3 * 32 * 32  # bytes of an image: the red, green and blue planes, each row by row
-_RECORD = 1 + _PIXELS  # bytes of a label and an image in a binary file
-_WANTED = (
-    "cifar-10-binary.tar.gz or cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html, or the folder "
-    "that is in it"
+ORDERS = ("label", "reversed")
+
+
+class CifarSet(NamedTuple):
+    """What is known of one of the two sets.
+
+    Attributes:
+      title: the set's name.
+      classes: their number.
+      train, test: files of images, without the suffix of the binary version.
+      names: files of the class names, of the binary and of the Python version.
+      folders: of the binary and of the Python version.
+      keys: of the labels and of the class names in the Python version.
+      labels: bytes before an image in the binary version, of which the last is the label.
+    """
+
+    title: str
+    classes: int
+    train: tuple[str, ...]
+    test: str
+    names: tuple[str, str]
+    folders: tuple[str, str]
+    keys: tuple[bytes, bytes]
+    labels: int
+
+    @property
+    def archives(self) -> tuple[str, str]:
+        """Return the names of the public archives, of the binary and of the Python version."""
+        stem = self.title.lower()
+        return f"{stem}-binary.tar.gz", f"{stem}-python.tar.gz"
+
+    @property
+    def wanted(self) -> str:
+        """Return what a person should give."""
+        return f"{' or '.join(self.archives)} from https://www.cs.toronto.edu/~kriz/cifar.html, or the folder that is in it"
+
+
+CIFAR10 = CifarSet(
+    title="CIFAR-10",
+    classes=10,
+    train=tuple(f"data_batch_{i}" for i in range(1, 6)),
+    test="test_batch",
+    names=("batches.meta.txt", "batches.meta"),
+    folders=("cifar-10-batches-bin", "cifar-10-batches-py"),
+    keys=(b"labels", b"label_names"),
+    labels=1,
 )
+CIFAR100 = CifarSet(
+    title="CIFAR-100",
+    classes=100,
+    train=("train",),
+    test="test",
+    names=("fine_label_names.txt", "meta"),
+    folders=("cifar-100-binary", "cifar-100-python"),
+    keys=(b"fine_labels", b"fine_label_names"),
+    labels=2,  # the coarse label, then the fine one
+)
+_SETS = {known.title: known for known in (CIFAR10, CIFAR100)}
 
 
 def _latin1_bytes(text: str, encoding: str) -> bytes:
@@ -50,14 +102,18 @@ class CifarLocation(NamedTuple):
       file: the file, with many images.
       binary: whether the file is of the binary version; otherwise it is a pickle.
       index: index of the image in the file, from 0.
+      title: of the `CifarSet`.
     """
 
     file: Location
     binary: bool
     index: int
+    title: str
 
 
-def cifar10_lt(source: Path, unpack_in: Path, imbalance_factor: float = 0.01, seed: int = 0) -> Listing:
+def cifar10_lt(
+    source: Path, unpack_in: Path, imbalance_factor: float = 0.01, seed: int = 0, order: str = "label"
+) -> Listing:
     """List CIFAR10-LT of NoisyTwins (CVPR 2023): class c has ``int(5000 * imbalance_factor**(c / 9))`` images.
 
     The defaults give exactly the published 12,406 training images, class by class, each class in the order of its
@@ -70,6 +126,7 @@ def cifar10_lt(source: Path, unpack_in: Path, imbalance_factor: float = 0.01, se
       unpack_in: folder in which an archive is unpacked.
       imbalance_factor: rarest over most frequent class, in (0, 1]; 0.01 is published.
       seed: seed of the choice of images; 0 is published.
+      order: "label", or "reversed" for UTLO's (see `cifar_listing`): truck is the most frequent class.
 
     Returns:
       The listing; its reader returns uint8 ``[32, 32, 3]``. Names are ``train/<i>`` and ``test/<i>``, i the index in
@@ -78,35 +135,73 @@ def cifar10_lt(source: Path, unpack_in: Path, imbalance_factor: float = 0.01, se
     Raises:
       UserError: the files are missing or not from CIFAR-10, or an argument is out of range.
     """
-    files, binary = _find_files(Path(source), unpack_in)
+    return _list_set(CIFAR10, source, unpack_in, imbalance_factor, seed, order)
+
+
+def cifar100_lt(
+    source: Path, unpack_in: Path, imbalance_factor: float = 0.01, seed: int = 0, order: str = "reversed"
+) -> Listing:
+    """List CIFAR100-LT of UTLO (CVPR 2024): 10,847 training images, 500 of fine label 99 down to 5 of fine label 0.
+
+    The counts are the published ones; which images they are was left to chance there.
+
+    Args:
+      source: cifar-100-binary.tar.gz or cifar-100-python.tar.gz, the folder in it, or a folder that holds one of these.
+      unpack_in, imbalance_factor, seed: see `cifar10_lt`.
+      order: "reversed", as published, or "label".
+
+    Raises:
+      UserError: the files are missing or not from CIFAR-100, or an argument is out of range.
+    """
+    return _list_set(CIFAR100, source, unpack_in, imbalance_factor, seed, order)
+
+
+def _list_set(
+    known: CifarSet, source: Path, unpack_in: Path, imbalance_factor: float, seed: int, order: str
+) -> Listing:
+    files, binary = _find_files(known, Path(source), unpack_in)
     suffix = ".bin" if binary else ""
-    train = _locate_images([files[f"data_batch_{i}{suffix}"] for i in range(1, 6)], binary)
-    test = _locate_images([files[f"test_batch{suffix}"]], binary)
-    names = _class_names(files["batches.meta.txt" if binary else "batches.meta"], binary)
-    return cifar10_listing(train, test, names, read_record, imbalance_factor, seed)
+    train = _locate_images(known, [files[f"{name}{suffix}"] for name in known.train], binary)
+    test = _locate_images(known, [files[f"{known.test}{suffix}"]], binary)
+    names = _class_names(known, files[known.names[0 if binary else 1]], binary)
+    return cifar_listing(known, train, test, names, read_record, imbalance_factor, seed, order)
 
 
-def cifar10_listing(
+def cifar_listing(
+    known: CifarSet,
     train: Sequence[tuple[Any, int]],
     test: Sequence[tuple[Any, int]],
     class_names: Sequence[str],
     read: Reader,
     imbalance_factor: float,
     seed: int,
+    order: str = "label",
 ) -> Listing:
-    """Build CIFAR10-LT from the locations and labels of all CIFAR-10 images in their public order; see `cifar10_lt`."""
+    """Build the long-tailed set from the locations and labels of all images in their public order; see `cifar10_lt`.
+
+    In the order "reversed", class c is the public label C - 1 - c, and there are a split of all training images and the
+    few classes, as UTLO's protocol needs them.
+    """
+    if order not in ORDERS:
+        raise UserError(f"There is no order {order!r}; give --order={' or '.join(ORDERS)}.")
+    if order == "reversed":
+        train, test = ([(place, known.classes - 1 - label) for place, label in images] for images in (train, test))
+        class_names = class_names[::-1]
     train_labels = np.array([label for _, label in train])
-    selected = long_tailed_indices(train_labels, imbalance_factor, seed).tolist()
+    selected = long_tailed_indices(known, train_labels, imbalance_factor, seed).tolist()
+    everything = [Item(f"train/{i}", label, place) for i, (place, label) in enumerate(train)]
+    published = {"train": 12406 if known is CIFAR10 else 10847} if imbalance_factor == 0.01 else {}
     return Listing(
         class_names=class_names,
         splits={
-            "train": [Item(f"train/{i}", train[i][1], train[i][0]) for i in selected],
-            "reference": [Item(f"test/{i}", label, record) for i, (record, label) in enumerate(test)],
-        },
+            "train": [everything[i] for i in selected],
+            "reference": [Item(f"test/{i}", label, place) for i, (place, label) in enumerate(test)],
+        }
+        | ({"full": everything} if order == "reversed" else {}),
         read=read,
         description=(
-            "CIFAR10-LT: an exponentially long-tailed subset of the training images of CIFAR-10, "
-            f"rarest over most frequent class {imbalance_factor:g}; the reference is the test set of CIFAR-10."
+            f"{known.title.replace('-', '')}-LT: an exponentially long-tailed subset of the training images of {known.title}, "
+            f"rarest over most frequent class {imbalance_factor:g}; the reference is the test set of {known.title}."
         ),
         homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
         citation=(
@@ -117,39 +212,41 @@ def cifar10_listing(
             "  year={2009}\n"
             "}"
         ),
-        published_counts={"train": 12406, "reference": 10000} if imbalance_factor == 0.01 else {"reference": 10000},
+        published_counts=published | {"reference": 10000},
+        few_classes=tuple(range(6, 10) if known is CIFAR10 else range(70, 100)) if order == "reversed" else (),
     )
 
 
-def long_tailed_indices(labels: np.ndarray, imbalance_factor: float, seed: int) -> np.ndarray:
-    """Choose a long-tailed subset of CIFAR-10 as the published code does.
+def long_tailed_indices(known: CifarSet, labels: np.ndarray, imbalance_factor: float, seed: int) -> np.ndarray:
+    """Choose a long-tailed subset as the published code of CIFAR10-LT does.
 
     One generator, numpy's legacy ``RandomState(seed)`` (the same numbers as after ``np.random.seed(seed)``), shuffles
     the indices of one class after the other; the first ones of each class are selected.
 
     Args:
-      labels: integers ``[num_images]``, in 0..9.
+      known: the set.
+      labels: integers ``[num_images]``, class ids.
       imbalance_factor: rarest over most frequent class, in (0, 1].
       seed: seed of the generator, from 0 to 2**32 - 1.
 
     Returns:
-      int64 ``[num_selected]``: class by class, each in shuffled order. The counts are ``long_tail_counts(n, 10,
+      int64 ``[num_selected]``: class by class, each in shuffled order. The counts are ``long_tail_counts(n, C,
       imbalance_factor)`` with n the number of images of the smallest class.
 
     Raises:
       UserError: a class has no image, or too few for the imbalance; or an argument is out of range.
     """
     if not 0 <= seed < 2**32:
-        raise UserError(f"The seed of CIFAR10-LT must be from 0 to 2**32 - 1, but it is {seed}.")
-    available = np.bincount(labels, minlength=_CLASSES)
+        raise UserError(f"The seed must be from 0 to 2**32 - 1, but it is {seed}.")
+    available = np.bincount(labels, minlength=known.classes)
     if not available.all():
         raise UserError(
-            f"There is no training image of class {np.flatnonzero(available == 0)[0]} of CIFAR-10; "
-            f"give the unchanged files: {_WANTED}."
+            f"There is no training image of class {np.flatnonzero(available == 0)[0]} of {known.title}; "
+            f"give the unchanged files: {known.wanted}."
         )
     generator = np.random.RandomState(seed)
     selected = []
-    for c, count in enumerate(long_tail_counts(int(available.min()), _CLASSES, imbalance_factor)):
+    for c, count in enumerate(long_tail_counts(int(available.min()), known.classes, imbalance_factor)):
         indices = np.where(labels == c)[0]
         generator.shuffle(indices)
         selected.append(indices[:count])
@@ -158,61 +255,64 @@ def long_tailed_indices(labels: np.ndarray, imbalance_factor: float, seed: int) 
 
 def read_record(item: Item) -> np.ndarray:
     """Read the image at ``item.location``, a `CifarLocation`, as uint8 ``[32, 32, 3]``."""
-    file, binary, index = item.location
-    return np.ascontiguousarray(_load(file, binary)[0][index].reshape(3, 32, 32).transpose(1, 2, 0))
+    file, binary, index, title = item.location
+    return np.ascontiguousarray(_load(title, file, binary)[0][index].reshape(3, 32, 32).transpose(1, 2, 0))
 
 
-def _find_files(source: Path, unpack_in: Path) -> tuple[dict[str, Location], bool]:
-    """Find the files of CIFAR-10 by name, and whether they are the binary version."""
+def _find_files(known: CifarSet, source: Path, unpack_in: Path) -> tuple[dict[str, Location], bool]:
+    """Find the files of a set by name, and whether they are the binary version."""
+    first = known.train[0]
     if source.is_dir():
-        inside = ("cifar-10-batches-bin", "cifar-10-binary.tar.gz", "cifar-10-batches-py", "cifar-10-python.tar.gz")
+        inside = [name for pair in zip(known.folders, known.archives, strict=True) for name in pair]
         candidates = [source, *(source / name for name in inside)]
-        present = [path for path in candidates if path.is_file() or any(path.glob("data_batch_1*"))]
+        present = [p for p in candidates if p.is_file() or (p / first).is_file() or (p / f"{first}.bin").is_file()]
         if not present:
-            raise UserError(f"{source} does not hold CIFAR-10; give {_WANTED}.")
+            raise UserError(f"{source} does not hold {known.title}; give {known.wanted}.")
         source = present[0]
     files = list_files(source, unpack_in)
     by_name = {path.rsplit("/", 1)[-1]: location for path, location in files.items()}
-    binary = "data_batch_1.bin" in by_name
-    suffix = ".bin" if binary else ""
-    needed = [*(f"data_batch_{i}{suffix}" for i in range(1, 6)), f"test_batch{suffix}"]
-    for name in [*needed, "batches.meta.txt" if binary else "batches.meta"]:
+    binary = f"{first}.bin" in by_name
+    needed = [f"{name}.bin" if binary else name for name in (*known.train, known.test)]
+    for name in [*needed, known.names[0 if binary else 1]]:
         if name not in by_name:
-            raise UserError(f"{source} lacks the file {name} of CIFAR-10; give {_WANTED}.")
+            raise UserError(f"{source} lacks the file {name} of {known.title}; give {known.wanted}.")
     return by_name, binary
 
 
-def _locate_images(files: list[Location], binary: bool) -> list[tuple[CifarLocation, int]]:
+def _locate_images(known: CifarSet, files: list[Location], binary: bool) -> list[tuple[CifarLocation, int]]:
     """Return the locations and labels of all images of some files, in order."""
     return [
-        (CifarLocation(file, binary, index), int(label))
+        (CifarLocation(file, binary, index, known.title), int(label))
         for file in files
-        for index, label in enumerate(_load(file, binary)[1])
+        for index, label in enumerate(_load(known.title, file, binary)[1])
     ]
 
 
 @functools.lru_cache(maxsize=6)  # all files of CIFAR-10, loaded once per process
-def _load(file: Location, binary: bool) -> tuple[np.ndarray, np.ndarray]:
+def _load(title: str, file: Location, binary: bool) -> tuple[np.ndarray, np.ndarray]:
     """Load a file's pixels, uint8 ``[N, 3072]``, memory-mapped where possible, and labels ``[N]``."""
+    known = _SETS[title]
     if binary:
-        records = _map_bytes(file)
-        if len(records) == 0 or len(records) % _RECORD:
+        records, size = _map_bytes(file), known.labels + _PIXELS
+        if len(records) == 0 or len(records) % size:
             raise UserError(
-                f"{_name(file)} has {len(records)} bytes, no multiple of the {_RECORD} of an image of CIFAR-10: it is "
+                f"{_name(file)} has {len(records)} bytes, no multiple of the {size} of an image of {title}: it is "
                 "damaged or cut off, so get it again."
             )
-        records = records.reshape(-1, _RECORD)
-        pixels, labels = records[:, 1:], records[:, 0]
+        records = records.reshape(-1, size)
+        pixels, labels = records[:, known.labels :], records[:, known.labels - 1]
     else:
-        batch = _unpickle(file)
-        pixels, labels = _entry(file, batch, b"data"), np.asarray(_entry(file, batch, b"labels"))
+        batch = _unpickle(known, file)
+        pixels, labels = _entry(known, file, batch, b"data"), np.asarray(_entry(known, file, batch, known.keys[0]))
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (len(labels), _PIXELS):
             raise UserError(
                 f"The pixels in {_name(file)} are not uint8 of shape ({len(labels)}, {_PIXELS}), so it is not of "
-                f"CIFAR-10; give {_WANTED}."
+                f"{title}; give {known.wanted}."
             )
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not np.isin(labels, np.arange(_CLASSES)).all():
-        raise UserError(f"The labels in {_name(file)} are not integers from 0 to 9 (CIFAR-10); give {_WANTED}.")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not np.isin(labels, np.arange(known.classes)).all():
+        raise UserError(
+            f"The labels in {_name(file)} are not integers from 0 to {known.classes - 1} ({title}); give {known.wanted}."
+        )
     return pixels, labels
 
 
@@ -225,15 +325,17 @@ def _map_bytes(file: Location) -> np.ndarray:
     return np.frombuffer(read_location(file), np.uint8)
 
 
-def _class_names(file: Location, binary: bool) -> list[str]:
-    """Read the names of the ten classes from a file."""
+def _class_names(known: CifarSet, file: Location, binary: bool) -> list[str]:
+    """Read the names of the classes from a file."""
     if binary:
         names = read_location(file).decode("utf-8", errors="replace").split()
     else:
-        names = _entry(file, _unpickle(file), b"label_names")
+        names = _entry(known, file, _unpickle(known, file), known.keys[1])
         names = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
-    if len(names) != _CLASSES:
-        raise UserError(f"{_name(file)} holds {len(names)} class names instead of 10 (CIFAR-10); give {_WANTED}.")
+    if len(names) != known.classes:
+        raise UserError(
+            f"{_name(file)} holds {len(names)} class names instead of {known.classes} ({known.title}); give {known.wanted}."
+        )
     return names
 
 
@@ -247,20 +349,22 @@ class _ArraysOnly(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
 
 
-def _unpickle(file: Location) -> Any:
+def _unpickle(known: CifarSet, file: Location) -> Any:
     """Load a pickle of the Python version; its strings are bytes."""
     try:
         return _ArraysOnly(io.BytesIO(read_location(file)), encoding="bytes").load()
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(
-            f"{_name(file)} is not a pickle of CIFAR-10 ({first_line(error)}); give the unchanged files: {_WANTED}."
+            f"{_name(file)} is not a pickle of {known.title} ({first_line(error)}); give the unchanged files: {known.wanted}."
         ) from error
 
 
-def _entry(file: Location, batch: Any, key: bytes) -> Any:
+def _entry(known: CifarSet, file: Location, batch: Any, key: bytes) -> Any:
     """Return an entry of an unpickled batch."""
     if not isinstance(batch, Mapping) or key not in batch:
-        raise UserError(f"{_name(file)} has no entry {key.decode()!r}, so it is not of CIFAR-10; give {_WANTED}.")
+        raise UserError(
+            f"{_name(file)} has no entry {key.decode()!r}, so it is not of {known.title}; give {known.wanted}."
+        )
     return batch[key]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from noisytwins_jax.data.prepare import finish, shards, tfds_source
-from noisytwins_jax.data.prepare.cifar import cifar10_lt
+from noisytwins_jax.data.prepare.cifar import ORDERS, cifar10_lt, cifar100_lt
 from noisytwins_jax.data.prepare.class_summary import CLASS_COUNTS_FILE, describe_classes, draw_class_counts
 from noisytwins_jax.data.prepare.embedded import digits_lt, petals
 from noisytwins_jax.data.prepare.folders import animal_face, image_folder, imagenet_carnivore
@@ -26,6 +26,7 @@ from noisytwins_jax.data.prepare.idx import PROFILES, fashion_mnist_lt, mnist_lt
 from noisytwins_jax.data.prepare.imagenet import imagenet, imagenet_lt
 from noisytwins_jax.data.prepare.inat import inat19
 from noisytwins_jax.data.prepare.listing import Listing, Problems
+from noisytwins_jax.data.prepare.utlo_sets import animal_faces_lt, flowers_lt
 from noisytwins_jax.data.prepared import INFO_FILE, VERSION
 from noisytwins_jax.data.preprocessing import PUBLISHED, Preprocessing
 from noisytwins_jax.data.source import check_resolution
@@ -49,6 +50,9 @@ class Preparer(NamedTuple):
 
 PREPARERS = {
     "cifar10_lt": Preparer(cifar10_lt, resolution=32, thresholds=(200, 1000), list_tfds=tfds_source.cifar10_lt),
+    "cifar100_lt": Preparer(cifar100_lt, resolution=32),
+    "flowers_lt": Preparer(flowers_lt, resolution=128, thresholds=(27, 105)),
+    "animal_faces_lt": Preparer(animal_faces_lt, thresholds=(75, 165)),
     "fashion_mnist_lt": Preparer(fashion_mnist_lt, resolution=32, channels=1, thresholds=(200, 1000)),
     "mnist_lt": Preparer(mnist_lt, resolution=32, channels=1, thresholds=(200, 1000)),
     # Resolution, crop and filter of BigGAN.
@@ -65,6 +69,7 @@ PREPARERS = {
 LISTING_OPTIONS: dict[str, tuple[type, str]] = {
     "imbalance_factor": (float, "rarest over most frequent class, in (0, 1]"),
     "profile": (str, f"how classes get rarer: {' or '.join(PROFILES)}"),
+    "order": (str, f"which classes are frequent, {' or '.join(ORDERS)}: the first ones, or the last ones as in UTLO"),
     "largest": (int, "training images of the most frequent class"),
     "num_classes": (int, "number of classes"),
     "reference_per_class": (int, "reference images of each class"),

@@ -103,6 +103,7 @@ def write_data_set(
         "options": dict(options),
         "class_names": list(listing.class_names),
         "factor_names": list(listing.factor_names),
+        "few_classes": list(listing.few_classes),
         "imbalance_factor": min(counts) / max(counts),
         "group_thresholds": list(thresholds),
         "group_sizes": {group: len(ids) for group, ids in groups.items()},

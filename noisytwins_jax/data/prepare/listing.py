@@ -90,15 +90,16 @@ class Listing:
 
     Attributes:
       class_names: one name per class, in the order of the class ids.
-      splits: ``"train"`` and, optionally, ``"reference"`` and ``"classifier"``: the items of each in their published
-        order. Without a reference split, metrics compare with the training images. The classifier split is a balanced
-        set for training the metrics' networks.
+      splits: ``"train"`` and, optionally, ``"reference"``, ``"classifier"`` and ``"full"``: the items of each in their
+        published order. Without a reference split, metrics compare with the training images. The classifier split is a balanced
+        set for training the metrics' networks; the full split is all images before the tail was cut off.
       read: reads an item.
       description: one or two sentences on the data set.
       homepage: web page of the data set; empty for none.
       citation: BibTeX; empty for none.
       published_counts: published numbers of images per split, where known; a difference is printed, but is no error.
       factor_names: names of the true factors of rendered images, else empty.
+      few_classes: class ids whose generated images UTLO's protocol also evaluates alone; empty where none are published.
       problems: errors found in the source so far; `splits` does not contain the items concerned.
     """
 
@@ -110,4 +111,5 @@ class Listing:
     citation: str = ""
     published_counts: dict[str, int] = field(default_factory=dict)
     factor_names: tuple[str, ...] = ()
+    few_classes: tuple[int, ...] = ()
     problems: Problems = field(default_factory=Problems)

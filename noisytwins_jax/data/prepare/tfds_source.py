@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from noisytwins_jax.data.prepare.cifar import cifar10_listing
+from noisytwins_jax.data.prepare.cifar import CIFAR10, cifar_listing
 from noisytwins_jax.data.prepare.image_lists import find_items, read_list
 from noisytwins_jax.data.prepare.imagenet import (
     LISTS,
@@ -37,12 +37,12 @@ class TfdsLocation(NamedTuple):
     index: int
 
 
-def cifar10_lt(source: str, imbalance_factor: float = 0.01, seed: int = 0) -> Listing:
+def cifar10_lt(source: str, imbalance_factor: float = 0.01, seed: int = 0, order: str = "label") -> Listing:
     """List CIFAR10-LT from TFDS's ``cifar10``: the same images as from the public archives, see `cifar.cifar10_lt`.
 
     Args:
       source: ``"tfds:cifar10"``, or ``tfds:`` and the directory of a prepared version.
-      imbalance_factor, seed: see `cifar.cifar10_lt`.
+      imbalance_factor, seed, order: see `cifar.cifar10_lt`.
 
     Raises:
       UserError: the data set is missing or another one, or an argument is out of range.
@@ -52,13 +52,15 @@ def cifar10_lt(source: str, imbalance_factor: float = 0.01, seed: int = 0) -> Li
     # TFDS has shuffled the images; an id such as train_00042 is the position in the public batches.
     train.sort(key=lambda entry: entry[0])
     test.sort(key=lambda entry: entry[0])
-    return cifar10_listing(
+    return cifar_listing(
+        CIFAR10,
         [(location, label) for _, location, label in train],
         [(location, label) for _, location, label in test],
         _class_names(name),
         read_tfds,
         imbalance_factor,
         seed,
+        order,
     )
 
 

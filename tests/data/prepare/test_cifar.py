@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from noisytwins_jax.data.prepare import cifar
-from noisytwins_jax.data.prepare.cifar import cifar10_lt, long_tailed_indices
+from noisytwins_jax.data.prepare.cifar import CIFAR10, cifar10_lt, cifar100_lt, long_tailed_indices
 from noisytwins_jax.utils.errors import UserError
 
 PUBLISHED = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
@@ -73,7 +73,7 @@ def published_procedure(labels, counts, seed=0):
 @pytest.mark.parametrize("seed", [0, 7])
 def test_published_indices(seed):
     labels = np.random.default_rng(1).permutation(np.repeat(np.arange(10), 5000))
-    indices = long_tailed_indices(labels, 0.01, seed)
+    indices = long_tailed_indices(CIFAR10, labels, 0.01, seed)
     assert indices.dtype == np.int64 and len(indices) == 12406
     assert np.bincount(labels[indices]).tolist() == PUBLISHED
     assert indices.tolist() == published_procedure(labels, PUBLISHED, seed)
@@ -81,7 +81,7 @@ def test_published_indices(seed):
 
 def test_indices_of_uneven_classes_start_from_the_smallest():
     labels = np.repeat(np.arange(10), [30, 20, 30, 30, 30, 30, 30, 30, 30, 30])
-    assert np.bincount(labels[long_tailed_indices(labels, 1.0, 0)]).tolist() == [20] * 10
+    assert np.bincount(labels[long_tailed_indices(CIFAR10, labels, 1.0, 0)]).tolist() == [20] * 10
 
 
 def test_indices_refuse_bad_arguments():
@@ -93,7 +93,7 @@ def test_indices_refuse_bad_arguments():
         ((labels[:-20], 0.5, 0), "no training image of class 9"),
     ]:
         with pytest.raises(UserError, match=message):
-            long_tailed_indices(*arguments)
+            long_tailed_indices(CIFAR10, *arguments)
 
 
 @pytest.mark.parametrize("kind", ["binary", "python"])
@@ -169,7 +169,7 @@ def test_finds_the_version_in_a_folder(tmp_path):
 def test_pixels_are_mapped_not_read(tmp_path):
     source = write(tmp_path, "binary", "folder", contents("binary", *images_and_labels()))
     item = cifar10_lt(source, tmp_path, 1.0).splits["train"][0]
-    pixels, _ = cifar._load(item.location.file, item.location.binary)
+    pixels, _ = cifar._load(item.location.title, item.location.file, item.location.binary)
     while isinstance(pixels.base, np.ndarray):
         pixels = pixels.base
     assert isinstance(pixels, np.memmap)
@@ -236,3 +236,94 @@ def test_refuses_other_sources(tmp_path):
         cifar10_lt(tmp_path, tmp_path)
     with pytest.raises(UserError, match="There is no"):
         cifar10_lt(tmp_path / "cifar-10-binary.tar.gz", tmp_path)
+
+
+# --- CIFAR-100, and the order of UTLO -----------------------------------------------------------------------------------
+
+
+def cifar100_files(kind, per_class=6, seed=4):
+    """Files of CIFAR-100 with `per_class` training images a class and 100 test images; images and fine labels."""
+    rng = np.random.default_rng(seed)
+    labels = {"train": rng.permutation(np.repeat(np.arange(100), per_class)), "test": rng.permutation(100)}
+    images = {split: rng.integers(0, 256, (len(of_split), 32, 32, 3), np.uint8) for split, of_split in labels.items()}
+    planes = {split: x.transpose(0, 3, 1, 2).reshape(-1, 3072) for split, x in images.items()}
+    names = [f"thing_{c}" for c in range(100)]
+    if kind == "binary":
+        heads = {split: np.stack([of_split // 5, of_split], axis=1) for split, of_split in labels.items()}
+        files = {
+            f"{split}.bin": np.concatenate([heads[split].astype(np.uint8), planes[split]], axis=1).tobytes()
+            for split in labels
+        }
+        coarse = "\n".join(f"kind_{c}" for c in range(20))
+        files |= {"fine_label_names.txt": "\n".join(names).encode(), "coarse_label_names.txt": coarse.encode()}
+    else:
+        files = {
+            split: pickle.dumps(
+                {
+                    b"data": planes[split],
+                    b"fine_labels": labels[split].tolist(),
+                    b"coarse_labels": (labels[split] // 5).tolist(),
+                },
+                2,
+            )
+            for split in labels
+        }
+        files["meta"] = pickle.dumps({b"fine_label_names": [name.encode() for name in names]}, 2)
+    return files, images, labels
+
+
+@pytest.mark.parametrize("kind", ["binary", "python"])
+@pytest.mark.parametrize("container", ["folder", "tar.gz"])
+def test_cifar100_in_the_published_order(tmp_path, kind, container):
+    files, images, labels = cifar100_files(kind)
+    top = f"cifar-100-{kind}"
+    if container == "folder":
+        (tmp_path / top).mkdir()
+        for name, data in files.items():
+            (tmp_path / top / name).write_bytes(data)
+        source = tmp_path
+    else:
+        source = tmp_path / f"{top}.tar.gz"
+        with tarfile.open(source, "w:gz") as tar:
+            for name, data in files.items():
+                info = tarfile.TarInfo(f"{top}/{name}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    listing = cifar100_lt(source, tmp_path / "unpacked", imbalance_factor=0.2)
+
+    assert listing.class_names[0] == "thing_99" and listing.class_names[-1] == "thing_0"
+    assert listing.few_classes == tuple(range(70, 100))
+    counts = np.bincount([item.label for item in listing.splits["train"]], minlength=100)
+    np.testing.assert_array_equal(counts, [int(6 * 0.2 ** (c / 99)) for c in range(100)])
+    assert [item.label for item in listing.splits["full"]] == (99 - labels["train"]).tolist()
+    assert [item.label for item in listing.splits["reference"]] == (99 - labels["test"]).tolist()
+    for split, public in (("train", "train"), ("full", "train"), ("reference", "test")):
+        for item in listing.splits[split][:5]:
+            index = int(item.name.split("/")[1])
+            assert item.label == 99 - labels[public][index]
+            np.testing.assert_array_equal(listing.read(item), images[public][index])
+
+
+def test_counts_of_utlo():
+    labels = np.repeat(np.arange(100), 500)
+    listing = cifar.cifar_listing(
+        cifar.CIFAR100, [(None, int(c)) for c in labels], [], [str(c) for c in range(100)], None, 0.01, 0, "reversed"
+    )
+    counts = np.bincount([item.label for item in listing.splits["train"]], minlength=100)
+    assert counts[:11].tolist() == [500, 477, 455, 434, 415, 396, 378, 361, 344, 328, 314]
+    assert counts[-5:].tolist() == [6, 5, 5, 5, 5]
+    assert [counts[:35].sum(), counts[35:70].sum(), counts[70:].sum(), counts.sum()] == [8824, 1718, 305, 10847]
+    assert len(listing.splits["full"]) == 50_000 and listing.published_counts["train"] == 10847
+
+
+def test_cifar10_in_the_order_of_utlo(tmp_path):
+    images, labels = images_and_labels()
+    source = write(tmp_path, "python", "folder", contents("python", images, labels))
+    listing = cifar10_lt(source, tmp_path, imbalance_factor=0.5, order="reversed")
+    assert listing.class_names == NAMES[::-1] and listing.few_classes == (6, 7, 8, 9)
+    assert [item.label for item in listing.splits["full"]] == (9 - labels[:5].reshape(-1)).tolist()
+    counts = np.bincount([item.label for item in listing.splits["train"]], minlength=10)
+    np.testing.assert_array_equal(counts, [int(12 * 0.5 ** (c / 9)) for c in range(10)])
+    assert "full" not in cifar10_lt(source, tmp_path, imbalance_factor=0.5).splits
+    with pytest.raises(UserError, match="There is no order 'backwards'; give --order=label or reversed"):
+        cifar10_lt(source, tmp_path, order="backwards")

@@ -81,7 +81,7 @@ def test_cifar10_is_chosen_by_its_public_order(tmp_path):
         tmp_path / "cifar10", "cifar10", "id", [f"c{i}" for i in range(10)], {"train": shuffled, "test": test}
     )
     listing = tfds_source.cifar10_lt(source, imbalance_factor=0.2)
-    kept = cifar.long_tailed_indices(labels, 0.2, 0)
+    kept = cifar.long_tailed_indices(cifar.CIFAR10, labels, 0.2, 0)
     assert [item.name for item in listing.splits["train"]] == [f"train/{i}" for i in kept]
     assert [item.label for item in listing.splits["train"]] == labels[kept].tolist()
     assert [item.name for item in listing.splits["reference"]] == [f"test/{i}" for i in range(20)]
