@@ -15,6 +15,9 @@ _COLUMNS = {
     "FID": ("fid", ".2f"),
     "iFID": ("ifid", ".2f"),
     "tail iFID": ("tail_ifid", ".2f"),
+    "FID few": ("few_fid", ".2f"),
+    "KID": ("kid", ".4f"),
+    "KID few": ("few_kid", ".4f"),
     "FID_CLIP": ("fid_clip", ".3f"),
     "iFID_CLIP": ("ifid_clip", ".3f"),
     "FD_DINOv2": ("fd_dinov2", ".2f"),
@@ -41,6 +44,7 @@ _ENTRIES: dict[str, Any] = {
     "labels": "balanced",
     "n_fake_per_class": None,
     "n_fake_pooled": None,  # defaults to `n_fake`, see `_comparable_entries`
+    "few_classes": None,
     "k": None,
     "inclusive": False,
     "seed": None,
@@ -139,7 +143,8 @@ def protocol_line(evaluation: Evaluation) -> str:
         generated = f"{protocol.get('n_fake', '?')} generated images, labels {protocol['labels']},"
     parts = [
         f"Protocol {protocol['name']}: {generated} against {_or_unknown(protocol['n_real'])} real ones"
-        + (f", {pooled} generated ones pooled" if pooled is not None else ""),
+        + (f", {pooled} generated ones pooled" if pooled is not None else "")
+        + (f", as many of the few classes {_span(protocol['few_classes'])}" if protocol["few_classes"] else ""),
         f"features {protocol.get('extractor', '?')}",
         f"precision and recall pooled, k = {_or_unknown(protocol['k'])}, distance {'<=' if protocol['inclusive'] else '<'} radius",
         *([f"truncation psi = {protocol['truncation_psi']:g}"] if protocol["truncation_psi"] != 1 else []),
@@ -147,6 +152,12 @@ def protocol_line(evaluation: Evaluation) -> str:
         *(["tail values are means over the tail classes"] if has_classes(evaluation) else []),
     ]
     return "; ".join(parts) + "."
+
+
+def _span(classes: Sequence[int]) -> str:
+    """Format class ids: as ``70-99`` where they follow each other."""
+    first, last = classes[0], classes[-1]
+    return f"{first}-{last}" if list(classes) == [*range(first, last + 1)] else ", ".join(map(str, classes))
 
 
 def _or_unknown(value: object) -> object:
@@ -237,12 +248,14 @@ def comparison_notes(results: Mapping[str, Evaluation]) -> list[str]:
 
 
 def _columns(results: Mapping[str, Evaluation]) -> dict[str, tuple[str, str]]:
-    """Return the columns in which at least one of these runs has a number."""
+    """Return the columns in which at least one of these runs has a number; KID stands beside that of the few classes alone."""
     grouped = same_groups(results)
+    few = any((result.get("metrics") or {}).get("few_kid") is not None for result in results.values())
     return {
         name: (key, form)
         for name, (key, form) in _COLUMNS.items()
         if (grouped or not key.startswith("tail_"))
+        and (few or key != "kid")
         and any((result.get("metrics") or {}).get(key) is not None for result in results.values())
     }
 

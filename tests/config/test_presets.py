@@ -73,6 +73,9 @@ SIZES = {
     "imagenet_carnivore": ((64,), 20, 70_000),
     "digits_lt": ((8,), 10, 8000),
     "fashion_mnist_lt": ((32,), 10, 120_000),
+    "cifar100_lt": ((32,), 100, 1_562_500),
+    "flowers_lt": ((128,), 102, 1_562_500),
+    "animal_faces_lt": ((64,), 20, 390_625),
     "petals": ((64, 128), 20, 31_250),
     "image_folder": ((64, 32, 128, 256), 20, 78_125),
     "imagenet": ((128, 256, 512), 1000, 500_000),
@@ -249,6 +252,36 @@ def test_rows_of_biggans_own_tables():
 def test_fifty_thousand_images_are_evaluated(dataset):
     config = methods_program.run_config(f"{dataset}:sg2")
     assert 50_000 <= config.evaluation.samples_per_class * SIZES[dataset][1] < 51_000
+
+
+#                     σ    α  |  λ     γ   | UTLO's λ, px | discriminator, path length, channel base
+UTLO_SETS = {
+    "cifar100_lt": (0.75, 0.99, 0.01, 0.05, 10, 8, "orig", 0, 32768),
+    "flowers_lt": (0.1, 0, 0.001, 0.005, 10, 16, "orig", 0, 32768),
+    "animal_faces_lt": (0.5, 0, 0.001, 0.05, 1, 8, "resnet", 2, 16384),
+}
+
+
+@pytest.mark.parametrize("dataset", UTLO_SETS)
+def test_sets_of_utlo_are_trained_by_the_code_of_content_style(dataset):
+    for method in methods_program.config_file(dataset).METHODS:
+        run = methods_program.run_config(f"{dataset}:{method}")
+        assert (run.batch_size, run.r1.gamma, run.ema.kimg, run.ema.rampup) == (64, 0.01, 500, 0.05)
+        assert (run.generator.mapping_layers, run.discriminator.mbstd_group_size, run.style_mixing) == (2, 32, 0)
+        assert (run.ada.operations, run.ada.target, run.ada.kimg, run.fake_labels) == ("bgc", 0.6, 500, "empirical")
+        assert run.evaluation.settings.protocol.few and run.total_steps == SIZES[dataset][2]
+        noise, twins, utlo, content = run.noisytwins, run.noisytwins, run.utlo, run.content_style
+        sigma, alpha, weight, gamma, utlo_weight, pixels, architecture, path_length, base = UTLO_SETS[dataset]
+        noisy = method in ("noise", "noisytwins", "transitional_noisytwins")
+        assert (noise.sigma, noise.alpha) == ((sigma, alpha) if noisy else (0, 0))
+        if method in ("noisytwins", "transitional_noisytwins"):
+            assert (twins.weight, twins.gamma) == (weight, gamma)
+        else:
+            assert twins.weight == 0
+        assert (utlo.weight, utlo.resolution) == ((utlo_weight, pixels) if method == "utlo" else (0, 8))
+        assert content.weight == (0.1 if method == "content_style" else 0)
+        assert (run.discriminator.architecture, run.generator.channel_base) == (architecture, base)
+        assert (run.path_length.weight, run.path_length.scale(None)) == (path_length, 4 * path_length)
 
 
 OF_BIGGAN = ("digits_lt:biggan", "digits_lt:icgan")

@@ -17,6 +17,8 @@ HEADLINES: tuple[tuple[str, str, str, int], ...] = (  # key, name, meaning, +1 i
     ("ifd_dinov2", "iFD_DINOv2", "mean within each class, DINOv2's features", -1),
     ("cmmd", "CMMD", "kernel distance of CLIP's features; no normal distribution assumed", -1),
     ("kid", "KID", "kernel distance, unbiased; ± over subsets", -1),
+    ("few_fid", "FID few", "the few classes alone, against all of their images before the tail was cut off", -1),
+    ("few_kid", "KID few", "the same, kernel distance", -1),
     ("inception_score", "Inception Score", "images recognisable and of many kinds", 1),
     ("precision", "Precision", "share of generated images that look real", 1),
     ("recall", "Recall", "share of real images that can be generated", 1),
@@ -27,7 +29,11 @@ HEADLINES: tuple[tuple[str, str, str, int], ...] = (  # key, name, meaning, +1 i
     ("w_ratio", "W ratio", "variance of W within classes / total; 0 is collapse", 0),
     ("auth_pct", "AuthPct", "percentage of images that are no near copies of training images", 0),
 )
-DEVIATIONS = {"kid": "kid_std", "inception_score": "inception_score_std"}  # of the estimate, not over classes
+DEVIATIONS = {
+    "kid": "kid_std",
+    "few_kid": "few_kid_std",
+    "inception_score": "inception_score_std",
+}  # of the estimate, not over classes
 COLUMNS = (  # of the tables of groups and classes; columns without any number are left out
     ("fid", "FID, pooled"),
     ("ifid", "iFID"),
@@ -62,6 +68,7 @@ PROTOCOL: tuple[tuple[str, str], ...] = (
     ("n_fake_per_class", "… of each class"),
     ("n_fake_pooled", "… behind pooled values"),
     ("labels", "… with labels"),
+    ("few_classes", "Few classes"),
     ("truncation_psi", "Truncation ψ"),
     ("truncation", "Truncation"),
     ("class_noise", "Class noise"),
