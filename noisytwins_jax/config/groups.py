@@ -119,6 +119,10 @@ class OptimizerConfig:
     beta2: float = number(0.99, at_least=0, below=1)
     epsilon: float = number(1e-8, above=0)
     discriminator_updates: int = number(1, at_least=1)  # per step
+    # Above 0: over this many kimg a cosine takes both rates to this part of them, and beta2 to another value (R3GAN).
+    anneal_kimg: float = number(0.0, at_least=0)
+    final_lr: float = number(1.0, above=0)
+    final_beta2: float = number(0.99, at_least=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ class EmaConfig:
     start_step: int = number(0, at_least=0)  # before it the average is the generator itself
     # The half-life is at most this fraction of the images so far; None for no ramp-up.
     rampup: float | None = number(None, at_least=0)
+    anneal_kimg: float = number(0.0, at_least=0)  # above 0: the half-life grows from 0 by a cosine over this many kimg
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,9 @@ class AdaConfig:
     kimg: float = number(500.0, above=0)  # images, in thousands, over which the probability may go from 0 to 1
     interval: int = number(4, at_least=1)  # steps between adjustments
     initial_p: float = number(0.0, at_least=0, at_most=1)
+    # Above 0: p goes to final_p by a cosine over this many kimg, and is not controlled (R3GAN).
+    anneal_kimg: float = number(0.0, at_least=0)
+    final_p: float = number(0.0, at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)

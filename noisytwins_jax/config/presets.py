@@ -185,6 +185,7 @@ def smoke(
     if config.spectra.interval:
         config.spectra.interval = 1
     config.transitional.update(start_kimg=0.0, end_kimg=0.016)
+    config.utlo.resolution = min(config.utlo.resolution, resolution // 2)
     config.ada.update(initial_p=0.5, interval=1)
     config.evaluation.update(protocol="embedded", extractors="", samples_per_class=8)
     config.evaluation.update(standing_passes=4, standing_batch=8)

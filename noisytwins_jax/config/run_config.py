@@ -34,6 +34,7 @@ from noisytwins_jax.losses.base import Loss
 from noisytwins_jax.losses.content_style import ContentStyle
 from noisytwins_jax.losses.contrastive import Contrastive
 from noisytwins_jax.losses.d2dce import D2DCE
+from noisytwins_jax.losses.gradient_penalty import GradientPenalty
 from noisytwins_jax.losses.gsr import GroupSpectralNorm
 from noisytwins_jax.losses.lecam import LeCam
 from noisytwins_jax.losses.noisytwins import NoisyTwins
@@ -65,6 +66,7 @@ class Losses:
     content_style: ContentStyle = ContentStyle()
     path_length: PathLength = PathLength()
     r1: R1 = R1()
+    gradient_penalty: GradientPenalty = GradientPenalty()
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,10 @@ class RunConfig(Losses):
     total_kimg: float = number(1000.0, at_least=0)
     loss: str = choice(*ADVERSARIAL_LOSSES)
     loss_margin: float = number(1.0, above=0)  # of the hinge loss
-    network: str = choice("stylegan2", "biggan", "biggan_deep")
-    fake_labels: str = choice("uniform", "empirical")  # classes of generated images (empirical: as in the training set)
+    network: str = choice("stylegan2", "biggan", "biggan_deep", "r3gan")
+    fake_labels: str = choice(
+        "uniform", "empirical", "paired"
+    )  # of generated images; empirical: as in the training set; paired: of each real image
     style_mixing: float = number(0.0, at_least=0, at_most=1)  # probability that a batch mixes the styles of two latents
     dtype: str = choice("float32", "bfloat16")  # of activations; parameters are always float32
     steps_per_dispatch: int = number(1, at_least=1)  # in one program, so that small networks do not wait for the host

@@ -29,6 +29,11 @@ def validate_cross_fields(run: RunConfig) -> None:
                 f"config.{name}.channel_base={network.channel_base} leaves no channels at {run.data.resolution} px; "
                 f"it must be at least the resolution, better {32 * run.data.resolution} or more."
             )
+    if (run.loss == "relativistic") != (run.fake_labels == "paired"):
+        raise UserError(
+            "config.loss=relativistic compares each generated image with a real one of its class, which is what "
+            "config.fake_labels=paired is for; give both or neither."
+        )
     if run.augment.diffaugment and run.ada.operations:
         raise UserError(
             "config.augment.diffaugment and config.ada.operations are both set; choose one, and empty the other."

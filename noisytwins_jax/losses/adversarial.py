@@ -1,7 +1,7 @@
 """Adversarial losses on discriminator logits, unreduced.
 
 Each loss is a pair of functions: ``discriminator(real_logits [N], fake_logits [N]) → [N]`` and
-``generator(fake_logits [N]) → [N]``.
+``generator(fake_logits [N], real_logits [N] or None) → [N]``. Only losses of pairs use the generator's real logits.
 """
 
 import math
@@ -20,7 +20,7 @@ Array = jax.Array
 def _hinge(margin: float) -> AdversarialLoss:
     return AdversarialLoss(
         discriminator=lambda real, fake: relu(margin - real) + relu(margin + fake),
-        generator=lambda fake: -fake,
+        generator=lambda fake, real=None: -fake,
     )
 
 
@@ -28,19 +28,25 @@ ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {
     # Non-saturating logistic loss (Goodfellow et al., 2014; NoisyTwins eq. 1 and 2), "vanilla" in StudioGAN.
     "logistic": AdversarialLoss(
         discriminator=lambda real, fake: softplus(-real) + softplus(fake),
-        generator=lambda fake: softplus(-fake),
+        generator=lambda fake, real=None: softplus(-fake),
     ),
     # Hinge loss (Lim & Ye, 2017; BigGAN Sec. 3).
     "hinge": _hinge(1.0),
     # Wasserstein loss (Arjovsky et al., 2017, eq. 2). R1 or the like must bound the discriminator's slope.
     "wasserstein": AdversarialLoss(
         discriminator=lambda real, fake: fake - real,
-        generator=lambda fake: -fake,
+        generator=lambda fake, real=None: -fake,
     ),
     # Least squares (Mao et al., 2017, eq. 9: targets 1 for real, 0 for generated, 1 for the generator).
     "least_squares": AdversarialLoss(
         discriminator=lambda real, fake: 0.5 * (jnp.square(real - 1.0) + jnp.square(fake)),
-        generator=lambda fake: 0.5 * jnp.square(fake - 1.0),
+        generator=lambda fake, real=None: 0.5 * jnp.square(fake - 1.0),
+    ),
+    # Relativistic pairing loss (Jolicoeur-Martineau, 2019; R3GAN): each image against one of the other kind and its class.
+    "relativistic": AdversarialLoss(
+        discriminator=lambda real, fake: softplus(fake - real),
+        generator=lambda fake, real: softplus(real - fake),
+        pairs=True,
     ),
 }
 
@@ -83,7 +89,8 @@ class Adversarial(Loss):
 
     @override
     def generator(self, ctx: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
-        return ctx.adversarial.generator(ctx.fake.logits).mean(), state
+        real = None if ctx.real is None else ctx.real.logits
+        return ctx.adversarial.generator(ctx.fake.logits, real).mean(), state
 
     @override
     def discriminator(self, ctx: DiscriminatorContext, state: tuple) -> tuple[Array, tuple]:

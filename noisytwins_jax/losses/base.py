@@ -29,7 +29,8 @@ class AdversarialLoss(NamedTuple):
     """The two sides of an adversarial game, unreduced; see `losses.adversarial`."""
 
     discriminator: Callable[[Array, Array], Array]  # real logits [N], fake logits [N] → [N]
-    generator: Callable[[Array], Array]  # fake logits [N] → [N]
+    generator: Callable[..., Array]  # fake logits [N], and real logits [N] for a loss of pairs → [N]
+    pairs: bool = False  # whether either side compares a real with a generated image of its class
 
 
 class GeneratorContext(NamedTuple):
@@ -51,13 +52,14 @@ class GeneratorContext(NamedTuple):
     progress: Progress
     adversarial: AdversarialLoss
     replicate: Callable[[Array], Array]  # gathers an array to all devices; for use across the whole batch
+    real: DiscriminatorOutput | None = None  # of augmented real images with these labels, for a loss of pairs
     style: Array | None = None  # [N, S], of a mapping network with a head for the class's style
 
 
 class DiscriminatorContext(NamedTuple):
     """What a loss of the discriminator is computed from; its outputs carry the gradient of `params`.
 
-    In the update of a lazy regulariser, `real`, `fake` and `fake_labels` are None, as computing them would cost a pass.
+    In the update of a lazy regulariser, `real`, `fake` and all that is of generated images are None, as computing them would cost a pass.
     """
 
     params: PyTree  # of the discriminator
@@ -71,6 +73,8 @@ class DiscriminatorContext(NamedTuple):
     progress: Progress
     adversarial: AdversarialLoss
     replicate: Callable[[Array], Array]
+    fake_images: Array | None = None  # [N, H, W, C], before augmentation
+    discriminate_fake: Callable[[Array], Array] | None = None  # as `discriminate`, of the generated images' labels
 
 
 class Term(NamedTuple):

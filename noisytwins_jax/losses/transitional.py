@@ -40,7 +40,8 @@ class Transitional(WeightedLoss):
 
     @override
     def generator(self, ctx: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
-        return ctx.adversarial.generator(_logits(ctx.fake)).mean(), state
+        real = None if ctx.real is None else _logits(ctx.real)
+        return ctx.adversarial.generator(_logits(ctx.fake), real).mean(), state
 
     @override
     def discriminator(self, ctx: DiscriminatorContext, state: tuple) -> tuple[Array, tuple]:

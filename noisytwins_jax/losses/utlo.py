@@ -35,8 +35,9 @@ class UTLO(WeightedLoss):
 
     @override
     def generator(self, ctx: GeneratorContext, state: tuple) -> tuple[Array, tuple]:
-        low = ctx.adversarial.generator(_logits(ctx.fake))
-        return (low - ctx.adversarial.generator(ctx.fake.logits)).mean(), state
+        low_real, real = (None, None) if ctx.real is None else (_logits(ctx.real), ctx.real.logits)
+        low = ctx.adversarial.generator(_logits(ctx.fake), low_real)
+        return (low - ctx.adversarial.generator(ctx.fake.logits, real)).mean(), state
 
     @override
     def discriminator(self, ctx: DiscriminatorContext, state: tuple) -> tuple[Array, tuple]:

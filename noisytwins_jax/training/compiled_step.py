@@ -49,12 +49,12 @@ class CompiledStep:
     def _run_one(
         self, state: TrainState, step: int, batches: Iterator[dict[str, np.ndarray]]
     ) -> tuple[TrainState, list[Reported]]:
-        reported, batch = [], {}
+        reported, batch, taken = [], {}, 0
         for phase, i in self.order:
             if not phase.due(step, i, self.batches):
                 continue
-            if phase.name == "discriminator":
-                batch = self.layout.put_batch(next(batches))
+            if (phase.needs_batch or phase.first_batch) and i == taken:
+                batch, taken = self.layout.put_batch(next(batches)), taken + 1
             state, metrics = self.programs[phase.name](state, *phase.inputs(batch, self.table))
             reported.append(Reported(step + 1, metrics))
         return state, reported

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-def ema_decay(step: Array, batch_size: int, kimg: float, rampup: float | None, start_step: int = 0) -> Array:
+def ema_decay(step: Array, batch_size: int, kimg: Array | float, rampup: float | None, start_step: int = 0) -> Array:
     """Compute the decay ``0.5^(batch_size / half-life)``; the half-life is `kimg` thousand images, less in the ramp-up.
 
     Args:

@@ -34,15 +34,14 @@ def lazy_adam(
       unreached: paths, or prefixes of paths, of parameters that the regulariser does not depend on. The published
         updates do not change those, nor their moments and step counts; nor does ``update(..., regularization=True)``.
     """
-    lr, beta1, beta2 = lazy_rates(learning_rate, config.beta1, config.beta2, interval)
-    adam = optax.adam(lr, b1=beta1, b2=beta2, eps=config.epsilon)
+    adam = _adam(config, learning_rate, interval)
     if not unreached:
-        return optax.with_extra_args_support(adam)
+        return adam
 
-    def update(gradients: PyTree, state: PyTree, params: PyTree = None, *, regularization: bool = False, **_: Any):
+    def update(gradients: PyTree, state: PyTree, params: PyTree = None, *, regularization: bool = False, **extra: Any):
         if regularization:
             return jax.tree.map(jnp.zeros_like, gradients), state
-        return adam.update(gradients, state, params)
+        return adam.update(gradients, state, params, **extra)
 
     def label(path: tuple, _: Any) -> str:
         keys = tuple(entry.key for entry in path)
@@ -51,6 +50,21 @@ def lazy_adam(
     skipping = optax.GradientTransformationExtraArgs(adam.init, update)
     transforms = {"reached": adam, "unreached": skipping}
     return optax.partition(transforms, lambda params: jax.tree_util.tree_map_with_path(label, params))
+
+
+def _adam(config: OptimizerConfig, learning_rate: float, interval: int) -> optax.GradientTransformationExtraArgs:
+    """Build Adam whose β₂, before correction, may be given to ``update(..., beta2=)``: a schedule's value."""
+
+    def build(beta2: jax.Array | float) -> optax.GradientTransformation:
+        lr, beta1, beta2 = lazy_rates(learning_rate, config.beta1, beta2, interval)
+        return optax.adam(lr, b1=beta1, b2=beta2, eps=config.epsilon)
+
+    def update(
+        gradients: PyTree, state: PyTree, params: PyTree = None, *, beta2: jax.Array | float = config.beta2, **_: Any
+    ):
+        return build(beta2).update(gradients, state, params)
+
+    return optax.GradientTransformationExtraArgs(build(config.beta2).init, update)
 
 
 def row_major(tree: PyTree) -> PyTree:

@@ -34,6 +34,7 @@ class Phase(NamedTuple):
     interval: int = 1  # steps, or with a batch batches, between two of its runs
     start_step: int = 0
     needs_batch: bool = False
+    first_batch: bool = False  # once a step, with its first batch
 
     def due(self, step: Any, batch: int, batches: int) -> Any:
         """Return whether it runs in step number `step` (from 0; an int, or traced), on batch number `batch` of `batches`."""
@@ -44,7 +45,7 @@ class Phase(NamedTuple):
 
     def inputs(self, batch: Any, table: Any) -> tuple:
         """Return what the update takes beside the state."""
-        return (batch, table) if self.needs_batch else (table,)
+        return (batch, table) if self.needs_batch or self.first_batch else (table,)
 
 
 def build_phases(step: TrainingStep) -> list[Phase]:
@@ -57,8 +58,12 @@ def build_phases(step: TrainingStep) -> list[Phase]:
                 update = functools.partial(regularize, name)
                 yield Phase(name, update, network, loss.interval, loss.start_step, network == "discriminator")
 
+    if step.adversarial.pairs:
+        generator = Phase("generator", step.update_generator_by_pairs, "generator", first_batch=True)
+    else:
+        generator = Phase("generator", step.update_generator, "generator")
     phases = [
-        Phase("generator", step.update_generator, "generator"),
+        generator,
         *lazy("generator", step.regularize_generator),
         Phase("average", step.update_average),
         Phase("discriminator", step.update_discriminator, "discriminator", needs_batch=True),

@@ -40,7 +40,7 @@ def class_table(config: RunConfig, counts: np.ndarray, instances: InstanceTable 
     std = noisytwins.class_noise_std(counts, noise.sigma, noise.alpha, noise.noise_normalization, noise.noise_scale)
     if config.content_style.active:  # its noise is on another scale
         std = np.full_like(std, config.content_style.sigma)
-    logits = np.log(counts) if config.fake_labels == "empirical" else np.zeros(len(counts))
+    logits = np.log(counts) if config.fake_labels != "uniform" else np.zeros(len(counts))
     return ClassTable(std, logits.astype(np.float32), np.asarray(counts, np.float32), instances)
 
 
@@ -65,12 +65,18 @@ class RandomInputs:
         return annealed_std(progress.kimg, config.start_std, 1.0, config.anneal_kimg)
 
     def generator_inputs(
-        self, key: Array, table: ClassTable, n: int, twins: bool = False, std: Array | float = 1.0
+        self,
+        key: Array,
+        table: ClassTable,
+        n: int,
+        twins: bool = False,
+        std: Array | float = 1.0,
+        labels: Array | None = None,
     ) -> GeneratorInputs:
         """Sample the inputs of n generated images; with `twins`, n/2 pairs of the same z and label, laid out [a; b].
 
         With instances, an instance is sampled together with the label, which is that of one of its neighbours; twins
-        share it. `std` is that of z (`latent_std`).
+        share it. `std` is that of z (`latent_std`). Labels ``[n]``, of pairs or twins n/2, take the place of sampled ones.
 
         z and labels are sampled whole on every device, which costs nothing, and split afterwards: pairing twins then
         needs no communication. Class noise, mixing and per-pixel noise are sampled for each row.
@@ -81,7 +87,9 @@ class RandomInputs:
         distinct = n // 2 if twins else n
         z = layout.replicate(self.latents.draw(keys["z"], distinct, std))
         instances = None
-        if table.instances is None:
+        if labels is not None:
+            labels = layout.replicate(labels)
+        elif table.instances is None:
             labels = layout.replicate(jax.random.categorical(keys["label"], table.fake_logits, shape=(distinct,)))
         else:
             instances, labels = map(

@@ -8,37 +8,35 @@ code.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.losses.adversarial import adversarial_loss
-from noisytwins_jax.losses.base import DiscriminatorContext, GeneratorContext, Loss, Progress, Term
+from noisytwins_jax.losses.base import Loss, Progress
+from noisytwins_jax.losses.noisytwins import twins
 from noisytwins_jax.losses.transitional import transition
 from noisytwins_jax.metrics.w_space import class_embedding_norms
 from noisytwins_jax.models import singular_values
-from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.models.model import DiscriminatorInputs, GeneratorInputs, Model
 from noisytwins_jax.training.augment import ada
-from noisytwins_jax.training.augment.augmentation import Augmentation
 from noisytwins_jax.training.ema import ema_decay, update_ema
-from noisytwins_jax.training.micro_batches import MicroBatchedNetworks, micro_batch_rows
+from noisytwins_jax.training.network_losses import Metrics, NetworkLosses
 from noisytwins_jax.training.optimizer import lazy_adam, row_major
-from noisytwins_jax.training.random_inputs import ClassTable, RandomInputs
+from noisytwins_jax.training.random_inputs import ClassTable
 from noisytwins_jax.training.state import AdaState, NetworkState, TrainState, create_state
 from noisytwins_jax.utils.randomness import purpose_key
+from noisytwins_jax.utils.schedules import cosine
 from noisytwins_jax.utils.sharding import Layout
 
 Array = jax.Array
 PyTree = Any
-Metrics = dict[str, Array]
 Batch = dict[str, Array]  # {"image": uint8 [N, H, W, C], "label": int32 [N]}, and "instance": int32 [N] with a table
 
 
-class TrainingStep:
+class TrainingStep(NetworkLosses):
     """The updates of a run. Methods are pure: state in, state out.
 
     Args:
@@ -48,13 +46,7 @@ class TrainingStep:
     """
 
     def __init__(self, config: RunConfig, model: Model, layout: Layout | None = None):
-        self.config, self.model = config, model
-        self.layout = layout or Layout(jax.local_devices()[:1])
-        self.losses = config.losses
-        self.adversarial = adversarial_loss(config.loss, config.loss_margin)
-        self.augmentation = Augmentation(config)
-        self.networks = MicroBatchedNetworks(model, micro_batch_rows(config, self.layout), self.layout)
-        self.random = RandomInputs(config, model, self.layout)
+        super().__init__(config, model, layout or Layout(jax.local_devices()[:1]))
         opt = config.optimizer
         self.generator_optimizer = lazy_adam(opt, opt.generator_lr, config.path_length.interval)
         self.discriminator_optimizer = lazy_adam(
@@ -76,143 +68,27 @@ class TrainingStep:
         tree = shardings(shapes) if callable(shardings) else jax.tree.map(lambda _: shardings, shapes)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, tree)
 
-    # --- losses ------------------------------------------------------------------------------------------------------
-
-    def generator_loss(
-        self,
-        params: PyTree,
-        state: TrainState,
-        table: ClassTable,
-        inputs: GeneratorInputs,
-        key: Array,
-        progress: Progress,
-        lazy: Loss | None = None,
-    ) -> tuple[Array, tuple[Metrics, PyTree, dict[str, PyTree]]]:
-        """Compute the losses of every update, or one lazy regulariser alone.
-
-        `key` is that of the discriminator's pass, or of the regulariser's noise.
-        """
-        variables = {**state.generator.variables, "params": params}
-        w, conditioning, _ = self.model.map(variables, inputs)
-        images = fake = noise = None
-        stats: PyTree = {}
-        if lazy is None:
-            images, low_images, stats = self.networks.synthesize(variables, conditioning, inputs.key, update_stats=True)
-            fake_inputs = self.random.discriminator_inputs(
-                key, table, images, inputs.labels, low_images, inputs.instances
-            )
-            fake = self.discriminate(state.discriminator.variables, fake_inputs, state.ada.p)
-        else:
-            noise = self.random.image_noise(key, inputs.labels.shape[0])
-        ctx = GeneratorContext(
-            params=params,
-            w=w,
-            labels=inputs.labels,
-            images=images,
-            fake=fake,
-            conditioning=conditioning,
-            synthesize=lambda v: self.networks.synthesize(variables, v, inputs.key)[0],
-            noise=noise,
-            class_counts=table.counts,
-            progress=progress,
-            adversarial=self.adversarial,
-            replicate=self.layout.replicate,
-            style=self.model.style(variables, inputs),
-        )
-        loss, metrics, loss_states, _ = self._sum_losses("generator", ctx, state.losses, lazy)
-        if fake is not None:
-            metrics["logits/generator"] = fake.logits.mean()
-        return loss, (metrics, stats, loss_states)
-
-    def discriminator_loss(
-        self,
-        params: PyTree,
-        state: TrainState,
-        table: ClassTable,
-        real_inputs: DiscriminatorInputs,
-        fake_inputs: DiscriminatorInputs | None,
-        progress: Progress,
-        lazy: Loss | None = None,
-    ) -> tuple[Array, tuple[Metrics, PyTree, dict[str, PyTree], Array]]:
-        """Compute the losses of every update on real and generated images, or one lazy regulariser on real ones alone."""
-        variables, p = {**state.discriminator.variables, "params": params}, state.ada.p
-        real = fake = None
-        stats: PyTree = {}
-        if fake_inputs is not None:
-            real, fake, stats = self.networks.discriminate_both(
-                variables, self.augment(real_inputs, p), self.augment(fake_inputs, p)
-            )
-        ctx = DiscriminatorContext(
-            params=params,
-            real=real,
-            real_labels=real_inputs.labels,
-            fake=fake,
-            fake_labels=None if fake_inputs is None else fake_inputs.labels,
-            real_images=real_inputs.images,
-            discriminate=lambda images: (
-                self.discriminate(variables, real_inputs._replace(images=images, low_images=None), p).logits
-            ),
-            class_counts=table.counts,
-            progress=progress,
-            adversarial=self.adversarial,
-            replicate=self.layout.replicate,
-        )
-        loss, metrics, loss_states, logits = self._sum_losses("discriminator", ctx, state.losses, lazy)
-        if real is not None and fake is not None:
-            logits = real.logits
-            metrics |= {
-                "logits/real": logits.mean(),
-                "logits/fake": fake.logits.mean(),
-                "logits/real_sign": jnp.sign(logits).mean(),
-            }
-        return loss, (metrics, stats, loss_states, logits)
-
-    def _sum_losses(
-        self,
-        network: Literal["generator", "discriminator"],
-        ctx: GeneratorContext | DiscriminatorContext,
-        states: dict[str, PyTree],
-        lazy: Loss | None,
-    ) -> tuple[Array, Metrics, dict[str, PyTree], Array | None]:
-        """Sum the weighted losses of an update: all that are not lazy, or the lazy one.
-
-        Returns:
-          The sum; values by the names they are logged under; the losses' states after it; and logits of real images that
-          a loss computed.
-        """
-        total, metrics, states, real_logits = jnp.zeros(()), {}, dict(states), None
-        for name, loss in self.losses.items():
-            if loss is not lazy and (lazy is not None or loss.lazy):
-                continue
-            found = getattr(loss, network)(ctx, states[name])
-            if found is None:
-                continue
-            term = Term(*found)
-            scaled = loss.scale(ctx.progress) * term.value
-            total, states[name] = total + scaled, term.state
-            real_logits = term.real_logits if real_logits is None else real_logits
-            if loss.lazy:
-                metrics[f"loss/{name}"] = scaled
-            else:
-                metrics[f"loss/{network}" + ("" if name == "adversarial" else f"/{name}")] = term.value
-        return total, metrics, states, real_logits
-
-    def discriminate(self, variables: dict, inputs: DiscriminatorInputs, p: Array) -> DiscriminatorOutput:
-        """Augment images with probability `p` (of ADA) and discriminate them; statistics stay as they are."""
-        return self.networks.discriminate(variables, self.augment(inputs, p))
-
-    def augment(self, inputs: DiscriminatorInputs, p: Array) -> DiscriminatorInputs:
-        """Augment the images of the discriminator's inputs with probability `p` (of ADA)."""
-        key, low_images = inputs.augment_key, inputs.low_images
-        images = self.networks.augment(self.augmentation, key, inputs.images, p)
-        if low_images is not None:
-            low_images = self.networks.augment(self.augmentation, jax.random.fold_in(key, 1), low_images, p)
-        return inputs._replace(images=images, low_images=low_images, augment_key=None)
-
     # --- updates -----------------------------------------------------------------------------------------------------
 
     def update_generator(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
         """Update the generator by all its losses but the lazy ones; counts the generator's update."""
+        return self._update_generator(state, table)
+
+    def update_generator_by_pairs(
+        self, state: TrainState, batch: Batch, table: ClassTable
+    ) -> tuple[TrainState, Metrics]:
+        """Update the generator as `update_generator`, by a loss that compares each image with a real one of its class.
+
+        Twins are compared with the same real image: with twins, the first half of the batch counts.
+        """
+        half = len(batch["label"]) // 2
+        if self.config.makes_twins:
+            batch = {name: x[:half] for name, x in batch.items()}
+        return self._update_generator(state, table, batch)
+
+    def _update_generator(
+        self, state: TrainState, table: ClassTable, batch: Batch | None = None
+    ) -> tuple[TrainState, Metrics]:
         if self.config.transitional.active:
             state = self._move_transition(state)
         update, progress = state.generator.updates, self._progress(state.generator.updates)
@@ -223,8 +99,14 @@ class TrainingStep:
             self.config.batch_size,
             self.config.makes_twins,
             self.random.latent_std(progress),
+            labels=None if batch is None else batch["label"],
         )
-        state, metrics = self._step_generator(state, table, inputs, key, progress)
+        real = None
+        if batch is not None:
+            if self.config.makes_twins:
+                batch = {name: self.layout.batch(twins(self.layout.replicate(x))) for name, x in batch.items()}
+            real = self._real_inputs(purpose_key(state.key, update, "generator/real"), batch, table)
+        state, metrics = self._step_generator(state, table, inputs, key, progress, real=real)
         return state.replace(generator=state.generator.replace(updates=update + 1)), metrics
 
     def regularize_generator(self, name: str, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
@@ -245,7 +127,11 @@ class TrainingStep:
         update, key = state.discriminator.updates, state.key
         progress = self._progress(update, self.config.optimizer.discriminator_updates)
         inputs = self.random.generator_inputs(
-            purpose_key(key, update, "discriminator"), table, len(batch["label"]), std=self.random.latent_std(progress)
+            purpose_key(key, update, "discriminator"),
+            table,
+            len(batch["label"]),
+            std=self.random.latent_std(progress),
+            labels=batch["label"] if self.adversarial.pairs else None,
         )
         state, images, low_images = self._generate(state, inputs)
         real = self._real_inputs(purpose_key(key, update, "discriminator/real"), batch, table)
@@ -268,15 +154,21 @@ class TrainingStep:
         """Update the averaged generator; ends the generator's half of a step and has nothing to report."""
         del table
         config = self.config.ema
-        step = state.generator.updates - 1
-        decay = ema_decay(step, self.config.batch_size, config.kimg, config.rampup, config.start_step)
+        step, kimg = state.generator.updates - 1, config.kimg
+        if config.anneal_kimg:
+            kimg = cosine(self._progress(step).kimg, 0.0, kimg, config.anneal_kimg)
+        decay = ema_decay(step, self.config.batch_size, kimg, config.rampup, config.start_step)
         return state.replace(ema=update_ema(state.ema, state.generator.variables, decay)), {}
 
     def adapt_augmentation(self, state: TrainState, table: ClassTable) -> tuple[TrainState, Metrics]:
         """Adjust ADA's probability by the signs of all logits of real images since the last time (StyleGAN2-ADA, Sec. 3)."""
         del table
         config, counted = self.config.ada, state.ada
-        p = ada.adapt(counted.p, counted.sign_sum, counted.count, config.target, config.kimg)
+        if config.anneal_kimg:
+            kimg = self._progress(state.generator.updates).kimg
+            p = cosine(kimg, config.initial_p, config.final_p, config.anneal_kimg).astype(counted.p.dtype)
+        else:
+            p = ada.adapt(counted.p, counted.sign_sum, counted.count, config.target, config.kimg)
         fresh = AdaState(p, jnp.zeros_like(counted.sign_sum), jnp.zeros_like(counted.count))
         return state.replace(ada=fresh), {"augment/p": p}
 
@@ -306,14 +198,17 @@ class TrainingStep:
         key: Array,
         progress: Progress,
         lazy: Loss | None = None,
+        real: DiscriminatorInputs | None = None,
     ) -> tuple[TrainState, Metrics]:
         """Differentiate the generator's losses and apply its optimiser."""
         whole = self._gathered(state)
         gradients, (metrics, stats, losses) = jax.grad(self.generator_loss, has_aux=True)(
-            whole.generator.params, whole, table, inputs, key, progress, lazy
+            whole.generator.params, whole, table, inputs, key, progress, lazy, real
         )
         rate = state.rates.generator
-        network = self._apply(self.generator_optimizer, state.generator, gradients, rate, stats, lazy is not None)
+        network = self._apply(
+            self.generator_optimizer, state.generator, gradients, rate, progress, stats, lazy is not None
+        )
         return state.replace(generator=network, losses=losses), metrics
 
     def _step_discriminator(
@@ -332,7 +227,7 @@ class TrainingStep:
         )
         rate = state.rates.discriminator
         network = self._apply(
-            self.discriminator_optimizer, state.discriminator, gradients, rate, stats, lazy is not None
+            self.discriminator_optimizer, state.discriminator, gradients, rate, progress, stats, lazy is not None
         )
         state = state.replace(discriminator=network, losses=losses)
         if not self.augmentation.ada or real_logits is None:
@@ -347,11 +242,16 @@ class TrainingStep:
         network: NetworkState,
         gradients: PyTree,
         rate: Array,
+        progress: Progress,
         stats: PyTree,
         regularization: bool,
     ) -> NetworkState:
+        config, extra = self.config.optimizer, {"regularization": regularization}
+        if config.anneal_kimg:
+            rate = rate * cosine(progress.kimg, 1.0, config.final_lr, config.anneal_kimg)
+            extra |= {"beta2": cosine(progress.kimg, config.beta2, config.final_beta2, config.anneal_kimg)}
         updates, opt_state = optax.with_extra_args_support(optimizer).update(
-            row_major(self.layout.scatter(gradients)), network.opt_state, network.params, regularization=regularization
+            row_major(self.layout.scatter(gradients)), network.opt_state, network.params, **extra
         )
         updates = optax.tree.scale(rate, updates)
         params = optax.apply_updates(network.params, updates)

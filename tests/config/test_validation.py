@@ -26,6 +26,8 @@ INSTANCES = {"instances.neighbours": 3, "fake_labels": "empirical", "evaluation.
             {"utlo.weight": 1.0, "utlo.resolution": 4, "generator.architecture": "orig"},
             "config.utlo takes the image of a low resolution from inside the generator",
         ),
+        ({"loss": "relativistic"}, "which is what config.fake_labels=paired is for; give both or neither"),
+        ({"fake_labels": "paired"}, "which is what config.fake_labels=paired is for; give both or neither"),
         (
             {"content_style.weight": 0.1, "noisytwins.sigma": 0.0, "transitional.weight": 1.0},
             "config.content_style and config.transitional each have a mapping network of their own",

@@ -42,14 +42,22 @@ def test_generator_loss(golden, name, official):
 
 
 def test_every_loss_is_checked():
-    assert {name for name, _ in NAMES} == set(ADVERSARIAL_LOSSES)
+    assert {name for name, _ in NAMES} | {"relativistic"} == set(ADVERSARIAL_LOSSES)
+
+
+def test_relativistic_against_reference_numbers():
+    """Of the specification; each real image with the generated one of its place."""
+    real, fake, loss = np.float32([1, -0.5, 2]), np.float32([0.2, 0.3, -1]), ADVERSARIAL_LOSSES["relativistic"]
+    assert loss.pairs and float(loss.discriminator(real, fake).mean()) == pytest.approx(0.5302628944897658, rel=1e-6)
+    assert float(loss.generator(fake, real).mean()) == pytest.approx(1.5302628944897656, rel=1e-6)
+    assert not any(other.pairs for name, other in ADVERSARIAL_LOSSES.items() if name != "relativistic")
 
 
 @pytest.mark.parametrize("name", sorted(ADVERSARIAL_LOSSES))
 def test_losses_are_unreduced_and_finite(name):
     extreme = np.float32([-1e4, 0.0, 1e4])
     loss = ADVERSARIAL_LOSSES[name]
-    for values in (loss.discriminator(extreme, -extreme), loss.generator(extreme)):
+    for values in (loss.discriminator(extreme, -extreme), loss.generator(extreme, -extreme)):
         assert values.shape == (3,) and np.isfinite(values).all()
 
 
@@ -70,7 +78,7 @@ def test_without_a_margin_every_loss_is_the_listed_one(name):
     real, fake = np.float32([-2, 0.5, 3]), np.float32([-3, -0.5, 2])
     loss = adversarial_loss(name)
     np.testing.assert_array_equal(loss.discriminator(real, fake), ADVERSARIAL_LOSSES[name].discriminator(real, fake))
-    np.testing.assert_array_equal(loss.generator(fake), ADVERSARIAL_LOSSES[name].generator(fake))
+    np.testing.assert_array_equal(loss.generator(fake, real), ADVERSARIAL_LOSSES[name].generator(fake, real))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from noisytwins_jax.models.discriminator_output import DiscriminatorOutput
 from noisytwins_jax.utils.config_fields import validate
 
 EVERY = {f.name: f.default for f in dataclasses.fields(Losses)}
-DEFAULTS = {name: loss for name, loss in EVERY.items() if not loss.lazy}  # of every update
+# Of every update, with a weight; `test_gradient_penalty` has the one that has γ.
+DEFAULTS = {name: loss for name, loss in EVERY.items() if not loss.lazy and name != "gradient_penalty"}
 PASSES = {"generator": generator_context, "discriminator": discriminator_context}
 TERMS = [(n, side) for n, x in DEFAULTS.items() for side in PASSES if getattr(type(x), side) is not getattr(Loss, side)]
 ACTING = {"spectrum": {"sigma": 0.1, "network": "both"}}  # where the default leaves small weights alone

@@ -13,6 +13,7 @@ from noisytwins_jax.config.groups import OptimizerConfig
 from noisytwins_jax.training.augment.ada import adapt
 from noisytwins_jax.training.ema import ema_decay, update_ema
 from noisytwins_jax.training.optimizer import lazy_adam, lazy_rates
+from noisytwins_jax.utils.schedules import cosine
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,27 @@ def test_lazy_adam_uses_its_rates():
         m, v = beta1 * m + (1 - beta1) * gradient, beta2 * v + (1 - beta2) * gradient**2
         expected = -lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + 1e-3)
         assert float(update) == pytest.approx(expected, rel=1e-5)
+
+
+def test_adam_with_a_schedule_of_beta2():
+    """Moments and their correction by the β₂ of the update, as where an optimiser's option is changed while it is used."""
+    optimizer = lazy_adam(OptimizerConfig(beta1=0.0, beta2=0.9, epsilon=1e-3), 0.01, 1)
+    x = jnp.array(0.0)
+    state, v = optimizer.init(x), 0.0
+    for t, (gradient, beta2) in enumerate([(0.3, 0.9), (-2.0, 0.95), (1.0, 0.99)], start=1):
+        update, state = jax.jit(lambda g, s, b: optimizer.update(g, s, x, beta2=b))(
+            jnp.array(gradient), state, jnp.array(beta2)
+        )
+        v = beta2 * v + (1 - beta2) * gradient**2
+        assert float(update) == pytest.approx(-0.01 * gradient / (np.sqrt(v / (1 - beta2**t)) + 1e-3), rel=1e-4)
+
+
+def test_cosine():
+    """The middle of R3GAN's CIFAR10 run: learning rate, β₂ and γ."""
+    ends = [(2e-4, 5e-5, 1.25e-4), (0.9, 0.99, 0.945), (0.05, 0.005, 0.0275)]
+    for start, end, middle in ends:
+        values = [float(cosine(jnp.float32(kimg), start, end, 20_000.0)) for kimg in (0, 10_000, 20_000, 90_000)]
+        np.testing.assert_allclose(values, [start, middle, end, end], rtol=1e-5)
 
 
 def test_published_rates_are_the_defaults():

@@ -126,7 +126,7 @@ def _to_tensors(network: ConvertedNetwork, naming: str) -> tuple[dict[str, np.nd
         if key not in expected:
             raise UserError(
                 f"The {architecture.role} has {key}, for which public checkpoints of StyleGAN2 have no place; write a "
-                "network without the parts of Transitional-cGAN and UTLO."
+                "network without the parts of Transitional-cGAN, UTLO and Content–Style."
             )
     _check_shapes(
         architecture.role, shapes, {key: shape for key, shape in expected.items() if not key.endswith(FILTER)}
