@@ -151,6 +151,7 @@ class AdaConfig:
     target: float = number(0.6, at_least=-1, at_most=1)  # of the mean sign of D(real), which controls the probability
     kimg: float = number(500.0, above=0)  # images, in thousands, over which the probability may go from 0 to 1
     interval: int = number(4, at_least=1)  # steps between adjustments
+    color_strength: float = number(1.0, at_least=0, at_most=1)  # factor on p for the colour operations
     initial_p: float = number(0.0, at_least=0, at_most=1)
     # Above 0: p goes to final_p by a cosine over this many kimg, and is not controlled (R3GAN).
     anneal_kimg: float = number(0.0, at_least=0)

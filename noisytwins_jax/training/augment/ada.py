@@ -97,8 +97,8 @@ def sample_inputs(key: Array, shape: tuple[int, int, int, int], operations: tupl
     return inputs
 
 
-def parameters(inputs: AdaInputs, operations: tuple[str, ...], p: Array) -> AdaParameters:
-    """Compute what each operation does to each image, at strength p in [0, 1].
+def parameters(inputs: AdaInputs, operations: tuple[str, ...], p: Array, color_strength: float = 1.0) -> AdaParameters:
+    """Compute what each operation does to each image, at strength p in [0, 1]; of colour operations times `color_strength`.
 
     Returns:
       ``[N]`` unless stated otherwise; the identity unless the gate is below the strength. xflip: 0 or 1. rotate90: 0 to 3 quarter
@@ -110,6 +110,7 @@ def parameters(inputs: AdaInputs, operations: tuple[str, ...], p: Array) -> AdaP
     p = jnp.asarray(p)
     # Two rotations share one strength: at least one of them is applied with probability p.
     strength = {name: 1.0 - jnp.sqrt(1.0 - jnp.clip(p, 0.0, 1.0)) for name in ("prerotate", "postrotate")}
+    strength |= {name: color_strength * p for name in _COLOR if color_strength != 1.0}
 
     def gated(name: str, value: Array, identity: float) -> Array:
         gate = inputs[f"{name}_gate"] < strength.get(name, p)
@@ -172,6 +173,7 @@ def apply(
     p: Array,
     impl: WarpImpl = "matmul",
     precision: Precision = "float32",
+    color_strength: float = 1.0,
 ) -> Array:
     """Augment images ``[N, H, W, C]`` (1 or 3 channels, nominally in [-1, 1], any float dtype).
 
@@ -180,11 +182,12 @@ def apply(
       operations: those to apply, with the probability of `p`.
       p: strength in [0, 1], a scalar.
       impl, precision: form of the geometric operations, see `ada_sampling`.
+      color_strength: factor on p for the colour operations.
 
     Returns:
       Images of the same shape and dtype; not clipped.
     """
-    return transform(images, parameters(inputs, operations, p), impl, precision)
+    return transform(images, parameters(inputs, operations, p, color_strength), impl, precision)
 
 
 def transform(

@@ -23,6 +23,7 @@ class Augmentation:
     def __init__(self, config: RunConfig):
         self.policy = diffaugment.parse_policy(config.augment.diffaugment)
         self.ada = ada.parse_operations(config.ada.operations)
+        self.color_strength = config.ada.color_strength
         self.active = bool(self.policy or self.ada)
         self.ada_impl = "gather" if resolve_up_impl(config.up_impl) == "shift" else "matmul"
         self.dtype = config.dtype
@@ -34,5 +35,5 @@ class Augmentation:
     def apply(self, images: Array, inputs: PyTree, p: Array) -> Array:
         """Augment images ``[N, H, W, C]``, each by its own random inputs; `p` is ADA's probability."""
         if self.ada:
-            return ada.apply(images, inputs, self.ada, p, self.ada_impl, self.dtype)
+            return ada.apply(images, inputs, self.ada, p, self.ada_impl, self.dtype, self.color_strength)
         return diffaugment.apply(images, inputs, self.policy)

@@ -233,6 +233,19 @@ def test_magnitudes():
     assert params["xint"].shape == params["xfrac"].shape == (8192, 2)
 
 
+def test_strength_of_the_colour_operations():
+    """Half as many images get them; the others stay as they were."""
+    inputs = ada.sample_inputs(jax.random.key(8), (4096, 2, 2, 3), ada.GROUPS["bgc"])
+    full, half = (ada.parameters(inputs, ada.GROUPS["bgc"], jnp.float32(0.8), x) for x in (1.0, 0.5))
+    for name in full:
+        if name in ada.GROUPS["color"]:
+            identity = 1.0 if name in ("contrast", "saturation") else 0.0
+            share = float((half[name] != identity).mean()) / float((full[name] != identity).mean())
+            assert 0.4 < share < 0.6, name
+        else:
+            np.testing.assert_array_equal(full[name], half[name])
+
+
 def test_random_inputs_depend_neither_on_other_operations_nor_on_each_other():
     shape = (4096, 2, 2, 1)
     everything = ada.sample_inputs(jax.random.key(7), shape, ada.OPERATIONS)
