@@ -16,7 +16,8 @@ Result:    not run yet by this project. Published (NoisyTwins, CVPR 2023, Table 
 | ada_noisytwins | 23.02 | not reported | not reported | not reported | not reported |
 | simclr | 26.23 | not reported | not reported | not reported | not reported |
 
-Not reported: sg2, contrastive, transitional, transitional_noisytwins, utlo, content_style, and the BigGAN methods.
+Not reported: sg2, contrastive, transitional, transitional_noisytwins, utlo, content_style, relativistic, r3gan, and the BigGAN
+methods.
 
 Protocol:  50,000 generated images, 5000 of each class, against the 10,000 test images; the checkpoint with the lowest FID
 of those saved every 256 kimg (``--config.evaluation.interval_kimg=256``).
@@ -26,13 +27,23 @@ better with ADA, and Content–Style was published with it.
 Our choices, where nothing is published: SimCLR's weight and temperature; the schedule of Transitional-cGAN, which is that
 of its own paper; NoisyTwins for BigGAN, which has no mapping network (noisytwins_jax/models/biggan/README.md). gSR for
 BigGAN has its authors' numbers and acts on the weights after spectral normalisation. UTLO has the weight and the resolution
-of its authors' CIFAR10-LT run.
+of its authors' CIFAR10-LT run. R3GAN has the constants of its own CIFAR-10 run; `relativistic` is its loss on StyleGAN2, with R1 and
+R2 of R1's published weight here.
 """
 
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import CONTENT_STYLE, biggan, parse_preset, smoke
+from noisytwins_jax.config.presets import (
+    CONTENT_STYLE,
+    R3GAN,
+    R3GAN_ADA,
+    RELATIVISTIC,
+    anneal,
+    biggan,
+    parse_preset,
+    smoke,
+)
 
 DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}
 ADA = {"ada.operations": "bgc", "ada.target": 0.6, "ada.kimg": 500.0, "ada.interval": 4, "ada.initial_p": 0.0}
@@ -56,6 +67,17 @@ PRESETS = {
     "transitional_noisytwins": DIFFAUG | TRANSITIONAL | NOISE | TWINS,
     "utlo": DIFFAUG | {"utlo.weight": 10.0, "utlo.resolution": 8},
     "content_style": ADA | CONTENT_STYLE,
+    "relativistic": DIFFAUG | RELATIVISTIC | {"gradient_penalty.gamma": 0.01},
+    "r3gan": R3GAN
+    | anneal(20_000.0, gamma=0.05)
+    | R3GAN_ADA
+    | {
+        "ada.anneal_kimg": 20_000.0,
+        "ada.final_p": 0.55,
+        "batch_size": 512,
+        "ema.kimg": 5000.0,
+        "total_kimg": 250_000.0,
+    },
 }
 # The CIFAR-10 recipe of StudioGAN.
 BIGGAN = (

@@ -16,7 +16,7 @@ Transitional-cGAN's schedule, scaled to 256 kimg; the 4×4 images of UTLO; ADA w
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import BIGGAN, CONTENT_STYLE, parse_preset, smoke
+from noisytwins_jax.config.presets import BIGGAN, CONTENT_STYLE, R3GAN, RELATIVISTIC, anneal, parse_preset, smoke
 
 DIFFAUG = {"augment.diffaugment": "color,translation,cutout"}
 ADA = {
@@ -59,6 +59,14 @@ INSTANCES = {
     "instances.embedding_dim": 32,
 }
 BIGGAN_TWINS = TWINS | {"noisytwins.weight": 0.02}  # 0.4 costs class consistency
+# Half the run for the schedules, as long as BigGAN's rates allow; small networks.
+R3GAN_DIGITS = anneal(128.0, gamma=0.05) | {
+    "r3gan.width": 32,
+    "r3gan.cardinality": 4,
+    "optimizer.generator_lr": 0.001,
+    "optimizer.discriminator_lr": 0.001,
+    "ema.kimg": 10.0,
+}
 TRANSITIONAL = {"transitional.weight": 1.0, "transitional.start_kimg": 40.0, "transitional.end_kimg": 80.0}
 
 PRESETS = {
@@ -75,6 +83,8 @@ PRESETS = {
     "transitional_noisytwins": DIFFAUG | TRANSITIONAL | NOISE | TWINS,
     "utlo": DIFFAUG | {"utlo.weight": 1.0, "utlo.resolution": 4},
     "content_style": DIFFAUG | CONTENT_STYLE,
+    "relativistic": DIFFAUG | RELATIVISTIC | {"gradient_penalty.gamma": 0.01},
+    "r3gan": DIFFAUG | R3GAN | R3GAN_DIGITS,
     "biggan": DIFFAUG | BIGGAN_DIGITS,
     "biggan_gsr": DIFFAUG
     | BIGGAN_DIGITS

@@ -80,6 +80,15 @@ class BigGANConfig:
 
 
 @dataclass(frozen=True)
+class R3GANConfig:
+    """Both networks if ``network`` is r3gan; see `models.r3gan`. z_dim is ``generator.z_dim``."""
+
+    width: int = number(768, at_least=1)  # channels up to 32 px; above them half as many for every doubling
+    cardinality: int = number(96, at_least=1)  # groups of the 3×3 convolutions at that width, fewer in proportion above
+    half_resolutions: int = number(3, at_least=0)  # the highest ones, whose activations have config.dtype
+
+
+@dataclass(frozen=True)
 class InstancesConfig:
     """Conditioning on a training image's features (IC-GAN), for BigGAN; see `training.instance_conditioning`."""
 

@@ -62,6 +62,38 @@ CONTENT_STYLE = {
 }
 
 
+# The relativistic loss of pairs with R1 and R2 in every update (R3GAN); γ is the data set's.
+RELATIVISTIC = {
+    "loss": "relativistic",
+    "fake_labels": "paired",
+    "r1.gamma": 0.0,
+    "r1.interval": 1,
+    "path_length.weight": 0.0,
+    "path_length.interval": 1,
+}
+# R3GAN's networks and the part of its recipe that all data sets share.
+R3GAN = RELATIVISTIC | {
+    "network": "r3gan",
+    "style_mixing": 0.0,
+    "generator.z_dim": 64,
+    "discriminator.mbstd_group_size": 1,
+    "optimizer.generator_lr": 2e-4,
+    "optimizer.discriminator_lr": 2e-4,
+    "optimizer.final_lr": 0.25,
+    "optimizer.beta2": 0.9,
+    "optimizer.final_beta2": 0.99,
+    "ema.rampup": None,
+    "w_ratio_interval_kimg": 0.0,  # there is no mapping network
+}
+R3GAN_ADA = {"ada.operations": "bg,color,cutout", "ada.color_strength": 0.5, "ada.interval": 4, "ada.initial_p": 0.0}
+
+
+def anneal(kimg: float, gamma: float) -> dict[str, float]:
+    """Return R3GAN's schedules over the first `kimg`, at whose end γ is a tenth of `gamma`."""
+    schedules = {f"{group}.anneal_kimg": kimg for group in ("optimizer", "ema", "gradient_penalty")}
+    return schedules | {"gradient_penalty.gamma": gamma, "gradient_penalty.final_gamma": gamma / 10}
+
+
 # The training settings that the long-tailed sets of UTLO share in the released code of Content–Style (training/train.py).
 UTLO_SETS = {
     "batch_size": 64,
@@ -175,7 +207,11 @@ def smoke(
     config.discriminator.update(channel_base=128, channel_max=8, mapping_layers=2)
     config.discriminator.mbstd_group_size = min(config.discriminator.mbstd_group_size, 2)
     config.path_length.start_step = config.noisytwins.start_step = config.lecam.start_step = 0
-    if config.network != "stylegan2":
+    if config.network == "r3gan":
+        config.r3gan.update(width=8, cardinality=2)
+        for group in ("optimizer", "ema", "gradient_penalty", "ada"):
+            config[group].anneal_kimg = min(config[group].anneal_kimg, 0.016)
+    elif config.network != "stylegan2":
         config.generator.z_dim = 12
         config.biggan.update(generator_width=4, discriminator_width=4, embedding_dim=8)
         config.optimizer.discriminator_updates = 1

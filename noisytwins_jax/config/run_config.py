@@ -26,6 +26,7 @@ from noisytwins_jax.config.groups import (
     MeshConfig,
     OptimizerConfig,
     ProfileConfig,
+    R3GANConfig,
     SpectraConfig,
 )
 from noisytwins_jax.data.config import DataConfig
@@ -99,6 +100,7 @@ class RunConfig(Losses):
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     biggan: BigGANConfig = BigGANConfig()
+    r3gan: R3GANConfig = R3GANConfig()
     instances: InstancesConfig = InstancesConfig()
     latents: LatentsConfig = LatentsConfig()
     spectra: SpectraConfig = SpectraConfig()

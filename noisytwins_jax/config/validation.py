@@ -12,7 +12,7 @@ _STYLEGAN2_LOSSES = ("transitional", "utlo", "content_style", "d2dce", "contrast
 def validate_cross_fields(run: RunConfig) -> None:
     """Raise a `UserError` for fields that do not fit together."""
     if run.network != "stylegan2":
-        _check_biggan(run)
+        _check_without_mapping(run)
     if run.instances.neighbours > 0:
         _check_instances(run)
     if run.accumulation > 1 and run.device_batch:
@@ -70,7 +70,7 @@ def validate_cross_fields(run: RunConfig) -> None:
         raise UserError("config.latents.high_std is below config.latents.low_std; it must not be.")
 
 
-def _check_biggan(run: RunConfig) -> None:
+def _check_without_mapping(run: RunConfig) -> None:
     """Raise for options that need StyleGAN2's mapping or synthesis network, or another head of its discriminator."""
     _ = run.biggan.attention_resolutions  # raises if it is not a list of resolutions
     needing = {
@@ -86,8 +86,8 @@ def _check_biggan(run: RunConfig) -> None:
             )
     if run.discriminator.mbstd_group_size > 1:
         raise UserError(
-            "config.discriminator.mbstd_group_size is of StyleGAN2's minibatch standard deviation, which BigGAN has not; "
-            "set it to 1."
+            "config.discriminator.mbstd_group_size is of StyleGAN2's minibatch standard deviation, which "
+            f"{'R3GAN' if run.network == 'r3gan' else 'BigGAN'} has not; set it to 1."
         )
     if run.biggan.skip_z and not run.biggan.shared_embedding:
         raise UserError(
@@ -98,7 +98,7 @@ def _check_biggan(run: RunConfig) -> None:
 
 def _check_instances(run: RunConfig) -> None:
     """Raise for options that do not work with instances."""
-    if run.network == "stylegan2":
+    if run.network not in ("biggan", "biggan_deep"):
         raise UserError(
             "config.instances.neighbours conditions BigGAN's networks on training images; set it to 0, or give "
             "--config.network=biggan or biggan_deep."

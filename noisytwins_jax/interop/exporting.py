@@ -53,6 +53,8 @@ def export_run(
       UserError: this network has no such format, or the format cannot express one of its options.
     """
     config = trained.config
+    if config.network not in FORMATS:
+        raise UserError(f"Networks of {config.network} are not written for PyTorch; write a sampler: convert to-jax.")
     formats = FORMATS[config.network]
     naming = naming or formats[0]
     if naming not in formats:

@@ -74,7 +74,8 @@ def class_embedding_norms(generator_params: PyTree) -> dict[str, Array]:
     BigGAN monitors those of its shared embedding (Brock et al. 2019, appendix H). Empty for a generator without a vector
     for each class.
     """
-    tree = generator_params.get("shared") or generator_params.get("mapping", {}).get("embed")
+    mapping = generator_params.get("mapping", {})
+    tree = generator_params.get("shared") or mapping.get("embed") or generator_params.get("embedding")
     if tree is None:
         return {}
     norms = jnp.linalg.norm(tree["weight"], axis=1)  # [C]

@@ -96,10 +96,10 @@ def _multiply_adds(jaxpr: Any) -> float:
 
 
 def _convolution_multiply_adds(equation: Any) -> float:
-    if equation.params["feature_group_count"] > 1:
-        return 0.0
     numbers = equation.params["dimension_numbers"]
     images, kernel = (v.aval.shape for v in equation.invars)
+    if equation.params["feature_group_count"] > 1 and kernel[numbers.rhs_spec[1]] == 1:  # a filter of each channel
+        return 0.0
     result = equation.outvars[0].aval.shape
     positions = min(
         math.prod(images[axis] for axis in numbers.lhs_spec[2:]),

@@ -4,10 +4,11 @@ import jax.numpy as jnp
 
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.metrics.extractors.registry import feature_dim
-from noisytwins_jax.models import biggan, stylegan2
+from noisytwins_jax.models import biggan, r3gan, stylegan2
 from noisytwins_jax.models.biggan_model import BigGANModel
 from noisytwins_jax.models.fir import resolve_up_impl
 from noisytwins_jax.models.model import Model
+from noisytwins_jax.models.r3gan_model import R3GANModel
 from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
 
 
@@ -17,7 +18,7 @@ def build_model(config: RunConfig, channels: int, num_classes: int) -> Model:
     Raises:
       UserError: the resolution is not supported, or fields do not fit together.
     """
-    build = _stylegan2 if config.network == "stylegan2" else _biggan
+    build = {"stylegan2": _stylegan2, "r3gan": _r3gan}.get(config.network, _biggan)
     return build(config, channels, num_classes)
 
 
@@ -93,3 +94,20 @@ def _biggan(config: RunConfig, channels: int, num_classes: int) -> BigGANModel:
         **shared, width=options.discriminator_width, instances=with_instances, dropout=options.dropout
     )
     return BigGANModel(generator, discriminator, feature_dim(instances.extractor) if with_instances else 0)
+
+
+def _r3gan(config: RunConfig, channels: int, num_classes: int) -> R3GANModel:
+    options = config.r3gan
+    widths = r3gan.default_widths(config.data.resolution, options.width)
+    shared = {
+        "resolution": config.data.resolution,
+        "channels": channels,
+        "num_classes": num_classes,
+        "widths": widths,
+        "cardinality": tuple(max(options.cardinality * width // options.width, 1) for width in widths),
+        "half_resolutions": options.half_resolutions,
+        "up_impl": resolve_up_impl(config.up_impl),
+        "dtype": jnp.dtype(config.dtype),
+        "remat": config.remat,
+    }
+    return R3GANModel(r3gan.Generator(**shared, z_dim=config.generator.z_dim), r3gan.Discriminator(**shared))

@@ -101,6 +101,8 @@ GSR = {
 }
 CONTENT_STYLE = {"content_style.weight": 0.1, "content_style.sigma": 0.5, "fake_labels": "empirical"}
 CONTENT_STYLE |= {"generator.mapping_layers": 2, "path_length.weight_twice": False}
+RELATIVISTIC = {"loss": "relativistic", "fake_labels": "paired", "r1.gamma": 0, "r1.interval": 1}
+RELATIVISTIC |= {"path_length.interval": 1}
 TRANSITIONAL = {"transitional.weight": 1, "transitional.start_kimg": 2000, "transitional.end_kimg": 4000}
 
 
@@ -129,6 +131,7 @@ def method_fields(dataset: str) -> dict[str, dict]:
         methods["diffaug"] = DIFFAUG
         methods["ada_noisytwins"] = ADA | noise | twins
         methods["simclr"] = DIFFAUG | noise | {"simclr.weight": 0.1, "simclr.temperature": 0.5}
+        methods["relativistic"] = DIFFAUG | RELATIVISTIC | {"gradient_penalty.gamma": 0.01}
     return methods
 
 
@@ -154,7 +157,7 @@ def test_every_number_is_the_published_one(dataset):
     """Fields that are neither common, nor the block's, nor the method's have the value that switches them off."""
     methods, (sizes, _, steps) = method_fields(dataset), SIZES[dataset]
     others = BIGGAN_ROWS if dataset in BIGGAN_NUMBERS else set()
-    others = others | ({"icgan"} if dataset == "imagenet_lt" else set())
+    others = others | {"imagenet_lt": {"icgan"}, "cifar10_lt": {"r3gan"}}.get(dataset, set())
     assert set(methods_program.config_file(dataset).METHODS) == set(methods) | others
     expected = flatten(RunConfig()) | COMMON | dict(zip(BLOCK_FIELDS, BLOCKS[dataset], strict=True))
     expected |= {"data.name": dataset, "total_kimg": steps * 128 / 1000}
@@ -173,6 +176,21 @@ def test_every_number_is_the_published_one(dataset):
             }
             assert not wrong, name
             assert run.total_steps == steps
+
+
+def test_r3gan_has_its_own_recipe():
+    """That of its CIFAR10 run (preset and schedules of the released train.py)."""
+    run = methods_program.run_config("cifar10_lt:r3gan")
+    rates, ada = run.optimizer, run.ada
+    assert (run.network, run.loss, run.batch_size, run.total_kimg) == ("r3gan", "relativistic", 512, 250_000)
+    assert (run.r3gan.width, run.r3gan.cardinality, run.generator.z_dim) == (768, 96, 64)
+    assert (rates.generator_lr, rates.discriminator_lr, rates.beta1, rates.epsilon) == (2e-4, 2e-4, 0, 1e-8)
+    assert (rates.final_lr * 2e-4, rates.beta2, rates.final_beta2) == (5e-5, 0.9, 0.99)
+    assert (run.gradient_penalty.gamma, run.gradient_penalty.final_gamma) == (0.05, pytest.approx(0.005))
+    assert (ada.final_p, ada.color_strength, ada.operations) == (0.55, 0.5, "bg,color,cutout")
+    assert run.ema.kimg == 5000 and run.ema.rampup is None and not run.augment.diffaugment
+    assert {x.anneal_kimg for x in (rates, ada, run.ema, run.gradient_penalty)} == {20_000}
+    assert not run.r1.active and run.r1.interval == run.path_length.interval == 1
 
 
 # Batch, width, both learning rates, beta1, discriminator updates, steps of the average before it starts, steps.
@@ -284,11 +302,13 @@ def test_sets_of_utlo_are_trained_by_the_code_of_content_style(dataset):
         assert (run.path_length.weight, run.path_length.scale(None)) == (path_length, 4 * path_length)
 
 
-OF_BIGGAN = ("digits_lt:biggan", "digits_lt:icgan")
+OWN_RECIPE = ("digits_lt:biggan", "digits_lt:icgan", "digits_lt:relativistic", "digits_lt:r3gan")
 
 
 def test_methods_of_digits_differ_from_the_baseline_in_the_method_only():
-    flat = {row: flatten(methods_program.run_config(row)) for row in rows("digits_lt") if not row.startswith(OF_BIGGAN)}
+    flat = {
+        row: flatten(methods_program.run_config(row)) for row in rows("digits_lt") if not row.startswith(OWN_RECIPE)
+    }
     baseline = flat["digits_lt:baseline,8"]
     own = ("noisytwins.", "gsr.", "d2dce.", "contrastive.", "simclr.", "transitional.", "utlo.", *CONTENT_STYLE)
     for row, fields in flat.items():
@@ -423,6 +443,8 @@ TERMS = {
     },
     "utlo": {"loss/generator/utlo", "loss/discriminator/utlo"},
     "content_style": {"loss/generator/content_style"},
+    "relativistic": {"loss/discriminator/gradient_penalty"},
+    "r3gan": {"loss/discriminator/gradient_penalty"},
 }
 
 # Every method once, as far as they differ: on four devices, and some of them on one. At 8 px, in half the time.
@@ -436,6 +458,8 @@ SOME = (
     "digits_lt:content_style,smoke",
     "digits_lt:transitional_noisytwins,smoke",
     "digits_lt:biggan_gsr,smoke",
+    "digits_lt:relativistic,smoke",
+    "cifar10_lt:r3gan,smoke",
     "digits_lt:icgan,smoke",
     "imagenet:biggan_deep,smoke",
 )

@@ -109,10 +109,13 @@ class Discriminator(nn.Module, kw_only=True):
         Args:
           images: ``[N, R, R, channels]`` in [-1, 1].
           labels: ``[N]`` int class ids, or ``None`` without classes.
-          class_noise: ``[N, embedding_dim]``, added to the class embedding.
+          class_noise: ``[N, embedding_dim]``, added to the class embedding in units of 1/√embedding_dim: its coordinates
+            start with standard deviation 1/√(classes · embedding_dim), those of the generator's with 1/√classes.
         """
         h = self.features(images)
         if self.num_classes:
             embedding = self.embedding(labels)
-            h = h * (embedding if class_noise is None else embedding + class_noise)
+            if class_noise is not None:
+                embedding = embedding + class_noise / math.sqrt(self.embedding_dim)
+            h = h * embedding
         return DiscriminatorOutput(h.sum(axis=-1))
