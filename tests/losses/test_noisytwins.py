@@ -212,6 +212,9 @@ class LinearModel:
         w = draws.z @ p["z"] + p["embed"][draws.labels] + draws.class_noise
         return w, w[:, None], {}
 
+    def style(self, variables, draws):
+        return None
+
     def synthesize(self, variables, conditioning, key, update_stats=False, rows=None):
         return jnp.tanh(conditioning[:, 0] @ variables["params"]["image"]).reshape(-1, *self.image_shape), None, {}
 
@@ -301,7 +304,8 @@ def test_generators_update_makes_twins_and_the_others_none(monkeypatch):
     phases = build_phases(step)
     whole = step.random.generator_inputs
 
-    def record(key, table, n, twins=False, std=1.0):
+    def record(key, table, n, twins=False, std=1.0, labels=None):
+        assert labels is None
         made.setdefault(name, []).append((n, twins))
         return whole(key, table, n, twins)
 

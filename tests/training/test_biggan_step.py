@@ -207,9 +207,9 @@ def test_the_average_starts_late():
 class RecordingInputs(RandomInputs):
     """Records the standard deviation of the latents that it samples."""
 
-    def generator_inputs(self, key, table, n, twins=False, std=1.0):
+    def generator_inputs(self, key, table, n, twins=False, std=1.0, labels=None):
         self.stds.append(std)
-        return super().generator_inputs(key, table, n, twins, std)
+        return super().generator_inputs(key, table, n, twins, std, labels)
 
 
 def test_latents_are_annealed_in_both_updates():

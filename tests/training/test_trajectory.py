@@ -44,7 +44,7 @@ class StridedGroups(StyleGAN2Model):
 class StoredInputs(RandomInputs):
     """Takes random inputs, in the order they are asked for, from the place of the class table's noise."""
 
-    def generator_inputs(self, key, table, n, twins=False, std=1.0):
+    def generator_inputs(self, key, table, n, twins=False, std=1.0, labels=None):
         self.passes, self.noise = iter(table.noise_std["passes"]), table.noise_std.get("noise")
         return GeneratorInputs(*table.noise_std["fakes"], None, None, None, key)
 
