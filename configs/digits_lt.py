@@ -59,7 +59,7 @@ INSTANCES = {
     "instances.embedding_dim": 32,
 }
 BIGGAN_TWINS = TWINS | {"noisytwins.weight": 0.02}  # 0.4 costs class consistency
-# Half the run for the schedules, as long as BigGAN's rates allow; small networks.
+# Schedules over half the run; small networks, and five times the published learning rate for a short run.
 R3GAN_DIGITS = anneal(128.0, gamma=0.05) | {
     "r3gan.width": 32,
     "r3gan.cardinality": 4,
