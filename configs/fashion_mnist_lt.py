@@ -14,7 +14,8 @@ UTLO, BigGAN and the others have their constants of CIFAR10-LT.
 The form for CPUs has channels for 200 images a second of a core, and twice the published learning rate. R1's weight (of .01,
 .1 and .5), the rate (of .005 and .01), σ (of .1 and the published .75 with α .99) and λ (of .01, as published, and .02, whose
 rare classes borrowed a frequent one's images) were chosen on seed 0, with the baseline or with NoisyTwins. The other methods
-have their published weights, Transitional-cGAN the published part of the run, and BigGAN what the digits have.
+have their published weights, Transitional-cGAN the published part of the run, and BigGAN and R3GAN what the digits have. R3GAN has
+DiffAugment here, as ADA's flips and quarter turns would turn shoes around; its CPU form has not been tried.
 """
 
 from typing import Any
@@ -22,14 +23,16 @@ from typing import Any
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import CONTENT_STYLE, biggan, parse_preset, smoke
+from noisytwins_jax.config.presets import CONTENT_STYLE, R3GAN, RELATIVISTIC, anneal, biggan, parse_preset, smoke
 
 Fields = dict[str, Any]
 DIFFAUG = {"augment.diffaugment": "translation,cutout"}
 GSR = {"gsr.weight": 0.5, "gsr.alpha": 0.99, "gsr.power_iterations": 4}
 
 
-def methods(noise: Fields, twins: Fields, transitional: Fields, biggan: Fields) -> dict[str, Fields]:
+def methods(
+    noise: Fields, twins: Fields, transitional: Fields, biggan: Fields, r3gan: Fields, gamma: float
+) -> dict[str, Fields]:
     """Return the fields of every method."""
     transitional = {"transitional.weight": 1.0} | transitional
     return {
@@ -48,6 +51,8 @@ def methods(noise: Fields, twins: Fields, transitional: Fields, biggan: Fields) 
         "biggan": DIFFAUG | biggan,
         "biggan_gsr": DIFFAUG | biggan | GSR | {"gsr.embedding": "effective"},
         "biggan_noisytwins": DIFFAUG | biggan | noise | twins,
+        "relativistic": DIFFAUG | RELATIVISTIC | {"gradient_penalty.gamma": gamma},
+        "r3gan": DIFFAUG | R3GAN | r3gan,
     }
 
 
@@ -65,6 +70,8 @@ PRESETS = methods(
         "ema.start_step": 1000,
         "total_kimg": 32_000.0,  # 100,000 steps
     },
+    r3gan=anneal(20_000.0, gamma=0.05) | {"batch_size": 512, "ema.kimg": 5000.0, "total_kimg": 250_000.0},
+    gamma=0.01,
 )
 CPU = {
     "batch_size": 32,
@@ -103,6 +110,15 @@ CPU_PRESETS = methods(
         "ema.rampup": 0.05,
         "ema.start_step": 0,
     },
+    r3gan=anneal(150.0, gamma=0.05)
+    | {
+        "r3gan.width": 16,
+        "r3gan.cardinality": 2,
+        "optimizer.generator_lr": 0.001,
+        "optimizer.discriminator_lr": 0.001,
+        "ema.kimg": 20.0,
+    },
+    gamma=0.1,
 )
 METHODS = tuple(PRESETS)
 
