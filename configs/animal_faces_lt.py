@@ -20,9 +20,9 @@ Protocol:  `utlo`: 50,000 generated images at the class frequencies of the full 
 the few classes against all of theirs; every 400 kimg. Which checkpoint was reported is not known.
 Few are the classes 10 to 19. (configs/animal_face.py is NoisyTwins' set: all images, no tail.)
 
-Training is that of Content–Style's released code, for every method. NoisyTwins' constants are those of its own AnimalFace run, UTLO's its authors'; gSR's are
-those of CIFAR10-LT and Transitional-cGAN's schedule is that of its own paper: the settings behind these rows of the table are
-not published.
+Training is that of Content–Style's released code, for every method. NoisyTwins' constants are those of its own AnimalFace
+run, UTLO's its authors'; gSR's are those of CIFAR10-LT and Transitional-cGAN's schedule is that of its own paper: the
+settings behind these rows of the table are not published.
 """
 
 import ml_collections

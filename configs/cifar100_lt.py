@@ -20,9 +20,9 @@ Protocol:  `utlo`: 50,000 generated images at the class frequencies of the full 
 the few classes against all of theirs; every 400 kimg. Which checkpoint was reported is not known.
 Few are the classes 70 to 99 (19 to 5 images); head, medium and tail are the same as its many, medium and few.
 
-Training is that of Content–Style's released code, for every method. NoisyTwins' constants are those of CIFAR10-LT, UTLO's those of a survey's CIFAR10-LT run; gSR's are
-those of CIFAR10-LT and Transitional-cGAN's schedule is that of its own paper: the settings behind these rows of the table are
-not published.
+Training is that of Content–Style's released code, for every method. NoisyTwins' constants are those of CIFAR10-LT, UTLO's
+those of a survey's CIFAR10-LT run; gSR's are those of CIFAR10-LT and Transitional-cGAN's schedule is that of its own paper:
+the settings behind these rows of the table are not published.
 """
 
 import ml_collections

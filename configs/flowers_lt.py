@@ -20,9 +20,9 @@ Protocol:  `utlo`: 50,000 generated images at the class frequencies of the full 
 the few classes against all of theirs; every 400 kimg. Which checkpoint was reported is not known.
 Few are the classes 50 to 101 (26 to 2 images).
 
-Training is that of Content–Style's released code, for every method. NoisyTwins' constants are those of a survey's run, UTLO's too; gSR's are
-those of CIFAR10-LT and Transitional-cGAN's schedule is that of its own paper: the settings behind these rows of the table are
-not published.
+Training is that of Content–Style's released code, for every method. NoisyTwins' constants are those of a survey's run,
+UTLO's too; gSR's are those of CIFAR10-LT and Transitional-cGAN's schedule is that of its own paper: the settings behind
+these rows of the table are not published.
 The released script sets cfg auto and then cifar, so cifar wins and is taken here: the discriminator orig and no path length.
 """
 

@@ -81,9 +81,8 @@ class RunConfig(Losses):
     loss: str = choice(*ADVERSARIAL_LOSSES)
     loss_margin: float = number(1.0, above=0)  # of the hinge loss
     network: str = choice("stylegan2", "biggan", "biggan_deep", "r3gan")
-    fake_labels: str = choice(
-        "uniform", "empirical", "paired"
-    )  # of generated images; empirical: as in the training set; paired: of each real image
+    # Classes of generated images; empirical: as in the training set; paired: those of the real images beside them.
+    fake_labels: str = choice("uniform", "empirical", "paired")
     style_mixing: float = number(0.0, at_least=0, at_most=1)  # probability that a batch mixes the styles of two latents
     dtype: str = choice("float32", "bfloat16")  # of activations; parameters are always float32
     steps_per_dispatch: int = number(1, at_least=1)  # in one program, so that small networks do not wait for the host
