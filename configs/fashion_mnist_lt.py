@@ -23,7 +23,7 @@ from typing import Any
 import ml_collections
 
 from noisytwins_jax.config import default_config
-from noisytwins_jax.config.presets import CONTENT_STYLE, R3GAN, RELATIVISTIC, anneal, biggan, parse_preset, smoke
+from noisytwins_jax.config.presets import CONTENT_STYLE, CPU, R3GAN, RELATIVISTIC, anneal, biggan, parse_preset, smoke
 
 Fields = dict[str, Any]
 DIFFAUG = {"augment.diffaugment": "translation,cutout"}
@@ -73,26 +73,6 @@ PRESETS = methods(
     r3gan=anneal(20_000.0, gamma=0.05) | {"batch_size": 512, "ema.kimg": 5000.0, "total_kimg": 250_000.0},
     gamma=0.01,
 )
-CPU = {
-    "batch_size": 32,
-    "total_kimg": 300.0,
-    "dtype": "float32",
-    "log_interval_kimg": 5.0,
-    "checkpoint_interval_kimg": 50.0,
-    "optimizer.generator_lr": 0.005,
-    "optimizer.discriminator_lr": 0.005,
-    "generator.z_dim": 64,
-    "generator.w_dim": 64,
-    "generator.mapping_layers": 4,
-    "discriminator.mapping_layers": 4,
-    # 16 channels at 32 px, 32 at 16 px, 64 below
-    "generator.channel_base": 512,
-    "generator.channel_max": 64,
-    "discriminator.channel_base": 512,
-    "discriminator.channel_max": 64,
-    "r1.gamma": 0.1,
-    "ema.kimg": 20.0,
-}
 CPU_PRESETS = methods(
     noise={"noisytwins.sigma": 0.1},
     twins={"noisytwins.weight": 0.01, "noisytwins.gamma": 0.05},

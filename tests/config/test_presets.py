@@ -379,6 +379,19 @@ def test_a_file_may_have_two_sizes_of_networks(options, name):
 
 
 @pytest.mark.parametrize(
+    ("size", "data", "resolution", "batch"),
+    [("", "petals", 64, 128), ("1010", "petals_1010", 64, 128), ("cpu", "petals_100", 32, 32)],
+)
+def test_petals_have_three_sizes_whose_methods_differ_in_the_method_only(size, data, resolution, batch):
+    runs = [methods_program.run_config(f"petals:{method},{size}".rstrip(",")) for method in ("ada", "noisytwins")]
+    for run in runs:
+        assert (run.data.name, run.data.resolution, run.batch_size) == (data, resolution, batch)
+    ada, twins = map(flatten, runs)
+    assert all(name.startswith(("name", "noisytwins.")) for name in ada if ada[name] != twins[name])
+    assert runs[1].name == "petals-noisytwins" + f"-{size}" * bool(size)
+
+
+@pytest.mark.parametrize(
     ("row", "message"),
     [
         ("digits_lt:noisytwin", "configs/digits_lt.py has no method 'noisytwin'; did you mean 'noisytwins'?"),
@@ -388,6 +401,8 @@ def test_a_file_may_have_two_sizes_of_networks(options, name):
         ("inat19:noise,noisytwins", "configs/inat19.py takes one method, not both 'noise' and 'noisytwins'."),
         ("inat19:cpu", "configs/inat19.py has no method 'cpu'; "),
         ("fashion_mnist_lt:cpus", "configs/fashion_mnist_lt.py has no method 'cpus'; did you mean 'cpu'?"),
+        ("petals:cpu,128", "configs/petals.py has its form for CPUs at 32 px alone: leave the resolution out."),
+        ("petals:cpu,1010", "configs/petals.py takes one size, not both 'cpu' and '1010'."),
         ("inat19:64,128", "configs/inat19.py takes one resolution, not both '64' and '128'."),
         ("inat19:simclr", "configs/inat19.py has no method 'simclr'; did you mean "),
     ],
