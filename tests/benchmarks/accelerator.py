@@ -1,6 +1,7 @@
 """One command that measures an accelerator: correctness, speed, memory, the time to the first step, PyTorch, a training.
 
-    python tests/benchmarks/accelerator.py --minutes=8 --out=DIR [--peer-command="python step.py"] [--only=training,start]
+    python tests/benchmarks/accelerator.py --minutes=8 --out=DIR [--data-dir=data] [--peer-command="python step.py"]
+                                              [--only=training,start]
 
 Runs on the devices that JAX finds, and takes no longer than the minutes given. Every measurement is a process of its own
 with a share of the time: one that fails, or does not finish, is recorded and leaves the others alone. Results are appended
@@ -27,7 +28,9 @@ from typing import Any
 # JAX and the package are imported by the processes that measure: the one that starts them must not hold an accelerator.
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAINED = "configs/digits_lt.py:noisytwins"  # the configuration of the training at the end
+# Configurations of the training at the end: with a GPU or TPU, on CPUs, and where the data set is not prepared.
+TRAINED = ("configs/fashion_mnist_lt.py:noisytwins", "configs/fashion_mnist_lt.py:noisytwins,cpu")
+TRAINED_WITHOUT_DATA = "configs/digits_lt.py:noisytwins"
 RESULTS, TABLE, LOGS = "results.jsonl", "table.md", "logs"
 SHORTEST = 15.0  # seconds: no part is started with less; starting and compiling take most of them
 SIZES = ("cifar10_lt", "inat19_64", "biggan_128")
@@ -60,7 +63,7 @@ GROUPS = {
     "start": ("From the start of the process to the end of the first step of CIFAR10-LT", 70),
     "pytorch": ("Updates of G and D alone, without R1, augmentation and twins: CIFAR10-LT", 60),
     "peer": ("Another program", 40),
-    "run": (f"A training for the rest of the time: {TRAINED}", 60),
+    "run": ("A training for the rest of the time", 60),
 }
 
 
@@ -73,12 +76,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="time for everything")
     parser.add_argument("--out", type=Path, required=True, help="directory of the results")
     parser.add_argument("--peer-command", default="", help="shell command whose last line of JSON is recorded")
+    parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="where fashion_mnist_lt is prepared")
     parser.add_argument("--only", default="", help="comma-separated beginnings of parts: training/cifar10_lt,pytorch")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.out = options.out.absolute()
+    options.out, options.data_dir = options.out.absolute(), options.data_dir.absolute()
     if options.part:
         run_measurement(options)
         return
@@ -86,7 +90,8 @@ def main() -> None:
 
     def command(part: str, seconds: float) -> list[str]:
         arguments = [f"--part={part}", f"--out={options.out}", f"--seconds={seconds}", f"--began={time.time()}"]
-        return [sys.executable, str(Path(__file__).resolve()), *arguments, f"--peer-command={options.peer_command}"]
+        arguments += [f"--peer-command={options.peer_command}", f"--data-dir={options.data_dir}"]
+        return [sys.executable, str(Path(__file__).resolve()), *arguments]
 
     (options.out / LOGS).mkdir(parents=True, exist_ok=True)
     run_part("device", 20 * options.minutes, options.out, command)
@@ -513,7 +518,10 @@ def measure_run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     workdir = options.out / "run" / "training"
     shutil.rmtree(workdir, ignore_errors=True)
-    command = [sys.executable, "-m", "noisytwins_jax.main", f"--config={ROOT / TRAINED}", f"--workdir={workdir}"]
+    prepared = (options.data_dir / "fashion_mnist_lt").is_dir()
+    trained = TRAINED[on_cpu(options)] if prepared else TRAINED_WITHOUT_DATA
+    command = [sys.executable, "-m", "noisytwins_jax.main", f"--config={ROOT / trained}", f"--workdir={workdir}"]
+    command += [f"--config.data.dir={options.data_dir}"] if prepared else []
     process = subprocess.Popen(command, stdout=sys.stderr)
     left = options.seconds - (time.time() - options.began)
     to_stop = min(20.0, 0.3 * left)
@@ -528,7 +536,7 @@ def measure_run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if not speeds:
         raise RuntimeError(f"nothing was logged in {left - to_stop:.0f} s; the status is {process.poll()}")
     ended = {None: "killed", 0: "finished"}.get(process.poll(), "stopped")
-    yield {"case": TRAINED, "images_per_second": statistics.median(speeds), "ended": ended, "last_line": logged[-1]}
+    yield {"case": trained, "images_per_second": statistics.median(speeds), "ended": ended, "last_line": logged[-1]}
 
 
 MEASUREMENTS = {
