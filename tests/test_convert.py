@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_biggan
 import tiny_run
+import yaml
 
 from noisytwins_jax import load
 from noisytwins_jax.config import flatten
@@ -97,6 +98,10 @@ def test_there_and_back_is_the_same_run(run, naming, capsys):
         pytest.skip("another family's")
     there, back = directory / naming, directory / f"from-{naming}"
     assert main(["to-torch", f"--workdir={directory / 'run'}", f"--out={there}", f"--format={naming}"]) == 0
+    if naming == "studiogan":
+        [settings] = there.glob("*.yaml")
+        assert f"-cfg {settings} -ckpt {there}" in capsys.readouterr().out
+        assert yaml.safe_load(settings.read_text())["DATA"]["num_classes"] == len(CLASSES)
     assert main(["from-torch", str(there), f"--workdir={back}"]) == 0
     have, want = state_of(back), state_of(directory / "run")
     # The average of a BigGAN is written with its standing statistics.
@@ -154,6 +159,9 @@ def test_safetensors(run):
     there, back = directory / "safe", directory / "from-safe"
     assert main(["to-torch", f"--workdir={directory / 'run'}", f"--out={there}", "--safetensors"]) == 0
     assert sorted(path.name for path in there.iterdir()) == ["D.safetensors", "G.safetensors", "G_ema.safetensors"]
+    (there / "any").touch()
+    assert {path.stat().st_mode for path in there.iterdir()} == {(there / "any").stat().st_mode}
+    (there / "any").unlink()
     assert main(["from-torch", str(there), f"--workdir={back}"]) == 0
     assert_same(state_of(back).generator.variables, state_of(directory / "run").generator.variables)
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from noisytwins_jax.config import RunConfig
+from noisytwins_jax.config import RunConfig, flatten
 from noisytwins_jax.generation.trained_generator import TrainedGenerator
 from noisytwins_jax.interop.adam import adam_to_torch, get_moments
 from noisytwins_jax.interop.biggan import state_dict as biggan
@@ -16,6 +16,7 @@ from noisytwins_jax.interop.biggan.statistics import NUM_TRUNCATIONS, Statistics
 from noisytwins_jax.interop.converted_network import ConvertedNetwork
 from noisytwins_jax.interop.importing import get_family
 from noisytwins_jax.interop.public_checkpoint import EPSILONS
+from noisytwins_jax.interop.studiogan_config import has_studiogan_widths, studiogan_config
 from noisytwins_jax.interop.stylegan2 import state_dict as stylegan2
 from noisytwins_jax.interop.stylegan2.nvidia_writer import write_nvidia_snapshot
 from noisytwins_jax.interop.torch_writer import write_torch_file
@@ -24,6 +25,7 @@ from noisytwins_jax.models.latents import Truncation
 from noisytwins_jax.training.optimizer import lazy_rates
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.utils.errors import UserError, did_you_mean
+from noisytwins_jax.utils.files import replacing
 from noisytwins_jax.utils.multihost import print_on_primary
 from noisytwins_jax.utils.progress_bar import images_bar
 
@@ -76,7 +78,7 @@ def export_run(
     directory.mkdir(parents=True, exist_ok=True)
     if naming == "nvidia_pkl":
         path = directory / f"network-snapshot-{int(state.step):06d}.pkl"
-        write_nvidia_snapshot(path, tensors, float(state.ada.p))
+        write_nvidia_snapshot(path, tensors, flatten(config), float(state.ada.p))
         return [path]
     if as_safetensors or naming == "nvidia":
         return _write_networks(tensors, directory, as_safetensors, ".pth")
@@ -84,7 +86,8 @@ def export_run(
     files = (_studiogan_files if naming == "studiogan" else _bigganpytorch_files)(state, tensors, optimizers, config)
     for name, content in files.items():
         write_torch_file(directory / name, content)
-    return [directory / name for name in files]
+    written = [directory / name for name in files]
+    return [*written, _write_studiogan_config(trained, directory)] if naming == "studiogan" else written
 
 
 def get_epsilon(config: RunConfig, field: str) -> float:
@@ -124,9 +127,9 @@ def _write_networks(
     for name, state_dict in tensors.items():
         written.append(directory / f"{name}{'.safetensors' if as_safetensors else suffix}")
         if as_safetensors:
-            safetensors.numpy.save_file(
-                {key: np.require(x, requirements="C") for key, x in state_dict.items()}, written[-1]
-            )
+            content = {key: np.require(x, requirements="C") for key, x in state_dict.items()}
+            with replacing(written[-1]) as temporary:  # as any new file; save_file makes it readable by its owner alone
+                temporary.write_bytes(safetensors.numpy.save(content))
         else:
             write_torch_file(written[-1], state_dict)
     return written
@@ -175,6 +178,20 @@ def _studiogan_files(state: TrainState, tensors: dict, optimizers: dict, config:
         "D": {"state_dict": tensors["D"], "optimizer": optimizers["D"], **progress},
     }
     return {f"model={name}-current-weights-step={step}.pth": part for name, part in content.items()}
+
+
+def _write_studiogan_config(trained: TrainedGenerator, directory: Path) -> Path:
+    """Write the configuration that the public code's evaluation needs, and print its command."""
+    config = trained.config
+    path = directory / f"{config.name}.yaml"
+    path.write_text(studiogan_config(config, len(trained.class_names), trained.channels), encoding="utf-8")
+    code = "StudioGAN or NoisyTwins"
+    if config.network == "stylegan2" and not has_studiogan_widths(config):
+        code = "NoisyTwins (StudioGAN has no option for these widths)"
+    print_on_primary(
+        f"To evaluate with {code}: python src/main.py -metrics fid -cfg {path} -ckpt {directory} -data DATA -save OUT"
+    )
+    return path
 
 
 def _bigganpytorch_files(state: TrainState, tensors: dict, optimizers: dict, config: RunConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from noisytwins_jax.interop.biggan.statistics import StatisticsGrid
 from noisytwins_jax.interop.converted_network import ConvertedNetwork
 from noisytwins_jax.interop.stylegan2 import state_dict as stylegan2
 from noisytwins_jax.interop.stylegan2.architecture import detect_naming
+from noisytwins_jax.interop.stylegan2.nvidia_options import config_fields
 from noisytwins_jax.interop.stylegan2.nvidia_pickle import NUMPY_SCALARS, read_nvidia_pickle
 from noisytwins_jax.utils.errors import UserError, first_line
 from noisytwins_jax.utils.torch_file import read_torch_file
@@ -214,8 +215,9 @@ def _add_nvidia(checkpoint: PublicCheckpoint, path: Path) -> None:
     snapshot = read_nvidia_pickle(path)
     for name, averaged in (("G", False), ("G_ema", True), ("D", False)):
         if module := snapshot.modules.get(name):
-            checkpoint.add_network(module.tensors, path, averaged)
-            checkpoint.fields |= module.fields()
+            part = checkpoint.add_network(module.tensors, path, averaged)
+            if module.init_kwargs:
+                checkpoint.fields |= config_fields(checkpoint.networks[part].role, module.init_kwargs)
     checkpoint.naming = "nvidia"
     pipe = snapshot.modules.get("augment_pipe")
     if pipe is not None and "p" in pipe.tensors:

@@ -6,16 +6,23 @@ import struct
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from golden_numbers import weight
 from nvidia_files import SOURCE, EasyDict, module_of, write_snapshot
 from paths import GOLDEN
 from torch_files import call, items, name, pickled, text
 
+from noisytwins_jax.interop.importing import build_config, import_run
+from noisytwins_jax.interop.public_checkpoint import read_public_checkpoint
 from noisytwins_jax.interop.stylegan2.architecture import Architecture
 from noisytwins_jax.interop.stylegan2.nvidia_options import config_fields
 from noisytwins_jax.interop.stylegan2.nvidia_pickle import read_nvidia_pickle
+from noisytwins_jax.interop.stylegan2.nvidia_writer import SnapshotPickler
 from noisytwins_jax.interop.stylegan2.state_dict import read_stylegan2, write_stylegan2
+from noisytwins_jax.training.build_model import build_model
+from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.sharding import Layout
 
 FILE = GOLDEN / "torch_files" / "stylegan2ada.pkl"
 
@@ -64,9 +71,9 @@ def check(path):
     snapshot = read_nvidia_pickle(path)
     assert list(snapshot.modules) == ["G", "D", "G_ema", "augment_pipe"]
     assert snapshot.training_set == TRAINING_SET
-    for module, class_name in CLASSES.items():
+    for module in CLASSES:
         found, expected = snapshot.modules[module], tensors(module)
-        assert found.class_name == class_name and found.init_kwargs == INIT_KWARGS[module]
+        assert found.init_kwargs == INIT_KWARGS[module]
         assert found.tensors.keys() == expected.keys()
         for key, value in expected.items():
             assert found.tensors[key].dtype == np.float32 and found.tensors[key].shape == value.shape
@@ -74,13 +81,11 @@ def check(path):
         network = read_stylegan2(found.tensors)
         assert list(write_stylegan2(network, "nvidia")) == list(expected)
         role = ARCHITECTURES[module].role
-        told = {f"{role}.conv_clamp": 256.0, f"{role}.channel_base": 32, f"{role}.channel_max": 4}
         own = {"discriminator.mbstd_group_size": 2} if module == "D" else {"generator.w_avg_decay": 0.995}
-        assert found.fields() == told | own
-        assert {key: network.fields.get(key, value) for key, value in found.fields().items()} == found.fields()
+        assert config_fields(role, found.init_kwargs) == {f"{role}.conv_clamp": 256.0} | own
     assert snapshot.modules["G"].tensors.keys() == snapshot.modules["G_ema"].tensors.keys()
     pipe = snapshot.modules["augment_pipe"]
-    assert (pipe.tensors, pipe.init_kwargs, pipe.fields()) == ({"p": np.float32(0.25)}, {"xflip": 1.0}, {})
+    assert (pipe.tensors, pipe.init_kwargs) == ({"p": np.float32(0.25)}, {"xflip": 1.0})
     return snapshot
 
 
@@ -265,23 +270,84 @@ def test_missing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("class_name", "init_kwargs", "option"),
+    ("role", "init_kwargs", "option"),
     [
-        ("Generator", {"synthesis_kwargs": {"use_noise": False}}, "use_noise=False"),
-        ("Generator", {"mapping_kwargs": {"activation": "relu"}}, "activation='relu'"),
-        ("Discriminator", {"epilogue_kwargs": {"mbstd_group_size": None}}, "mbstd_group_size=None"),
+        ("generator", {"synthesis_kwargs": {"use_noise": False}}, "use_noise=False"),
+        ("generator", {"mapping_kwargs": {"activation": "relu"}}, "activation='relu'"),
+        ("discriminator", {"epilogue_kwargs": {"mbstd_group_size": None}}, "mbstd_group_size=None"),
     ],
 )
-def test_unsupported_options(class_name, init_kwargs, option):
+def test_unsupported_options(role, init_kwargs, option):
     with pytest.raises(UserError, match=option):
-        config_fields(class_name, init_kwargs)
+        config_fields(role, init_kwargs)
 
 
 def test_defaults_of_options():
-    assert config_fields("Discriminator", {"epilogue_kwargs": {"resample_filter": (1, 3, 3, 1)}}) == {
-        "discriminator.channel_base": 32768,
-        "discriminator.channel_max": 512,
+    assert config_fields("discriminator", {"epilogue_kwargs": {"resample_filter": (1, 3, 3, 1)}}) == {
         "discriminator.conv_clamp": None,
         "discriminator.mbstd_group_size": 4,
     }
-    assert config_fields("Generator", {"mapping_kwargs": {"w_avg_beta": 0.9}})["generator.w_avg_decay"] == 0.9
+    assert config_fields("generator", {"mapping_kwargs": {"w_avg_beta": 0.9}})["generator.w_avg_decay"] == 0.9
+    assert config_fields("generator", {"synthesis_kwargs": {}})["generator.w_avg_decay"] == 0.995  # StyleGAN2-ADA
+    assert config_fields("generator", {"channel_base": 32})["generator.w_avg_decay"] == 0.998  # StyleGAN3's repository
+
+
+# What each row changes in networks of 16 px: options of the generator's synthesis and of the discriminator, and of both.
+WIDTHS = {
+    "small": ({"channel_base": 64, "channel_max": 8}, {}),
+    "unequal": ({"channel_base": 16384, "channel_max": 6}, {"channel_base": 128, "channel_max": 512}),
+    "default base": ({"channel_base": 32768, "channel_max": 4}, {"channel_base": 16384, "channel_max": 4}),
+    "latents": ({"channel_base": 64, "channel_max": 8, "z_dim": 5, "w_dim": 3}, {}),
+    "unconditional": ({"channel_base": 64, "channel_max": 8, "num_classes": 0}, {}),
+}
+
+
+def abstract_state(config, channels, num_classes):
+    return TrainingStep(config, build_model(config, channels, num_classes)).abstract_state(Layout().state_shardings)
+
+
+def shapes_of(variables):
+    return {key: x.shape for key, x in flatten_dict(variables, sep="/").items()}
+
+
+@pytest.mark.parametrize("grouped", [True, False], ids=["StyleGAN2-ADA", "StyleGAN3's repository"])
+@pytest.mark.parametrize("row", WIDTHS)
+def test_snapshots_of_both_repositories_become_configurations(row, grouped, tmp_path):
+    """Every width is read from the tensors; clamps and w_avg's decay from the constructors' arguments."""
+    generator, discriminator = WIDTHS[row]
+    common = {"resolution": 16, "channels": 3, "num_classes": 3} | generator
+    latents = {"z_dim": common.pop("z_dim", 4), "w_dim": common.pop("w_dim", 4)}
+    made = {
+        "G": Architecture("generator", **common, blocks="skip", mapping_layers=2, **latents),
+        "D": Architecture(
+            "discriminator", **(common | discriminator), blocks="resnet", mapping_layers=8 * (common["num_classes"] > 0)
+        ),
+    }
+    modules = []
+    for part, architecture in (*made.items(), ("G_ema", made["G"])):
+        shapes = architecture.shapes("nvidia")
+        state = {
+            key: weight(key, shape, "fir" if key.endswith("resample_filter") else "normal", 1, 0, part)
+            for key, shape in shapes.items()
+        }
+        blocks = {"channel_base": architecture.channel_base, "channel_max": architecture.channel_max}
+        blocks |= {"num_fp16_res": 2, "conv_clamp": 256}
+        given = {"c_dim": architecture.num_classes, "img_resolution": 16, "img_channels": 3, "mapping_kwargs": {}}
+        given |= blocks if part == "D" or not grouped else {"synthesis_kwargs": blocks}
+        modules.append((part, SnapshotPickler().dump_module(state, attributes={"_init_kwargs": given})))
+    (tmp_path / "network-snapshot-000100.pkl").write_bytes(pickled(items(modules)))
+    public = read_public_checkpoint([tmp_path])
+    config = build_config(public)
+    for architecture in made.values():
+        own = getattr(config, architecture.role)
+        assert [min(own.channel_base // r, own.channel_max) for r in (4, 8, 16)] == [
+            *map(architecture.features, (4, 8, 16))
+        ]
+        assert own.conv_clamp == 256
+    assert (config.generator.z_dim, config.generator.w_dim) == (latents["z_dim"], latents["w_dim"])
+    assert config.generator.w_avg_decay == (0.995 if grouped else 0.998)
+    state = abstract_state(config, 3, common["num_classes"])
+    assert shapes_of(state.ema) == shapes_of(public.networks["ema"].variables)
+    assert shapes_of(state.discriminator.variables) == shapes_of(public.networks["discriminator"].variables)
+    if row == "latents" and not grouped:
+        import_run(public, tmp_path / "run")

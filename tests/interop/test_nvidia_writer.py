@@ -7,6 +7,7 @@ import pytest
 from golden_numbers import weight
 
 from noisytwins_jax.interop.stylegan2.architecture import Architecture
+from noisytwins_jax.interop.stylegan2.nvidia_options import config_fields
 from noisytwins_jax.interop.stylegan2.nvidia_pickle import read_nvidia_pickle
 from noisytwins_jax.interop.stylegan2.nvidia_writer import write_nvidia_snapshot
 
@@ -14,6 +15,12 @@ SIZES = {"resolution": 8, "channels": 1, "num_classes": 3, "channel_base": 32, "
 GENERATOR = Architecture("generator", **SIZES, blocks="skip", mapping_layers=2, z_dim=3, w_dim=4)
 PARTS = {"G": GENERATOR, "D": Architecture("discriminator", **SIZES, blocks="resnet", mapping_layers=8)}
 PARTS["G_ema"] = GENERATOR
+FIELDS = {
+    "generator.conv_clamp": 256.0,
+    "generator.w_avg_decay": 0.99,
+    "discriminator.conv_clamp": None,
+    "discriminator.mbstd_group_size": 2,
+}
 
 
 @pytest.fixture
@@ -24,7 +31,7 @@ def snapshot(tmp_path):
         for part, made in PARTS.items()
     }
     path = tmp_path / "network-snapshot-000007.pkl"
-    write_nvidia_snapshot(path, networks, ada_p=0.25)
+    write_nvidia_snapshot(path, networks, FIELDS, ada_p=0.25)
     assert list(tmp_path.iterdir()) == [path]
     return path, networks
 
@@ -42,7 +49,9 @@ def test_our_reader_reads_it(snapshot):
     assert list(found.modules) == [*networks, "augment_pipe"] and found.training_set == {}
     for part, tensors in networks.items():
         assert_same(found.modules[part].tensors, tensors)
-        assert found.modules[part].fields() == {}
+        role = PARTS[part].role
+        told = config_fields(role, found.modules[part].init_kwargs)
+        assert told == {name: value for name, value in FIELDS.items() if name.startswith(role)}
     assert found.modules["augment_pipe"].tensors == {"p": np.float32(0.25)}
 
 
@@ -73,3 +82,8 @@ def test_pytorch_copies_from_it(snapshot):
         assert not given
         assert_same({key: x.numpy() for key, x in target.state_dict().items()}, networks[part])
         source.eval().requires_grad_(False).to("cpu")  # what their code does with it first
+        assert (source.c_dim, source.img_resolution, source.img_channels, source.init_args) == (3, 8, 1, ())
+        assert source.init_kwargs["c_dim"] == 3
+    ema = content["G_ema"]
+    assert (ema.z_dim, ema.w_dim, ema.num_ws) == (3, 4, 4)
+    assert ema.init_kwargs["synthesis_kwargs"]["conv_clamp"] == 256.0

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
-from noisytwins_jax.interop.stylegan2.nvidia_options import config_fields
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.torch_file import MAGIC_NUMBER, TensorLoader, check_start, open_untrusted, read_legacy_parts
 from noisytwins_jax.utils.torch_pickle import (
@@ -38,18 +37,13 @@ class NvidiaModule:
     """A module of a snapshot.
 
     Attributes:
-      class_name: as in the file, such as ``Generator``; empty for a plain ``torch.nn.Module``.
       tensors: its state dict, read-only arrays by key, in PyTorch's layout and order.
-      init_kwargs: its constructor's arguments, such as ``{"c_dim": 10, "synthesis_kwargs": {"conv_clamp": 256}}``.
+      init_kwargs: its constructor's arguments, such as ``{"c_dim": 10, "synthesis_kwargs": {"conv_clamp": 256}}``; may be
+        empty.
     """
 
-    class_name: str
     tensors: dict[str, np.ndarray]
     init_kwargs: dict[str, Any]
-
-    def fields(self) -> dict[str, Any]:
-        """Return the configuration fields that follow from `init_kwargs`; see `nvidia_options.config_fields`."""
-        return config_fields(self.class_name, self.init_kwargs)
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ class _Module(Stateful):
     """A plain ``torch.nn.Module``, as `nvidia_writer` writes them."""
 
     def __init__(self) -> None:
-        self.class_name, self.attributes = "", {}
+        self.attributes: dict[str, Any] = {}
 
     @override
     def set_state(self, state: Any) -> None:
@@ -115,8 +109,8 @@ class _Module(Stateful):
     def load(self, loader: TensorLoader) -> NvidiaModule:
         """Load the tensors."""
         tensors = {key: loader.load(tensor) for key, tensor in self._tensors()}
-        init_kwargs = loader.load(expect(dict, self.attributes.get("_init_kwargs", {})))
-        return NvidiaModule(self.class_name, tensors, init_kwargs)
+        init_kwargs = self.attributes.get("_init_kwargs", self.attributes.get("init_kwargs", {}))
+        return NvidiaModule(tensors, loader.load(expect(dict, init_kwargs)))
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield tensors in the order of ``state_dict``: a module's parameters and buffers, then its submodules."""
@@ -142,8 +136,7 @@ class _Persistent(_Module):
     """An object of a class whose source code is in the file: only its attributes are read."""
 
     def __init__(self, meta: Any):
-        self.class_name = expect(str, expect(dict, meta)["class_name"])
-        self.attributes = expect(dict, meta["state"])
+        self.attributes = expect(dict, expect(dict, meta)["state"])
 
     @override
     def set_state(self, state: Any) -> None:
