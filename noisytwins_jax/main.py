@@ -27,6 +27,9 @@ _WORKDIR = flags.DEFINE_string(
     "Directory of the run, or of the evaluation of --images. Default: runs/<dataset>-<method>, or runs/images-<name> with the "
     "name of the folder or file.",
 )
+_INIT_FROM = flags.DEFINE_string(
+    "init_from", None, "train: workdir of a run, or of converted weights, whose networks to start from (fine-tuning)."
+)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "evaluate, sample: latest, best or a step number.")
 _IMAGES = flags.DEFINE_string(
     "images",
@@ -104,7 +107,12 @@ _SAMPLE_FLAGS = (
 _MODES_OF_FLAG = dict.fromkeys(_SAMPLE_FLAGS, ("sample",))
 _MODES_OF_FLAG |= dict.fromkeys(("topology", "programs", "compare"), ("compile",))
 _MODES_OF_FLAG |= dict.fromkeys(("coordinator", "num_processes", "process_id"), ("train", "evaluate", "sample"))
-_MODES_OF_FLAG |= {"checkpoint": ("evaluate", "sample"), "images": ("evaluate",), "reference": ("evaluate",)}
+_MODES_OF_FLAG |= {
+    "init_from": ("train",),
+    "checkpoint": ("evaluate", "sample"),
+    "images": ("evaluate",),
+    "reference": ("evaluate",),
+}
 
 
 def main(argv: list[str]) -> None:
@@ -116,6 +124,8 @@ def main(argv: list[str]) -> None:
         if _CONFIG.value is None and not (_MODE.value == "sample" and _WORKDIR.value):
             raise UserError(NO_CONFIG)
         _check_mode(_MODE.value)
+        if _INIT_FROM.value is not None:
+            _CONFIG.value.finetune.init_from = _INIT_FROM.value
         config = None if _CONFIG.value is None else parse_config(_CONFIG.value)
         workdir = _WORKDIR.value or _default_workdir(config)
         # JAX is imported late, so that a mistyped flag or field is reported at once.

@@ -21,6 +21,7 @@ from noisytwins_jax.training.fault_tolerance.preemption import on_google_cloud
 from noisytwins_jax.training.fault_tolerance.signals import StopSignal
 from noisytwins_jax.training.fault_tolerance.watchdog import Watchdog
 from noisytwins_jax.training.fault_tolerance.workdir_lock import WorkdirLock
+from noisytwins_jax.training.finetuning.start import check_source
 from noisytwins_jax.training.hooks.base import Hook, StepEvent
 from noisytwins_jax.training.hooks.checkpoint import CheckpointHook
 from noisytwins_jax.training.hooks.collapse import CollapseHook
@@ -83,6 +84,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     layout = Layout(fsdp=config.mesh.fsdp)
     check_batch(config, layout)
     check_evaluation(config)
+    check_source(config)
     splits = load_run_data(config)
     with raise_on_all_processes():
         check_counts(config, splits)

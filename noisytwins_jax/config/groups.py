@@ -168,6 +168,17 @@ class AdaConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneConfig:
+    """The networks that a run starts from, in place of random ones; see `training.finetuning`."""
+
+    init_from: str = ""  # workdir of a run, or of converted weights; short: --init_from
+    checkpoint: str = "latest"  # of that run: latest, best or a step
+    classes: str = choice("name", "index", "mean")  # row of the class tables that each class starts from
+    class_noise: float = number(0.1, at_least=0)  # on rows that start from the mean, in units of the rows' deviation
+    freeze_discriminator: int = number(0, at_least=0)  # convolutions from the image side that are not trained (FreezeD)
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Evaluation of a generator; see `evaluation`."""
 

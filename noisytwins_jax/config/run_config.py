@@ -19,6 +19,7 @@ from noisytwins_jax.config.groups import (
     EmaConfig,
     EvaluationConfig,
     FaultsConfig,
+    FinetuneConfig,
     GeneratorConfig,
     InstancesConfig,
     InterventionConfig,
@@ -107,6 +108,7 @@ class RunConfig(Losses):
     ema: EmaConfig = EmaConfig()
     augment: AugmentConfig = AugmentConfig()
     ada: AdaConfig = AdaConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
     profile: ProfileConfig = ProfileConfig()

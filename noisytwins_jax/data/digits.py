@@ -12,7 +12,9 @@ _LARGEST_RESOLUTION = 64
 _LARGEST_VALUE = 16  # pixels of load_digits are in 0..16
 
 
-def digits_splits(resolution: int = 8, imbalance_factor: float = 0.05, largest: int = 174, seed: int = 0) -> DataSplits:
+def digits_splits(
+    resolution: int = 8, imbalance_factor: float = 0.05, largest: int = 174, seed: int = 0, num_classes: int = 10
+) -> DataSplits:
     """Build long-tailed hand-written digits: class 0 ("0") is the most frequent, class 9 ("9") the rarest.
 
     The images are scikit-learn's ``load_digits``: 1797 grey images of 8x8 pixels, 174 to 183 per class. With the
@@ -26,17 +28,22 @@ def digits_splits(resolution: int = 8, imbalance_factor: float = 0.05, largest: 
       largest: training images of class 0, at most 178.
       seed: seed of the choice of images. For one seed, the images of a smaller ``imbalance_factor`` or ``largest`` are
         among those of a larger one.
+      num_classes: the first classes alone, with as many images as they have among all ten.
 
     Returns:
       The splits; images uint8 ``[N, resolution, resolution, 1]``, 0 is paper and 255 is ink.
 
     Raises:
-      UserError: the resolution is not a power of two from 8 to 64, a class has too few images, or the seed is negative.
+      UserError: the resolution is not a power of two from 8 to 64, a class has too few images, the seed is negative, or
+        there are not so many classes.
     """
     check_resolution(resolution, _LARGEST_RESOLUTION)
-    counts = long_tail_counts(largest, 10, imbalance_factor)
+    if num_classes not in range(1, 11):
+        raise UserError(f"There are 1 to 10 classes of digits, not num_classes={num_classes}.")
+    counts = long_tail_counts(largest, 10, imbalance_factor)[:num_classes]
     images, labels = _load(resolution)
-    class_names = tuple(str(c) for c in range(10))
+    images, labels = images[labels < num_classes], labels[labels < num_classes]
+    class_names = tuple(str(c) for c in range(num_classes))
 
     rng = seeded_generator(seed)
     selected = []

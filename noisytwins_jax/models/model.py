@@ -48,12 +48,14 @@ class Model(abc.ABC):
       instance_features: d, width of the features of instances; 0 for none: then all `instances` are None.
       needs_standing_statistics: whether sampling needs statistics of activations that are computed beforehand, by
         `batch_statistics`.
+      scales_class_tables: whether the networks divide their class embeddings by √classes.
     """
 
     generator: Any
     discriminator: Any
     instance_features: int = 0
     needs_standing_statistics: ClassVar[bool] = False
+    scales_class_tables: ClassVar[bool] = False
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """The conditional StyleGAN2 networks as a `Model`."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ class StyleGAN2Model(Model):
     generator: Generator
     discriminator: Discriminator
     noise_mode: str = "random"  # of per-pixel noise
+    scales_class_tables: ClassVar[bool] = True
 
     @property
     @override

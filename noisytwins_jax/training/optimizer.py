@@ -23,7 +23,11 @@ def lazy_rates(learning_rate: float, beta1: float, beta2: float, interval: int) 
 
 
 def lazy_adam(
-    config: OptimizerConfig, learning_rate: float, interval: int, unreached: Sequence[tuple[str, ...]] = ()
+    config: OptimizerConfig,
+    learning_rate: float,
+    interval: int,
+    unreached: Sequence[tuple[str, ...]] = (),
+    frozen: Sequence[tuple[str, ...]] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Build Adam corrected by `lazy_rates`, with one optimiser state for the main updates and the regulariser's.
 
@@ -33,9 +37,10 @@ def lazy_adam(
       interval: main updates between two of the regulariser.
       unreached: paths, or prefixes of paths, of parameters that the regulariser does not depend on. The published
         updates do not change those, nor their moments and step counts; nor does ``update(..., regularization=True)``.
+      frozen: paths, or prefixes of paths, of parameters that are not trained.
     """
     adam = _adam(config, learning_rate, interval)
-    if not unreached:
+    if not unreached and not frozen:
         return adam
 
     def update(gradients: PyTree, state: PyTree, params: PyTree = None, *, regularization: bool = False, **extra: Any):
@@ -45,10 +50,11 @@ def lazy_adam(
 
     def label(path: tuple, _: Any) -> str:
         keys = tuple(entry.key for entry in path)
-        return "unreached" if any(keys[: len(prefix)] == prefix for prefix in unreached) else "reached"
+        kinds = {"frozen": frozen, "unreached": unreached}
+        return next((kind for kind, found in kinds.items() if any(keys[: len(x)] == x for x in found)), "reached")
 
     skipping = optax.GradientTransformationExtraArgs(adam.init, update)
-    transforms = {"reached": adam, "unreached": skipping}
+    transforms = {"reached": adam, "unreached": skipping} | ({"frozen": optax.set_to_zero()} if frozen else {})
     return optax.partition(transforms, lambda params: jax.tree_util.tree_map_with_path(label, params))
 
 

@@ -3,7 +3,7 @@
 In a run of several processes, all of them must call these functions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +96,17 @@ def restore_ema(config: RunConfig, workdir: Path, which: str | int, model: Model
     Raises:
       UserError: there is no such checkpoint, none can be read, or it is of another architecture.
     """
-    layout = Layout(fsdp=jax.device_count())  # split over all devices, whatever it was trained on
-    abstract = TrainingStep(config, model).abstract_state(layout.state_shardings).ema
-    step, state = _restore(workdir, which, {"ema": abstract})
+    step, state = restore_fields(config, workdir, which, model, ["ema"])
     return step, state["ema"]
+
+
+def restore_fields(
+    config: RunConfig, workdir: Path, which: str | int, model: Model, fields: Sequence[str]
+) -> tuple[int, dict[str, Any]]:
+    """Return step and the named fields of a checkpoint's state, split over all devices; raises as `restore_ema`."""
+    layout = Layout(fsdp=jax.device_count())  # whatever it was trained on
+    abstract = TrainingStep(config, model).abstract_state(layout.state_shardings)
+    return _restore(workdir, which, {name: getattr(abstract, name) for name in fields})
 
 
 def restore_state(config: RunConfig, workdir: Path, which: str | int, model: Model) -> tuple[int, TrainState]:

@@ -15,6 +15,7 @@ from noisytwins_jax.training.fault_tolerance.collapse_log import count_returns, 
 from noisytwins_jax.training.fault_tolerance.consistency import check_consistency, check_same_data
 from noisytwins_jax.training.fault_tolerance.signals import StopSignal
 from noisytwins_jax.training.fault_tolerance.watchdog import TRAINING, Watchdog
+from noisytwins_jax.training.finetuning.start import start_from_source
 from noisytwins_jax.training.interventions import change_after_collapses
 from noisytwins_jax.training.monitors import Monitor
 from noisytwins_jax.training.state import TrainState
@@ -88,6 +89,8 @@ def restore_or_init(run: Run, rewind: Rewind | None = None) -> tuple[TrainState,
     if restored is None:
         init = jax.jit(step.init, static_argnums=0, out_shardings=layout.state_shardings(abstract))
         state, start, known = init(run.config.seed), 0, 0
+        if run.config.finetune.init_from:
+            state = start_from_source(run.config, state, run.splits.train.class_names, run.workdir)
         run.batches.restore({"next_index": 0})
     else:
         check_same_data(restored.data, run.splits.train.fingerprint)

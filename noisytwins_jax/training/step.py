@@ -20,6 +20,7 @@ from noisytwins_jax.losses.noisytwins import twins
 from noisytwins_jax.losses.transitional import transition
 from noisytwins_jax.metrics.w_space import class_embedding_norms
 from noisytwins_jax.models import singular_values
+from noisytwins_jax.models.image_side import convolutions_from_image
 from noisytwins_jax.models.model import DiscriminatorInputs, GeneratorInputs, Model
 from noisytwins_jax.training.augment import ada
 from noisytwins_jax.training.ema import ema_decay, update_ema
@@ -27,6 +28,7 @@ from noisytwins_jax.training.network_losses import Metrics, NetworkLosses
 from noisytwins_jax.training.optimizer import lazy_adam, row_major
 from noisytwins_jax.training.random_inputs import ClassTable
 from noisytwins_jax.training.state import AdaState, NetworkState, TrainState, create_state
+from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.randomness import purpose_key
 from noisytwins_jax.utils.schedules import cosine
 from noisytwins_jax.utils.sharding import Layout
@@ -50,7 +52,8 @@ class TrainingStep(NetworkLosses):
         opt = config.optimizer
         self.generator_optimizer = lazy_adam(opt, opt.generator_lr, config.path_length.interval)
         self.discriminator_optimizer = lazy_adam(
-            opt, opt.discriminator_lr, config.r1.interval, unreached=model.parameters_without_r1
+            *(opt, opt.discriminator_lr, config.r1.interval, model.parameters_without_r1),
+            frozen=_frozen(model, config.finetune.freeze_discriminator),
         )
 
     def init(self, seed: int) -> TrainState:
@@ -293,3 +296,17 @@ class TrainingStep(NetworkLosses):
         config, generator = self.config.transitional, state.generator
         t = transition(self._progress(generator.updates).kimg, config.start_kimg, config.end_kimg)
         return state.replace(generator=generator.replace(stats=self.model.with_transition(generator.stats, t)))
+
+
+def _frozen(model: Model, count: int) -> list[tuple[str, ...]]:
+    """Return the paths of the first `count` convolutions of the discriminator."""
+    if not count:
+        return []
+    _, variables = jax.eval_shape(model.init, jax.random.key(0))
+    found = convolutions_from_image(variables["params"])
+    if count > len(found):
+        raise UserError(
+            f"The discriminator has {len(found)} convolutions before its last block: "
+            f"config.finetune.freeze_discriminator={count} cannot freeze more."
+        )
+    return found[:count]

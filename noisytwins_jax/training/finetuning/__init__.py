@@ -1,0 +1,1 @@
+"""Runs that start from the networks of another run."""
