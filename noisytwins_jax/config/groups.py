@@ -187,6 +187,7 @@ class EvaluationConfig:
     # first is used for FID, precision and recall. Empty for the protocol's.
     extractors: str = ""
     weights: str = ""  # directory of converted weights; empty for the default one
+    download: bool = False  # whether to download weights that are missing; see metrics.weights
     samples_per_class: int = number(180, at_least=1)  # for iFID and all other metrics per class
     pooled_images: int = number(50_000, at_least=2)  # at most, for FID and all other metrics over all classes
     neighbours: int = number(0, at_least=0)  # k of precision and recall; 0 for the protocol's

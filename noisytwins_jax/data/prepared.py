@@ -38,6 +38,8 @@ KNOWN_SETS = {
     "imagenet_carnivore": (20, 3),
     "petals": (20, 3),
 }
+# Those of them whose files ``data.prepare`` does not get by itself.
+NOT_FREE = ("imagenet", "imagenet_lt", "inat19", "imagenet_carnivore")
 VERSION = "1.0.0"  # of the format and of the order of images; also the TFDS version of every data set
 
 
@@ -166,7 +168,7 @@ def load_info(name: str, *, resolution: int, directory: str, cache: str = "") ->
 def how_to_prepare(name: str, resolution: int, directory: str) -> str:
     """Return the end of an error message: the command that prepares a data set of this name."""
     kind = name if name in KNOWN_SETS else f"image_folder --name={name}"
-    source = "" if name in ("petals", "fashion_mnist_lt") else " --source=..."
+    source = " --source=..." if kind != name or name in NOT_FREE else ""
     command = f"python -m noisytwins_jax.data.prepare {kind}{source} --data_dir={directory} --resolution={resolution}"
     return f"prepare it with: {command}"
 

@@ -36,7 +36,7 @@ RESUME_FOLDER = ".evaluation"  # in the workdir, while an evaluation is in progr
 
 
 def check_evaluation(config: RunConfig, on_its_data: bool = True) -> None:
-    """Check that the weights for the evaluation exist, before a long run rather than at its end.
+    """Check that the weights for the evaluation exist, or download them, before a long run rather than at its end.
 
     Args:
       config: the run.
@@ -47,7 +47,7 @@ def check_evaluation(config: RunConfig, on_its_data: bool = True) -> None:
     """
     with raise_on_all_processes():
         try:
-            check_weights(_parse_extractors(config), config.evaluation.weights)
+            check_weights(_parse_extractors(config), config.evaluation.weights, config.evaluation.download)
         except UserError as error:
             without = "--config.evaluation.protocol=embedded --config.evaluation.extractors="
             raise UserError(f"{error} (or measure without them: {without})" if on_its_data else str(error)) from None

@@ -33,14 +33,14 @@ _PROTOCOL = "clean"  # of the preprocessing
 
 
 def check_instances(config: RunConfig) -> None:
-    """Check that the extractor's weights are there, if the configuration has instances.
+    """Check that the extractor's weights are there, or download them, if the configuration has instances.
 
     Raises:
-      UserError: a file is missing; the message says how to make it.
+      UserError: a file is missing, or cannot be downloaded; the message says how to get it.
     """
     if config.instances.neighbours > 0:
         kind, network = EXTRACTORS[config.instances.extractor]
-        check_weights({kind: network}, config.evaluation.weights)
+        check_weights({kind: network}, config.evaluation.weights, config.evaluation.download)
 
 
 def with_instances(config: RunConfig, splits: DataSplits, cache: Path) -> DataSplits:

@@ -1,8 +1,9 @@
 """``python -m noisytwins_jax.data.prepare <dataset>``: prepare a data set once for all runs that use it.
 
 Reads images in place (folders, tar and zip archives), crops and resizes them as published, and writes shards of raw
-pixels that training reads at full speed and that TFDS can load. The same command resumes an interrupted preparation. It
-ends with a summary of the classes from head to tail, as text and as a figure.
+pixels that training reads at full speed and that TFDS can load. Public files that need no registration are downloaded
+unless ``--source`` is given. The same command resumes an interrupted download or preparation. It ends with a summary of the
+classes from head to tail, as text and as a figure.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from noisytwins_jax.data.prepare.idx import PROFILES, fashion_mnist_lt, mnist_lt
 from noisytwins_jax.data.prepare.imagenet import imagenet, imagenet_lt
 from noisytwins_jax.data.prepare.inat import inat19
 from noisytwins_jax.data.prepare.listing import Listing, Problems
+from noisytwins_jax.data.prepare.public_files import PUBLIC_SETS, get_source
 from noisytwins_jax.data.prepare.utlo_sets import animal_faces_lt, flowers_lt
 from noisytwins_jax.data.prepared import INFO_FILE, VERSION
 from noisytwins_jax.data.preprocessing import PUBLISHED, Preprocessing
@@ -97,7 +99,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line, and check it as far as possible without reading files."""
     parser = _Parser(prog="python -m noisytwins_jax.data.prepare", description=__doc__.partition("\n\n")[2])
     parser.add_argument("dataset", metavar="dataset", help=", ".join(PREPARERS))
-    parser.add_argument("--source", type=Path, help="archive or folder of the public download, or of your images")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        help="archive or folder of the public download, or of your images; of "
+        f"{', '.join(PUBLIC_SETS)} it is downloaded into <data_dir>/downloads by default",
+    )
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="directory of prepared data (data)")
     parser.add_argument("--resolution", type=int, help="pixels, a power of two; by default that of the configurations")
     parser.add_argument("--name", help="name of the prepared data set; by default the data set's own")
@@ -206,7 +213,10 @@ def _list_images(
     if "source" in parameters:
         if arguments.source is not None:
             given |= {"source": str(arguments.source) if from_tfds else arguments.source.expanduser()}
-        elif parameters["source"].default is inspect.Parameter.empty:
+        elif arguments.dataset in PUBLIC_SETS:
+            downloads = arguments.data_dir.expanduser() / "downloads"
+            given["source"] = get_source(PUBLIC_SETS[arguments.dataset], downloads)
+        else:
             raise UserError(f"{arguments.dataset} needs --source=<folder or archive> of the images.")
         given |= {"unpack_in": unpack_in} if "unpack_in" in parameters else {}
     elif arguments.source is not None:

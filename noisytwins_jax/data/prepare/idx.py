@@ -30,7 +30,6 @@ class IdxSet(NamedTuple):
     Attributes:
       title: the set's name.
       class_names: of the ten classes.
-      folder: where an operating system's package installs the files; empty for none.
       how_to_get: where a person gets the files.
       sha256: of the unpacked files, by their name without ``.gz``; empty where it is not known.
       train_counts: training images of each class.
@@ -40,7 +39,6 @@ class IdxSet(NamedTuple):
 
     title: str
     class_names: Sequence[str]
-    folder: str
     how_to_get: str
     sha256: dict[str, str]
     train_counts: Sequence[int]
@@ -54,7 +52,6 @@ FASHION_MNIST = IdxSet(
         *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
-    folder="/usr/share/datasets/fashion-mnist",
     how_to_get="from https://github.com/zalandoresearch/fashion-mnist, or Debian's package dataset-fashion-mnist",
     sha256={
         "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -76,7 +73,6 @@ FASHION_MNIST = IdxSet(
 MNIST = IdxSet(
     title="MNIST",
     class_names=[str(digit) for digit in range(_CLASSES)],
-    folder="",
     how_to_get="from https://ossci-datasets.s3.amazonaws.com/mnist",
     sha256={},
     train_counts=[5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
@@ -93,7 +89,7 @@ MNIST = IdxSet(
 
 
 def fashion_mnist_lt(
-    source: Path | None = None, imbalance_factor: float = 0.01, profile: str = "exponential", seed: int = 0
+    source: Path, imbalance_factor: float = 0.01, profile: str = "exponential", seed: int = 0
 ) -> Listing:
     """List Fashion-MNIST-LT, with 6000 training images of class 0 down to 60 of class 9.
 
@@ -101,8 +97,7 @@ def fashion_mnist_lt(
     classifier split is the whole training set, 60,000 images: the classifier knows what was cut off the tail.
 
     Args:
-      source: the folder of the four IDX files, each with or without ``.gz``, or one of them; None for where Debian's
-        package dataset-fashion-mnist has them.
+      source: the folder of the four IDX files, each with or without ``.gz``, or one of them.
       imbalance_factor: rarest over most frequent class, in (0, 1], of the profile "exponential" (`long_tail_counts`).
       profile: "exponential", or "gamo" for 4000 2000 1000 750 500 350 200 100 60 40 images.
       seed: seed of the choice of images. For one seed, those of a smaller class are among those of a larger one.
@@ -116,14 +111,12 @@ def fashion_mnist_lt(
     return _list_set(FASHION_MNIST, source, imbalance_factor, profile, seed)
 
 
-def mnist_lt(
-    source: Path | None = None, imbalance_factor: float = 0.01, profile: str = "exponential", seed: int = 0
-) -> Listing:
+def mnist_lt(source: Path, imbalance_factor: float = 0.01, profile: str = "exponential", seed: int = 0) -> Listing:
     """List MNIST-LT: as `fashion_mnist_lt`, with at most as many images of a digit as there are (5923 of 0)."""
     return _list_set(MNIST, source, imbalance_factor, profile, seed)
 
 
-def _list_set(known: IdxSet, source: Path | None, imbalance_factor: float, profile: str, seed: int) -> Listing:
+def _list_set(known: IdxSet, source: Path, imbalance_factor: float, profile: str, seed: int) -> Listing:
     files = _find_files(known, source)
     labels = {split: _read_labels(files[f"{split}-labels-idx1-ubyte"]) for split in ("train", "t10k")}
     for split, of_split in labels.items():
@@ -206,13 +199,11 @@ def _unpacked(file: Path) -> bytes:
         raise UserError(f"{file} cannot be read ({error}); get it again.") from None
 
 
-def _find_files(known: IdxSet, source: Path | None) -> dict[str, Path]:
+def _find_files(known: IdxSet, source: Path) -> dict[str, Path]:
     """Find the four files of a set, by their names without ``.gz``."""
-    folder = Path(source or known.folder or ".")
+    folder = Path(source)
     if folder.is_file():  # one of the four
         folder = folder.parent
-    if source is None and not (known.folder and folder.is_dir()):
-        raise UserError(f"Give --source=<folder> with the four files of {known.title}: {_get(known)}")
     files = {}
     for name in (
         f"{split}-{kind}" for split in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")

@@ -10,6 +10,7 @@ import numpy as np
 from noisytwins_jax.metrics.extractors import clip, dinov2, inception
 from noisytwins_jax.metrics.extractors.state_dict import float32
 from noisytwins_jax.metrics.extractors.vit_weights import Names
+from noisytwins_jax.utils.download import RemoteFile
 from noisytwins_jax.utils.errors import UserError
 
 State = dict[str, np.ndarray]
@@ -20,18 +21,11 @@ class Network(NamedTuple):
 
     Attributes:
       what: name for messages.
-      address: of the publisher's file; its last part is the file's name.
-      public_sha256: beginning of that file's SHA-256; empty if unknown here.
+      file: the publisher's.
     """
 
     what: str
-    address: str
-    public_sha256: str = ""
-
-    @property
-    def public_file(self) -> str:
-        """Return the publisher's name of the file."""
-        return self.address.rpartition("/")[2]
+    file: RemoteFile
 
 
 _FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
@@ -39,28 +33,46 @@ _OPENAI = "https://openaipublic.azureedge.net/clip/models/"
 _DINOV2 = "https://dl.fbaipublicfiles.com/dinov2/"
 
 
-def _openai(what: str, sha256: str, file: str) -> Network:
+def _openai(what: str, file: str, size: int, sha256: str) -> Network:
     """Build a network of OpenAI, whose addresses contain the SHA-256."""
-    return Network(what, f"{_OPENAI}{sha256}/{file}", sha256)
+    terms = "MIT, https://github.com/openai/CLIP"
+    return Network(what, RemoteFile(f"{_OPENAI}{sha256}/{file}", size, sha256, terms))
 
 
-# The name of FID's file contains the beginning of its SHA-256; those of DINOv2's are unknown here.
+def _dinov2(letter: str, size: int, sha256: str) -> Network:
+    name = f"dinov2_vit{letter}14"
+    terms = "Apache-2.0, https://github.com/facebookresearch/dinov2"
+    return Network(
+        f"DINOv2 ViT-{letter.upper()}/14", RemoteFile(f"{_DINOV2}{name}/{name}_pretrain.pth", size, sha256, terms)
+    )
+
+
+# Where the publishers do not give the SHA-256 (DINOv2's), it is the one that independent repositories agree on.
 NETWORKS = {
-    "inception": Network("FID's InceptionV3", f"{_FID}pt_inception-2015-12-05-6726825d.pth", "6726825d"),
+    "inception": Network(
+        "FID's InceptionV3",
+        RemoteFile(
+            f"{_FID}pt_inception-2015-12-05-6726825d.pth",
+            95_628_359,
+            "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+            "Apache-2.0, https://github.com/mseitzer/pytorch-fid",
+        ),
+    ),
     "clip-vit-b32": _openai(
-        "CLIP ViT-B/32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt"
+        "CLIP ViT-B/32", "ViT-B-32.pt", 353_976_522, "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
     ),
     "clip-vit-l14": _openai(
-        "CLIP ViT-L/14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", "ViT-L-14.pt"
+        "CLIP ViT-L/14", "ViT-L-14.pt", 932_768_134, "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
     ),
     "clip-vit-l14-336": _openai(
         "CLIP ViT-L/14 for 336 pixels",
-        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
         "ViT-L-14-336px.pt",
+        934_088_680,
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
     ),
-    "dinov2-vits14": Network("DINOv2 ViT-S/14", f"{_DINOV2}dinov2_vits14/dinov2_vits14_pretrain.pth"),
-    "dinov2-vitb14": Network("DINOv2 ViT-B/14", f"{_DINOV2}dinov2_vitb14/dinov2_vitb14_pretrain.pth"),
-    "dinov2-vitl14": Network("DINOv2 ViT-L/14", f"{_DINOV2}dinov2_vitl14/dinov2_vitl14_pretrain.pth"),
+    "dinov2-vits14": _dinov2("s", 88_283_115, "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
+    "dinov2-vitb14": _dinov2("b", 346_378_731, "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"),
+    "dinov2-vitl14": _dinov2("l", 1_217_586_395, "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),
 }
 
 
@@ -80,7 +92,7 @@ def recognise(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[str, State
     if other := _other_network(tensors):
         raise UserError(
             f"{path} is {other}; give the publisher's file of one of: "
-            f"{', '.join(network.public_file for network in NETWORKS.values())}."
+            f"{', '.join(network.file.name for network in NETWORKS.values())}."
         )
     if "Conv2d_1a_3x3.conv.weight" in tensors:
         shapes = inception.state_dict_shapes()
@@ -100,7 +112,7 @@ def recognise(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[str, State
             return network, {key: float32(state[key]) for key in family.state_dict_shapes(config, canonical)}
     raise UserError(
         f"{path} is of none of the networks that measure here (its first tensor is {next(iter(tensors))!r}); give the "
-        f"publisher's file of one of: {', '.join(network.public_file for network in NETWORKS.values())}."
+        f"publisher's file of one of: {', '.join(network.file.name for network in NETWORKS.values())}."
     )
 
 
@@ -147,7 +159,7 @@ def _transformer(path: Path, tensors: Mapping[str, np.ndarray], family: Any, lay
         f"{key} is missing" if shape is None else f"{key} is {_format_shape(shape)}"
         for key, shape in zip(keys, found, strict=True)
     )
-    offered = ", ".join(NETWORKS[network].public_file for network in family.CONFIGS)
+    offered = ", ".join(NETWORKS[network].file.name for network in family.CONFIGS)
     raise UserError(
         f"{path} is a {names.what} of a size that is not offered here ({described}); give one of: {offered}."
     )
@@ -173,7 +185,7 @@ def _check(
       UserError: they differ; the message names the first difference.
     """
     what = NETWORKS[network].what
-    way_out = f"give its publisher's file {NETWORKS[network].public_file}"
+    way_out = f"give its publisher's file {NETWORKS[network].file.name}"
     for key, shape in shapes.items():
         if key not in tensors:
             raise UserError(f"{path} is not {what}: {key} is missing; {way_out}.")

@@ -19,17 +19,22 @@ from noisytwins_jax.metrics.extractors.vit import VisionTransformer
 from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP, EXTRACTORS, INCEPTION, PROTOCOLS, Protocol
 
 
-def check_weights(chosen: Mapping[str, str], directory: str = "") -> None:
+def check_weights(chosen: Mapping[str, str], directory: str = "", download: bool = False) -> None:
     """Check that the weights of extractors exist, before any other work.
 
     Args:
       chosen: kind → network, from `protocols.parse_extractors`.
       directory: of converted weights; for the default see `weights`.
+      download: whether to download and convert those that are missing.
 
     Raises:
-      UserError: files are missing; the message names the public files and the command that converts them.
+      UserError: weights are missing, and the message names the command that gets them; or they cannot be downloaded.
     """
-    weights.check([network for kind, network in chosen.items() if kind != CLASSIFIER], directory or None)
+    networks = [network for kind, network in chosen.items() if kind != CLASSIFIER]
+    if download:
+        for message in weights.get(weights.find_missing(networks, directory or None), directory or None):
+            print(message, flush=True)
+    weights.check(networks, directory or None)
 
 
 @functools.lru_cache(maxsize=4)  # training evaluates again and again

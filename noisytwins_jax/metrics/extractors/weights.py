@@ -9,7 +9,7 @@ import hashlib
 import os
 import shlex
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import safetensors.numpy
 
 from noisytwins_jax.metrics.extractors.public_networks import NETWORKS, State, recognise
 from noisytwins_jax.metrics.extractors.weights_file import weights_sha256
+from noisytwins_jax.utils.download import download, locked
 from noisytwins_jax.utils.errors import UserError, did_you_mean, first_line
 from noisytwins_jax.utils.torch_file import read_torch_file
 
@@ -26,7 +27,7 @@ DEFAULT_DIRECTORY = "~/.cache/noisytwins_jax/weights"
 DIRECTORY_VARIABLE = "NOISYTWINS_WEIGHTS"
 VERSION = "1"  # of the converted files
 _RECORD = ("network", "origin", "sha256", "source_file", "source_sha256", "version")
-_COMMAND = "python -m noisytwins_jax.metrics.weights convert --from="
+_COMMAND = "python -m noisytwins_jax.metrics.weights "
 
 
 def check(networks: Iterable[str], directory: str | None = None) -> None:
@@ -37,16 +38,48 @@ def check(networks: Iterable[str], directory: str | None = None) -> None:
       directory: as for `find_network`.
 
     Raises:
-      UserError: there is no such network, a file may not be read, or some are missing: the message lists all of them,
-        the addresses of their public files, and the command that converts one.
+      UserError: there is no such network, a file may not be read, or some are missing: the message lists all of them, and
+        the command that gets them.
     """
-    missing = [network for network in dict.fromkeys(networks) if not _exists(_path(network, directory))]
-    if missing:
-        files = ", ".join(f"{NETWORKS[network].what} ({NETWORKS[network].address})" for network in missing)
+    if missing := find_missing(networks, directory):
+        files = ", ".join(NETWORKS[network].what for network in missing)
         raise UserError(
-            f"{_directory(directory)} lacks the weights of {files}; get the publisher's file of each and run: "
-            f"{_command('FILE', directory)}"
+            f"{_directory(directory)} lacks the weights of {files}; add --config.evaluation.download=True, or get them: "
+            f"{_command('get ' + ' '.join(missing), directory)}"
         )
+
+
+def find_missing(networks: Iterable[str], directory: str | None = None) -> list[str]:
+    """Return those of `NETWORKS` whose converted weights do not exist; arguments and errors are those of `check`."""
+    return [network for network in dict.fromkeys(networks) if not _exists(_path(network, directory))]
+
+
+def get(networks: Iterable[str], directory: str | None = None) -> Iterator[str]:
+    """Download and convert the weights of networks unless they exist; the publishers' files are removed then.
+
+    Args:
+      networks: each one of `NETWORKS`.
+      directory: as for `find_network`.
+
+    Yields:
+      For each network, a message that says what the file is and what was written.
+
+    Raises:
+      UserError: a file cannot be downloaded, is another one than the publisher's, or cannot be written. Networks before it
+        remain.
+    """
+    paths = {network: _path(network, directory) for network in networks}
+    for network, path in paths.items():
+        if _existing_sha256(network, directory):
+            yield f"{NETWORKS[network].what} is in {path} already."
+            continue
+        with locked(path.parent):
+            if not _existing_sha256(network, directory):  # another process may have been first
+                by_hand = f"run: {_command(f'convert --from={NETWORKS[network].file.name}', directory)}"
+                file = download(NETWORKS[network].file, path.parent / "downloads", by_hand)
+                message = convert(file, directory)
+                file.unlink()
+                yield message
 
 
 def find_network(network: str, directory: str | None = None) -> Path:
@@ -57,15 +90,14 @@ def find_network(network: str, directory: str | None = None) -> Path:
       directory: of converted weights; by default that of ``$NOISYTWINS_WEIGHTS``, or `DEFAULT_DIRECTORY`.
 
     Raises:
-      UserError: there is no such network, or its file may not be read or does not exist; the message has the address of
-        the public file.
+      UserError: there is no such network, or its file may not be read or does not exist; the message has the command
+        that gets it.
     """
     path = _path(network, directory)
     if not _exists(path):
-        what, address, _ = NETWORKS[network]
         raise UserError(
-            f"The weights of {what} are not in {path.parent}; get its publisher's file {address} and run: "
-            f"{_command(NETWORKS[network].public_file, directory)}"
+            f"The weights of {NETWORKS[network].what} are not in {path.parent}; get them: "
+            f"{_command(f'get {network}', directory)}"
         )
     return path
 
@@ -86,8 +118,8 @@ def load_network(network: str, directory: str | None = None) -> tuple[State, dic
       UserError: the file is missing, may not be read, or is damaged.
     """
     path = find_network(network, directory)
-    problem = f"{path} is damaged or not one of this version; convert it again: "
-    problem += _command(NETWORKS[network].public_file, directory)
+    problem = f"{path} is damaged or not one of this version; get it again: "
+    problem += _command(f"get {network}", directory)
     try:
         info = _record(path)
         state = safetensors.numpy.load_file(path)
@@ -118,14 +150,13 @@ def convert(source: str | Path, directory: str | None = None, force: bool = Fals
     network, state = recognise(source, tensors)
     with source.open("rb") as file:
         source_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    what, _, public_sha256 = NETWORKS[network]
-    public_file = NETWORKS[network].public_file
-    if not public_sha256 or _is_safetensors(source):
+    what, public = NETWORKS[network]
+    if not public.sha256 or _is_safetensors(source):
         verdict = "a file whose SHA-256 is not known here"
-    elif source_sha256.startswith(public_sha256):
-        verdict = f"the known public file {public_file}"
+    elif source_sha256 == public.sha256:
+        verdict = f"the known public file {public.name}"
     else:
-        verdict = f"not the known public file {public_file}, whose SHA-256 begins with {public_sha256[:8]}"
+        verdict = f"not the known public file {public.name}, whose SHA-256 begins with {public.sha256[:8]}"
     summary = f"{source.name}: {what}, SHA-256 {source_sha256}, {verdict}."
     info = {
         "network": network,
@@ -185,8 +216,8 @@ def _directory(directory: str | None) -> Path:
     return Path(directory or os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY).expanduser()
 
 
-def _command(file: str, directory: str | None) -> str:
-    return f"{_COMMAND}{file}{f' --to={shlex.quote(str(directory))}' if directory else ''}"
+def _command(what: str, directory: str | None) -> str:
+    return f"{_COMMAND}{what}{f' --to={shlex.quote(str(directory))}' if directory else ''}"
 
 
 def _exists(path: Path) -> bool:
@@ -268,13 +299,13 @@ def _write(target: Path, state: State, info: dict[str, str]) -> None:
 def describe_networks(directory: str | None = None) -> str:
     """Return a line for each network: whether its weights exist, and where they come from."""
     lines = [f"In {_directory(directory)}:"]
-    for network, (what, address, _) in NETWORKS.items():
+    for network, (what, file) in NETWORKS.items():
         path = _path(network, directory)
         try:
-            state = _record(path)["origin"] if _exists(path) else f"missing; its publisher's file: {address}"
+            state = _record(path)["origin"] if _exists(path) else f"missing; its publisher's file: {file.address}"
         except UserError:
             state = "cannot be read; have its owner make it readable to you"
         except (safetensors.SafetensorError, OSError, KeyError):
-            state = f"damaged; convert it again from {address}"
+            state = f"damaged; get it again from {file.address}"
         lines.append(f"  {network:<17} {what:<29} {state}")
     return "\n".join(lines)
