@@ -1,6 +1,6 @@
 """AnimalFace (LHI), few-shot: 20 kinds of animals, without "Natural", 64 px.
 
-Prepare:   python -m noisytwins_jax.data.prepare animal_face --source=<folder> --data_dir=data
+Prepare:   python -m noisytwins_jax.data.prepare animal_face --data_dir=data   [--source=<folder>]
 Command:   python -m noisytwins_jax.main --config=configs/animal_face.py[:<method>][,smoke]
 Hardware:  published on two GPUs. Groups of 32 images allow up to four devices (eight with mbstd_group_size=16).
 Result:    not run yet by this project. Published (NoisyTwins, CVPR 2023, Table 4):

@@ -1,6 +1,6 @@
 """AnimalFaces-LT: AnimalFace with a long tail, 20 classes, 389 images of the most frequent one down to 15, 64 px.
 
-Prepare:   python -m noisytwins_jax.data.prepare animal_faces_lt --source=AnimalFace.zip --data_dir=data
+Prepare:   python -m noisytwins_jax.data.prepare animal_faces_lt --data_dir=data   [--source=AnimalFace.zip]
 Command:   python -m noisytwins_jax.main --config=configs/animal_faces_lt.py[:<method>][,smoke]
 Hardware:  published on one GPU.
 Result:    not run yet by this project. Published by the authors of Content–Style (Table 2; KID times 1000), all rows theirs:

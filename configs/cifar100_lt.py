@@ -1,6 +1,6 @@
 """CIFAR100-LT in the order of UTLO: 10,847 images of 100 classes, 500 of fine label 99 down to 5 of fine label 0, 32 px.
 
-Prepare:   python -m noisytwins_jax.data.prepare cifar100_lt --source=cifar-100-python.tar.gz --data_dir=data
+Prepare:   python -m noisytwins_jax.data.prepare cifar100_lt --data_dir=data   [--source=cifar-100-python.tar.gz]
 Command:   python -m noisytwins_jax.main --config=configs/cifar100_lt.py[:<method>][,smoke]
 Hardware:  published on one GPU.
 Result:    not run yet by this project. Published by the authors of Content–Style (Table 3; KID times 1000), all rows theirs:

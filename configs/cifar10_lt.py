@@ -1,6 +1,6 @@
 """CIFAR10-LT: 12,406 images of 10 classes, 5000 of "airplane" down to 50 of "truck", 32 px.
 
-Prepare:   python -m noisytwins_jax.data.prepare cifar10_lt --source=cifar-10-binary.tar.gz --resolution=32 --data_dir=data
+Prepare:   python -m noisytwins_jax.data.prepare cifar10_lt --resolution=32 --data_dir=data   [--source=cifar-10-binary.tar.gz]
 Command:   python -m noisytwins_jax.main --config=configs/cifar10_lt.py[:<method>][,smoke]
 Hardware:  published on two GPUs. Groups of 32 images allow up to four devices (eight with mbstd_group_size=16).
 Result:    not run yet by this project. Published (NoisyTwins, CVPR 2023, Table 2 and Sections 5.2 and 6):

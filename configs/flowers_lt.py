@@ -1,6 +1,6 @@
 """Flowers-LT: Oxford Flowers 102 with a long tail, 258 images of the most frequent class down to 2, 128 px.
 
-Prepare:   python -m noisytwins_jax.data.prepare flowers_lt --source=<folder of 102flowers.tgz and imagelabels.mat> --data_dir=data
+Prepare:   python -m noisytwins_jax.data.prepare flowers_lt --data_dir=data   [--source=<folder of 102flowers.tgz and imagelabels.mat>]
 Command:   python -m noisytwins_jax.main --config=configs/flowers_lt.py[:<method>][,smoke]
 Hardware:  published on one GPU.
 Result:    not run yet by this project. Published by the authors of Content–Style (Table 2; KID times 1000), all rows theirs:

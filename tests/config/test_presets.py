@@ -15,6 +15,7 @@ from waiting import TIMEOUT
 
 from noisytwins_jax.config import RunConfig, flatten, parse_config
 from noisytwins_jax.data.config import DataConfig
+from noisytwins_jax.data.prepared import NOT_FREE
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.utils.errors import UserError
 
@@ -415,7 +416,8 @@ def test_mistaken_options_are_one_error_message(row, message):
 
 @pytest.mark.parametrize("dataset", BLOCKS)
 def test_what_to_run_for_data_that_are_not_prepared(dataset, tmp_path):
-    with pytest.raises(UserError, match=f"noisytwins_jax.data.prepare {dataset} --source=... --data_dir={tmp_path} "):
+    source = "--source=... " if dataset in NOT_FREE else ""
+    with pytest.raises(UserError, match=f"noisytwins_jax.data.prepare {dataset} {source}--data_dir={tmp_path} "):
         load_data(DataConfig(dataset, 64, dir=str(tmp_path)))
 
 

@@ -1,6 +1,7 @@
 """A local HTTP server of files that can be told to misbehave."""
 
 import contextlib
+import hashlib
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -107,3 +108,25 @@ def serve():
             server.release.set()
             server.shutdown()
             thread.join()
+
+
+@contextlib.contextmanager
+def serve_public_set(monkeypatch, dataset, files):
+    """Run a mirror on which small files, content by name, pass for the public ones of a data set."""
+    from noisytwins_jax.data.prepare.public_files import PUBLIC_SETS
+    from noisytwins_jax.utils import retry
+
+    public = PUBLIC_SETS[dataset]
+    assert {file.name for file in public.files} == files.keys()
+    with serve() as server:
+        monkeypatch.setenv("NOISYTWINS_MIRROR", server.address)
+        monkeypatch.setattr(retry.time, "sleep", lambda _: None)
+        remote = []
+        for file in public.files:
+            content = files[file.name]
+            server.files[f"/{file.address.partition('://')[2]}"] = content
+            known = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} if file.sha256 else {}
+            remote.append(file._replace(**known))
+        small = public._replace(files=tuple(remote), installed="")
+        monkeypatch.setitem(PUBLIC_SETS, dataset, small)
+        yield server

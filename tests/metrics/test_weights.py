@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch_files
+from file_server import serve
 
 from noisytwins_jax.metrics.extractors import clip, dinov2, inception, weights
 from noisytwins_jax.metrics.extractors.public_networks import Network, recognise
+from noisytwins_jax.metrics.extractors.registry import check_weights
 from noisytwins_jax.metrics.extractors.weights import check, convert, find_network, load_network
 from noisytwins_jax.metrics.extractors.weights_file import weights_sha256
+from noisytwins_jax.metrics.protocols import EXTRACTORS
 from noisytwins_jax.metrics.weights import main
+from noisytwins_jax.utils import retry as retry_module
+from noisytwins_jax.utils.download import RemoteFile
 from noisytwins_jax.utils.errors import UserError
 
 PUBLIC = tuple(weights.NETWORKS)
@@ -31,10 +36,10 @@ def small_networks(monkeypatch, tmp_path):
     config = dataclasses.replace(clip.CONFIGS["clip-vit-b32"], image_size=64, projection_dim=48, **SMALL)
     monkeypatch.setitem(clip.CONFIGS, "clip-small", config)
     monkeypatch.setitem(dinov2.CONFIGS, "dinov2-small", dataclasses.replace(dinov2.CONFIGS["dinov2-vits14"], **SMALL))
-    monkeypatch.setitem(
-        weights.NETWORKS, "clip-small", Network("a small CLIP", "https://a.org/small.pt", "0123456789abcdef")
-    )
-    monkeypatch.setitem(weights.NETWORKS, "dinov2-small", Network("a small DINOv2", "https://a.org/small.pth"))
+    file = RemoteFile("https://a.org/small.pt", sha256="0123456789abcdef" * 4)
+    monkeypatch.setitem(weights.NETWORKS, "clip-small", Network("a small CLIP", file))
+    file = RemoteFile("https://a.org/small.pth")
+    monkeypatch.setitem(weights.NETWORKS, "dinov2-small", Network("a small DINOv2", file))
     monkeypatch.setenv("NOISYTWINS_WEIGHTS", str(tmp_path / "weights"))
 
 
@@ -223,29 +228,94 @@ def test_public_file_is_known(tmp_path, monkeypatch):
     path = write(tmp_path / "small.pt", openai_state())
     assert "not the known public file small.pt, whose SHA-256 begins with 01234567" in convert(path)
     content = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(weights.NETWORKS, "clip-small", Network("a small CLIP", "https://a.org/small.pt", content))
+    file = RemoteFile("https://a.org/small.pt", sha256=content)
+    monkeypatch.setitem(weights.NETWORKS, "clip-small", Network("a small CLIP", file))
     assert "the known public file small.pt" in convert(path, tmp_path / "other")
     assert "the known public file" in load_network("clip-small", tmp_path / "other")[1]["origin"]
 
 
-def test_addresses():
+def test_public_files():
     for network in PUBLIC:
-        what, address, sha256 = weights.NETWORKS[network]
-        assert address.startswith("https://") and " " not in address and what
-        assert weights.NETWORKS[network].public_file == address.split("/")[-1] != ""
+        what, file = weights.NETWORKS[network]
+        assert file.address.startswith("https://") and " " not in file.address and what and file.terms
+        assert file.name == file.address.split("/")[-1] != ""
+        assert len(file.sha256) == 64 and set(file.sha256) <= set("0123456789abcdef")
+        parameters = PARAMETERS.get(network, 24_000_000)  # of the image tower; OpenAI's files are of half precision
+        assert file.size > parameters * (2 if network.startswith("clip") else 3)
         if network.startswith("clip"):
-            assert address.split("/")[-2] == sha256 and len(sha256) == 64
+            assert file.address.split("/")[-2] == file.sha256
         elif network.startswith("dinov2"):
             name = network.replace("-", "_")
-            assert address.endswith(f"/{name}/{name}_pretrain.pth")
+            assert file.address.endswith(f"/{name}/{name}_pretrain.pth")
         else:
-            assert address.endswith(f"-{sha256}.pth")
-    assert len({weights.NETWORKS[network].address for network in PUBLIC}) == len(PUBLIC) == 7
+            assert file.address.endswith(f"-{file.sha256[:8]}.pth")
+    assert len({weights.NETWORKS[network].file for network in PUBLIC}) == len(PUBLIC) == 7
 
 
-def test_known_hashes_are_whole():
-    for network in weights.NETWORKS.values():
-        assert len(network.public_sha256) in (0, 8, 16, 64) and set(network.public_sha256) <= set("0123456789abcdef")
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A mirror of the small networks' files."""
+    monkeypatch.setattr(retry_module.time, "sleep", lambda _: None)
+    with serve() as server:
+        monkeypatch.setenv("NOISYTWINS_MIRROR", server.address)
+        for network, name, state in (
+            ("clip-small", "small.pt", openai_state()),
+            ("dinov2-small", "small.pth", dinov2_state()),
+        ):
+            content = write(tmp_path / name, state).read_bytes()
+            server.files[f"/a.org/{name}"] = content
+            what, file = weights.NETWORKS[network]
+            file = file._replace(size=len(content), sha256=hashlib.sha256(content).hexdigest(), terms="MIT")
+            monkeypatch.setitem(weights.NETWORKS, network, Network(what, file))
+        yield server
+
+
+def test_get(server, tmp_path, capsys, monkeypatch):
+    server.behaviours = ["cut:1000"]
+    monkeypatch.setitem(EXTRACTORS, "dinov2", ("dinov2", "dinov2-small"))  # a name of config.evaluation.extractors
+    main(["get", "clip-small", "dinov2"])
+    output = capsys.readouterr().out
+    assert output.count("the known public file") == output.count("Written to") == 2 and "MIT" in output
+    assert_same(load_network("clip-small")[0], image_tower(openai_state()))
+    assert load_network("dinov2-small")[1]["source_sha256"] == weights.NETWORKS["dinov2-small"].file.sha256
+    assert [name for name in os.listdir(tmp_path / "weights/downloads") if name != ".lock"] == []
+    assert len(server.requests) == 3
+    main(["get", "clip-small", "dinov2-small"])
+    assert capsys.readouterr().out.count("already.") == 2 and len(server.requests) == 3
+    (tmp_path / "weights" / "clip-small.safetensors").write_text("damaged")
+    main(["get", "clip-small", f"--to={tmp_path / 'weights'}"])
+    assert_same(load_network("clip-small")[0], image_tower(openai_state()))
+
+
+@pytest.mark.parametrize("behaviour", ["other", "status:404", "page", "size:7", "whole:100"])
+def test_get_what_is_not_the_file(behaviour, server, tmp_path, capsys):
+    main(["get", "dinov2-small"])
+    server.forever = behaviour
+    with pytest.raises(SystemExit) as caught:
+        main(["get", "dinov2-small", "clip-small"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert caught.value.code == 2 and error.startswith("Error: ") and f"{server.address}/a.org/small.pt" in error
+    assert "run: python -m noisytwins_jax.metrics.weights convert --from=small.pt" in error
+    find_network("dinov2-small")
+    assert not (tmp_path / "weights" / "clip-small.safetensors").exists()
+
+
+def test_mistaken_names_to_get(capsys):
+    for name, message in (("clap", "did you mean 'clip"), ("classifier", "trained on the data itself")):
+        with pytest.raises(SystemExit):
+            main(["get", "clip", name])
+        assert message in capsys.readouterr().err
+
+
+def test_missing_weights_are_downloaded_where_asked(server, tmp_path, capsys):
+    chosen = {"clip": "clip-small", "classifier": "", "dinov2": "dinov2-small"}
+    convert(tmp_path / "small.pth")
+    with pytest.raises(UserError, match=r"add --config\.evaluation\.download=True, or get them: .* get clip-small$"):
+        check_weights(chosen)
+    check_weights(chosen, download=True)
+    check_weights(chosen, download=True)
+    assert server.requests == [("/a.org/small.pt", None)] and capsys.readouterr().out.count("Written to") == 1
+    check_weights(chosen)
 
 
 def refused(path, *words):
@@ -361,7 +431,7 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_missing_and_damaged(tmp_path):
     with pytest.raises(
-        UserError, match=r"https://.*/ViT-B-32\.pt.*weights convert --from=ViT-B-32.pt --to=some$"
+        UserError, match=r"CLIP ViT-B/32 are not in some.*weights get clip-vit-b32 --to=some$"
     ) as caught:
         load_network("clip-vit-b32", "some")
     assert "\n" not in str(caught.value)
@@ -382,7 +452,7 @@ def test_missing_and_damaged(tmp_path):
     ):
         assert content != whole
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"damaged or not one of this version.*convert --from=small\.pt"):
+        with pytest.raises(UserError, match=r"damaged or not one of this version.*get clip-small"):
             load_network("clip-small")
     path.write_bytes(whole)
     os.rename(path, path.with_name("dinov2-small.safetensors"))
@@ -400,14 +470,14 @@ def test_all_missing_networks_are_said_at_once(tmp_path):
         with pytest.raises(UserError) as caught:
             check(networks)
         message = str(caught.value)
-        for network, (what, address, _) in weights.NETWORKS.items():
-            assert message.count(f"{what} ({address})") == (network in missing), message
-        assert message.endswith("convert --from=FILE") and message.count("convert") == 1 and "\n" not in message
+        listed = message.partition(" lacks the weights of ")[2].partition("; ")[0].split(", ")
+        assert listed == [weights.NETWORKS[network].what for network in missing]
+        assert message.endswith(f"noisytwins_jax.metrics.weights get {' '.join(missing)}") and "\n" not in message
         assert str(tmp_path / "weights") in message
     check(["clip-small", "dinov2-small"])
     check(["clip-small"], tmp_path / "weights")
     check([])
-    with pytest.raises(UserError, match=r"--from=FILE --to='other place'$"):
+    with pytest.raises(UserError, match=r"get clip-small --to='other place'$"):
         check(["clip-small"], "other place")
     with pytest.raises(UserError, match="did you mean 'clip-small'"):
         check(["clip-smal"])
@@ -483,8 +553,8 @@ def test_command(tmp_path, capsys):
     assert "small.pt, SHA-256" in lines["clip-small"] and "damaged" in lines["dinov2-small"]
     assert lines["dinov2-small"].endswith("https://a.org/small.pth")
     for network in PUBLIC:
-        assert "missing" in lines[network] and lines[network].endswith(weights.NETWORKS[network].address)
-    for mistake in (["convert"], ["convert", "--from=missing.pt"], ["show"], []):
+        assert "missing" in lines[network] and lines[network].endswith(weights.NETWORKS[network].file.address)
+    for mistake in (["get"], ["convert"], ["convert", "--from=missing.pt"], ["show"], []):
         with pytest.raises(SystemExit) as caught:
             main(mistake)
         error = capsys.readouterr().err
@@ -492,7 +562,7 @@ def test_command(tmp_path, capsys):
 
 
 def test_help_says_what_a_directory_is_for(capsys):
-    for command in ("convert", "list"):
+    for command in ("get", "convert", "list"):
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])
         assert caught.value.code == 0

@@ -177,7 +177,7 @@ def test_a_mirror(server, tmp_path, monkeypatch):
         assert download(file, tmp_path / f"to{slash}").read_bytes() == CONTENT
     for mistake in ("mirror.org", "file:///mirror", "https://", "https://a b"):
         monkeypatch.setenv("NOISYTWINS_MIRROR", mistake)
-        with pytest.raises(UserError, match="NOISYTWINS_MIRROR=.* is no http or https address"):
+        with pytest.raises(UserError, match=r"NOISYTWINS_MIRROR=.* is no http or https address"):
             download(file, tmp_path / "other")
 
 
@@ -247,5 +247,5 @@ def test_a_folder_that_cannot_be(server, tmp_path):
     with pytest.raises(UserError, match=r"file/folder cannot be written \(Not a directory\)"):
         download(remote(server), tmp_path / "file" / "folder")
     (tmp_path / "weights.pth").mkdir()
-    with pytest.raises(UserError, match="weights.pth"):
+    with pytest.raises(UserError, match=r"weights\.pth"):
         download(remote(server), tmp_path)

@@ -6,9 +6,12 @@ import zipfile
 
 import numpy as np
 import pytest
+from file_server import serve_public_set
 
 from noisytwins_jax.data.prepare import cifar
 from noisytwins_jax.data.prepare.cifar import CIFAR10, cifar10_lt, cifar100_lt, long_tailed_indices
+from noisytwins_jax.data.prepare.command import main
+from noisytwins_jax.data.prepared import prepared_splits
 from noisytwins_jax.utils.errors import UserError
 
 PUBLISHED = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
@@ -327,3 +330,32 @@ def test_cifar10_in_the_order_of_utlo(tmp_path):
     assert "full" not in cifar10_lt(source, tmp_path, imbalance_factor=0.5).splits
     with pytest.raises(UserError, match="There is no order 'backwards'; give --order=label or reversed"):
         cifar10_lt(source, tmp_path, order="backwards")
+
+
+def test_the_command_downloads_the_archive(tmp_path, monkeypatch, capsys):
+    """As prepared from the file itself, index by index; a downloaded file is used again, and a failed download says how."""
+    archive = write(tmp_path, "binary", "tar.gz", contents("binary", *images_and_labels()))
+    command = ["cifar10_lt", f"--data_dir={tmp_path / 'two'}", "--imbalance_factor=0.1", "--jobs=1"]
+    main([*command, f"--data_dir={tmp_path / 'one'}", f"--source={archive}"])
+    with serve_public_set(monkeypatch, "cifar10_lt", {archive.name: archive.read_bytes()}) as server:
+        server.forever = "status:503"
+        with pytest.raises(SystemExit) as caught:
+            main(command)
+        error = capsys.readouterr().err.splitlines()[-1]
+        folder = tmp_path / "two/downloads/cifar10"
+        assert (
+            caught.value.code == 2
+            and error.startswith("Error: ")
+            and f"put it into {folder}, or give --source" in error
+        )
+        assert f"{server.address}/www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz cannot be downloaded" in error
+        server.forever, server.behaviours = "honest", ["cut:1000"]
+        server.requests.clear()
+        main(command)
+        assert len(server.requests) == 2 and (folder / archive.name).read_bytes() == archive.read_bytes()
+        main(command)
+        main([*command, "--name=again", "--imbalance_factor=0.5"])
+        assert len(server.requests) == 2
+    one, two = (prepared_splits("cifar10_lt", resolution=32, directory=str(tmp_path / name)) for name in ("one", "two"))
+    assert (one.train.fingerprint, one.reference.fingerprint) == (two.train.fingerprint, two.reference.fingerprint)
+    assert "exists already" in capsys.readouterr().out

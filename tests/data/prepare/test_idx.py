@@ -6,8 +6,9 @@ import struct
 
 import numpy as np
 import pytest
+from file_server import serve_public_set
 
-from noisytwins_jax.data.prepare import idx
+from noisytwins_jax.data.prepare import idx, public_files
 from noisytwins_jax.data.prepare.command import main
 from noisytwins_jax.data.prepared import prepared_splits
 from noisytwins_jax.utils.errors import UserError
@@ -41,7 +42,9 @@ def source(tmp_path, monkeypatch):
     """A folder of small files that are taken for the public ones."""
     files = small_files()
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    known = idx.FASHION_MNIST._replace(sha256=hashes, train_counts=COUNTS, folder=str(tmp_path / "installed"))
+    known = idx.FASHION_MNIST._replace(sha256=hashes, train_counts=COUNTS)
+    public = public_files.PUBLIC_SETS["fashion_mnist_lt"]._replace(installed=str(tmp_path / "installed"))
+    monkeypatch.setitem(public_files.PUBLIC_SETS, "fashion_mnist_lt", public)
     monkeypatch.setattr(idx, "FASHION_MNIST", known)
     monkeypatch.setattr(idx, "_LARGEST", 200)
     monkeypatch.setattr(idx, "_GAMO", np.arange(11, 1, -1))
@@ -96,6 +99,17 @@ def test_prepared_by_the_command_where_a_package_installs_it(source, tmp_path, c
     assert image.shape == (32, 32, 1) and image[2, 2, 0] == splits.reference[0]["label"]
 
 
+@pytest.mark.parametrize("dataset", ["fashion_mnist_lt", "mnist_lt"])
+def test_downloaded_by_the_command_elsewhere(source, tmp_path, monkeypatch, dataset):
+    monkeypatch.setattr(idx, "MNIST", idx.MNIST._replace(train_counts=COUNTS))
+    files = {path.name: path.read_bytes() for path in source.iterdir()}
+    with serve_public_set(monkeypatch, dataset, files) as server:
+        main([dataset, f"--data_dir={tmp_path / 'data'}", "--jobs=1"])
+        assert len(server.requests) == 4
+    assert prepared_splits(dataset, resolution=32, directory=str(tmp_path / "data")).train.class_counts[0] == 200
+    assert len(list((tmp_path / "data/downloads" / dataset.removesuffix("_lt")).glob("*.gz"))) == 4
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -125,10 +139,8 @@ def test_one_set_given_as_the_other(source):
 
 
 def test_missing_files_and_bad_options(source, tmp_path):
-    with pytest.raises(UserError, match=r"Give --source=<folder>.*Debian's package dataset-fashion-mnist"):
-        idx.fashion_mnist_lt()
     (source / f"{NAMES[3]}.gz").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"lacks t10k-labels-idx1-ubyte\.gz"):
+    with pytest.raises(UserError, match=r"lacks t10k-labels-idx1-ubyte\.gz.*Debian's package dataset-fashion-mnist"):
         idx.fashion_mnist_lt(source)
     (tmp_path / "elsewhere").rename(source / f"{NAMES[3]}.gz")
     with pytest.raises(UserError, match="exponential or gamo"):
