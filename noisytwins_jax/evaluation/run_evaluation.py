@@ -50,7 +50,8 @@ def check_evaluation(config: RunConfig, on_its_data: bool = True) -> None:
             check_weights(_parse_extractors(config), config.evaluation.weights, config.evaluation.download)
         except UserError as error:
             without = "--config.evaluation.protocol=embedded --config.evaluation.extractors="
-            raise UserError(f"{error} (or measure without them: {without})" if on_its_data else str(error)) from None
+            message = str(error).removesuffix(".")
+            raise UserError(f"{message} (or measure without them: {without})" if on_its_data else str(error)) from None
 
 
 def check_counts(config: RunConfig, splits: DataSplits) -> None:

@@ -85,6 +85,6 @@ def get_source(public: PublicSet, downloads: Path) -> Path:
     if public.installed and Path(public.installed).is_dir():
         return Path(public.installed)
     folder = downloads / public.folder
-    by_hand = f"put it into {folder}, or give --source=<its folder>"
+    by_hand = f"put it into {folder}, or give --source"
     paths = [download(file, folder, by_hand) for file in public.files]
     return paths[0] if len(paths) == 1 else folder
