@@ -110,7 +110,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
         Checkpoints(workdir, writable=True, keep=collapse.keep if collapse.watched else 2) as checkpoints,
     ):
         write_config(workdir, config)
-        write_classes(workdir, splits.train.channels, splits.train.class_names)
+        write_classes(workdir, splits.train.channels, splits.train.class_names, splits.train.aspect)
         write_parameter_tables(workdir, abstract)
         # On the devices once: instances may be large.
         table = jax.device_put(class_table(config, splits.train.class_counts, splits.instances), layout.replicated)

@@ -16,6 +16,7 @@ import numpy as np
 from grain.sources import ArrayRecordDataSource
 
 from noisytwins_jax.data import records
+from noisytwins_jax.data.aspect import Aspect
 from noisytwins_jax.data.long_tail import count_classes
 from noisytwins_jax.data.preprocessing import Preprocessing
 from noisytwins_jax.data.remote import local_directory
@@ -62,6 +63,7 @@ class PreparedSource:
         self.num_classes = len(self.class_names)
         self.resolution, self.channels = info["resolution"], info["channels"]
         self.preprocessing: str = info["preprocessing"]
+        self.aspect = Aspect(**info["aspect"]) if info.get("aspect") else None
         self.fingerprint: str = facts["fingerprint"]
         self._shape = (self.resolution, self.resolution, self.channels)
         self.factor_names = tuple(info["factor_names"])

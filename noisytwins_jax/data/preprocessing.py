@@ -2,9 +2,11 @@
 
 A preprocessing's name consists of hyphen-separated words:
 
-* ``center`` or ``stretch``: crop the central square, or stretch the image to a square.
+* ``center``, ``stretch`` or ``pad``: crop the central square, stretch the image to a square, or pad it to one.
 * ``lanczos``, ``bicubic``, ``bilinear``, ``box`` or ``hamming``: Pillow's filter, with antialiasing, on uint8.
-* ``white``: composite transparent pixels onto white. By default the alpha channel is dropped, as published.
+* ``white``: a white background, for transparent pixels and padding. By default the alpha channel is dropped, as published,
+  and padding is black.
+* ``edge``: pad by repeating the pixels at the edges; only with ``pad``.
 * ``upright``: rotate a photograph according to its EXIF data. By default they are ignored, as published.
 
 ``center-lanczos`` is used by all published NoisyTwins runs (PyTorch-StudioGAN): the central square with torchvision's
@@ -18,8 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
+from noisytwins_jax.data.aspect import PAD, STRETCH, padded_size
 from noisytwins_jax.utils.errors import UserError, did_you_mean
 
+CROPS = ("center", STRETCH, PAD)
 FILTERS = ("lanczos", "bicubic", "bilinear", "box", "hamming")
 PUBLISHED = "center-lanczos"
 
@@ -32,32 +36,34 @@ class Preprocessing:
     filter: str = "lanczos"
     white: bool = False
     upright: bool = False
+    edge: bool = False
 
     @classmethod
     def parse(cls, name: str) -> "Preprocessing":
         """Parse a name, whose words may be in any order.
 
         Raises:
-          UserError: a word is unknown, or two are of one kind.
+          UserError: a word is unknown or without effect, or two are of one kind.
         """
         words = name.split("-")
-        valid = ("center", "stretch", *FILTERS, "white", "upright")
+        valid = (*CROPS, *FILTERS, "edge", "white", "upright")
         for word in words:
             if word not in valid:
                 raise UserError(f"The preprocessing {name!r} has no meaning for {word!r}; {did_you_mean(word, valid)}")
-        crops = [word for word in words if word in ("center", "stretch")]
+        crops = [word for word in words if word in CROPS]
         filters = [word for word in words if word in FILTERS]
         if len(crops) > 1 or len(filters) > 1 or len(set(words)) < len(words):
             raise UserError(f"The preprocessing {name!r} says one thing twice; give for example {PUBLISHED}.")
-        return cls(
-            *(crops or ["center"]), *(filters or ["lanczos"]), white="white" in words, upright="upright" in words
-        )
+        if "edge" in words and PAD not in words:
+            raise UserError(f"The preprocessing {name!r} pads nothing, so edge has no effect; give {PAD}-edge.")
+        flags = {flag: flag in words for flag in ("white", "upright", "edge")}
+        return cls(*(crops or ["center"]), *(filters or ["lanczos"]), **flags)
 
     @property
     def name(self) -> str:
         """The name, its words in canonical order."""
-        words = [self.crop, self.filter, *(["white"] if self.white else []), *(["upright"] if self.upright else [])]
-        return "-".join(words)
+        flags = [flag for flag in ("edge", "white", "upright") if getattr(self, flag)]
+        return "-".join([self.crop, self.filter, *flags])
 
     def __call__(
         self,
@@ -80,6 +86,12 @@ class Preprocessing:
         Raises:
           OSError, ValueError: the image cannot be read.
         """
+        return self.fit(self.load(source, channels, on_convert), resolution)
+
+    def load(
+        self, source: bytes | np.ndarray, channels: int = 3, on_convert: Callable[[str], None] = lambda kind: None
+    ) -> Image.Image:
+        """Decode an image, in its own size; see `__call__`."""
         if isinstance(source, np.ndarray):
             image = Image.fromarray(source)
         else:
@@ -88,12 +100,21 @@ class Preprocessing:
             image.load()  # raises here for a truncated file
         if self.upright:
             image = ImageOps.exif_transpose(image)
-        image = self._convert_mode(image, channels, on_convert)
-        if image.size != (resolution, resolution):
-            if self.crop == "center":
-                image = _center_crop(image)
-            image = image.resize((resolution, resolution), Image.Resampling[self.filter.upper()])
-        return np.asarray(image, np.uint8).reshape(resolution, resolution, channels)
+        return self._convert_mode(image, channels, on_convert)
+
+    def fit(self, image: Image.Image, resolution: int) -> np.ndarray:
+        """Make an image from `load` a square: uint8 ``[resolution, resolution, C]``."""
+        size = resolution, resolution
+        if self.crop == PAD:
+            size = padded_size(resolution, image.width / image.height)
+        elif self.crop == "center" and image.size != size:
+            image = _center_crop(image)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling[self.filter.upper()])
+        pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
+        width, height = (((resolution - n) // 2, (resolution - n + 1) // 2) for n in size)
+        options = {"mode": "edge"} if self.edge else {"constant_values": 255 if self.white else 0}
+        return np.pad(pixels, (height, width, (0, 0)), **options) if self.crop == PAD else pixels
 
     def _convert_mode(self, image: Image.Image, channels: int, on_convert: Callable[[str], None]) -> Image.Image:
         mode = "RGB" if channels == 3 else "L"

@@ -8,6 +8,7 @@ from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
+from noisytwins_jax.data.aspect import Aspect
 from noisytwins_jax.data.instance_table import InstanceTable
 from noisytwins_jax.data.long_tail import count_classes
 from noisytwins_jax.utils.errors import UserError
@@ -39,6 +40,7 @@ class ImageSource(Protocol):
       labels: int32 ``[len(source)]``, class ids in ``[0, num_classes)``, readable without reading any image.
       fingerprint: hexadecimal SHA-256 of shape, images and labels; identifies the data in caches and reports.
       preprocessing: how the images were cropped and resized, see `data.preprocessing`; empty if they were not.
+      aspect: the aspect ratio of the pictures that were made square, see `data.aspect`; None if they share none.
       factor_names: names of the true factors of rendered images, else empty.
       factors: float32 ``[len(source), len(factor_names)]`` in [0, 1], or None.
     """
@@ -51,6 +53,7 @@ class ImageSource(Protocol):
     labels: np.ndarray
     fingerprint: str
     preprocessing: str
+    aspect: Aspect | None
     factor_names: tuple[str, ...]
     factors: np.ndarray | None
 
@@ -78,6 +81,7 @@ class ArraySource:
     """
 
     preprocessing = ""
+    aspect = None
 
     def __init__(
         self,

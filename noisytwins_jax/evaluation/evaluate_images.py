@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from noisytwins_jax.config import RunConfig, flatten
+from noisytwins_jax.data.aspect import Aspect, restore_aspect
 from noisytwins_jax.data.long_tail import class_groups
 from noisytwins_jax.data.source import DataSplits, ImageSource, read_images
 from noisytwins_jax.evaluation.class_matching import Matched, match_classes
@@ -280,8 +281,8 @@ def _write_results(config: RunConfig, result: dict[str, Any], sides: _Sides, aga
         config_text=json.dumps(flatten(config), indent=2),
         evaluation=result,
         figures=[
-            (f"Generated images. {selection}", _image_sheet(fakes, sides.labels)),
-            (f"Real images. {selection}", _image_sheet(real, real.labels)),
+            (f"Generated images. {selection}", _image_sheet(fakes, sides.labels, real.aspect)),
+            (f"Real images. {selection}", _image_sheet(real, real.labels, real.aspect)),
             *_nearest_figure(sides, result),
         ],
     )
@@ -297,7 +298,8 @@ def _nearest_figure(sides: _Sides, result: dict[str, Any]) -> list[tuple[str, Im
     return [(NEAREST_CAPTION, draw_nearest(examples, images, train))]
 
 
-def _image_sheet(source: ImageSource, labels: np.ndarray) -> Image.Image:
+def _image_sheet(source: ImageSource, labels: np.ndarray, aspect: Aspect | None) -> Image.Image:
     order = np.argsort(labels, kind="stable")
     rows = np.linspace(0, len(order) - 1, min(len(order), SHEET_COLUMNS * SHEET_ROWS)).round().astype(int)
-    return image_grid(read_images(source, order[rows])["image"], columns=SHEET_COLUMNS)
+    images = restore_aspect(read_images(source, order[rows])["image"], aspect)
+    return image_grid(images, columns=SHEET_COLUMNS)

@@ -36,6 +36,7 @@ class ImageFiles:
     """
 
     preprocessing = ""
+    aspect = None
     factor_names: tuple[str, ...] = ()
     factors = None
 
@@ -114,6 +115,7 @@ class OneClass:
     def __init__(self, source: ImageSource) -> None:
         self._source = source
         self.resolution, self.channels, self.preprocessing = source.resolution, source.channels, source.preprocessing
+        self.aspect = source.aspect
         self.labels = np.zeros(len(source), np.int32)
         self.class_counts = np.array([len(source)], np.int64)
 

@@ -1,7 +1,8 @@
-"""Reading of generated or reference images from a folder or from the arrays of an ``.npz``.
+"""Reading of generated or reference images from a folder, a ``.zip`` or the arrays of an ``.npz``.
 
 A folder holds images, or a folder of images for each class (as torchvision's ``ImageFolder`` reads them and
-PyTorch-StudioGAN's ``save_fake_images`` writes them). An ``.npz`` holds uint8 images and optionally labels:
+PyTorch-StudioGAN's ``save_fake_images`` writes them). A ``.zip``, or a folder too, may hold images and their class ids in
+``dataset.json``, as in data sets of StyleGAN2-ADA, StyleGAN3 and EDM. An ``.npz`` holds uint8 images and optionally labels:
 
 | images | labels | layout | written by |
 |---|---|---|---|
@@ -16,49 +17,68 @@ converted as in `data.preprocessing`. Class names that are numbers are sorted as
 """
 
 import functools
+import io
 import os
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from noisytwins_jax.data.prepare.files import is_visible
+from noisytwins_jax.data.prepare.files import IMAGE_SUFFIXES, Location, is_image, is_visible, list_files, read_location
+from noisytwins_jax.data.prepare.labels_file import LABELS_FILE, LabelledFiles, find_labelled
+from noisytwins_jax.data.prepare.listing import Problems
 from noisytwins_jax.data.preprocessing import Preprocessing
 from noisytwins_jax.evaluation.image_files import ALL, ImageFiles, are_numbers
 from noisytwins_jax.utils.errors import UserError, first_line
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _CLASS_NAMES = "class_names"  # array of an .npz: the name of every class from id 0 on
 _ARRAYS = {"images": ("labels", "NHWC"), "arr_0": ("arr_1", "NHWC"), "x": ("y", "NCHW")}  # images: labels, layout
 
 
 def read_image_files(path: str | os.PathLike) -> ImageFiles:
-    """Read the images of a folder or an ``.npz`` file; see the module docstring.
+    """Read the images of a folder, a ``.zip`` or an ``.npz``; see the module docstring.
 
-    Of a folder's images only the headers are read at first; images are decoded on access. Hidden files and files
+    Of a folder's or zip's images only the headers are read at first; images are decoded on access. Hidden files and files
     without the suffix of an image are ignored. An ``.npz`` is read into memory.
 
     Args:
       path: the folder or file.
 
     Returns:
-      The images, class by class for folders, in the order of the file for ``.npz``. Images without classes have the
-      single class "all"; where an ``.npz`` has labels and no ``class_names``, classes are named by their ids, such as "3".
+      The images, class by class for class folders, in the order of the file for ``.npz``, else by name. Images without
+      classes have the single class "all"; where there are class ids and no names, classes are named by ids, such as "3".
 
     Raises:
       UserError: the path does not exist; it holds no images, or images of several sizes; a file cannot be read.
     """
     path = Path(os.path.abspath(path))
-    if path.is_dir():
+    is_zip = path.is_file() and path.suffix.lower() == ".zip"
+    if path.is_dir() or is_zip:
+        problems = Problems()
+        labelled = find_labelled(list_files(path, unpack_in=path), str(path), problems)
+        for kind, images in problems.wrong.items():
+            raise UserError(f"{path} holds {len(images)} {kind}, for example {images[0]}; write the file again.")
+        if labelled is not None:
+            return _read_labelled(path, labelled)
+        if is_zip:
+            raise UserError(f"{path} has no images with {LABELS_FILE} beside them; unpack it, and give the folder.")
         return _read_folder(path)
     if not path.is_file():
-        raise UserError(f"There is no {path}; give a folder of images or an .npz file.")
+        raise UserError(f"There is no {path}; give a folder of images, or a .zip or .npz file.")
     if path.suffix.lower() != ".npz":
-        raise UserError(f"{path} is neither a folder of images nor an .npz file by its name; give one of these.")
+        raise UserError(f"{path} is neither a folder of images nor a .zip or .npz file by its name; give one of these.")
     return _read_npz(path)
+
+
+def _read_labelled(path: Path, labelled: LabelledFiles) -> ImageFiles:
+    if labelled.labels is None:
+        return _image_files(path, labelled.files, np.zeros(len(labelled.files), np.int32), (ALL,))
+    ids, labels = np.unique([labelled.labels[name] for name in labelled.files], return_inverse=True)
+    return _image_files(path, labelled.files, labels, tuple(map(str, ids)))
 
 
 def _read_folder(folder: Path) -> ImageFiles:
@@ -80,14 +100,21 @@ def _read_folder(folder: Path) -> ImageFiles:
     elif files:
         classes = {ALL: files}
     else:
-        raise UserError(f"{folder} holds no images ({', '.join(_SUFFIXES)}); give another folder.")
-    paths = [path for images in classes.values() for path in images]
+        raise UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); give another folder.")
+    paths = {str(path.relative_to(folder)): str(path) for images in classes.values() for path in images}
     labels = np.repeat(np.arange(len(classes)), [len(images) for images in classes.values()])
-    (width, height), grey = _read_headers(folder, paths)
-    _check_square(str(folder), height, width)
+    return _image_files(folder, paths, labels, tuple(classes))
+
+
+def _image_files(
+    root: Path, files: Mapping[str, Location], labels: np.ndarray, class_names: tuple[str, ...]
+) -> ImageFiles:
+    """Build the image source of files, by their names in the folder or zip `root`."""
+    (width, height), grey = _read_headers(root, files)
+    _check_square(str(root), height, width)
     channels = 1 if grey else 3
-    read = functools.partial(_decode, paths, width, channels)
-    return ImageFiles(folder.name, read, width, channels, labels, tuple(classes))
+    read = functools.partial(_decode, root, [*files.items()], width, channels)
+    return ImageFiles(root.name, read, width, channels, labels, class_names)
 
 
 def _list(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -97,7 +124,7 @@ def _list(folder: Path) -> tuple[list[Path], list[Path]]:
         folders = [path for path in entries if path.is_dir()]
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be listed ({first_line(error)}); make it readable.") from None
-    return [path for path in entries if path.suffix.lower() in _SUFFIXES and path not in folders], folders
+    return [path for path in entries if is_image(path.name) and path not in folders], folders
 
 
 def _images_of_class(folder: Path) -> list[Path]:
@@ -112,43 +139,47 @@ def _images_of_class(folder: Path) -> list[Path]:
     return images
 
 
-def _read_headers(folder: Path, paths: list[Path]) -> tuple[tuple[int, int], bool]:
+def _read_headers(root: Path, files: Mapping[str, Location]) -> tuple[tuple[int, int], bool]:
     """Read from their headers the size (width, height) that all images have, and whether all are grey."""
 
-    def read_header(path: Path) -> tuple[tuple[int, int], str]:
+    def read_header(name: str) -> tuple[tuple[int, int], str]:
+        location = files[name]
         try:
-            with Image.open(path) as image:
+            with Image.open(location if isinstance(location, str) else io.BytesIO(read_location(location))) as image:
                 return image.size, image.mode
         except Exception as error:  # Pillow raises many types
-            raise _unreadable_error(path, error) from None
+            raise _unreadable_error(root / name, error) from None
 
-    grey, size = True, None
+    grey, size, first = True, None, next(iter(files))
     with ThreadPoolExecutor() as pool:
-        for path, (image_size, mode) in zip(paths, pool.map(read_header, paths), strict=True):
+        for name, (image_size, mode) in zip(files, pool.map(read_header, files), strict=True):
             if mode == "F":  # the range may be 0 to 1 or 0 to 255
-                raise UserError(f"{path} holds floating-point numbers; save images with 8 bits a channel, 0 to 255.")
+                raise UserError(
+                    f"{root / name} holds floating-point numbers; save images with 8 bits a channel, 0 to 255."
+                )
             size, grey = size or image_size, grey and (mode in ("1", "L", "LA", "La") or mode.startswith("I"))
             if image_size != size:
-                first, other = (
-                    f"{p.relative_to(folder)} of {w}x{h}" for p, (w, h) in ((paths[0], size), (path, image_size))
-                )
+                one, other = (f"{n} of {w}x{h}" for n, (w, h) in ((first, size), (name, image_size)))
                 raise UserError(
-                    f"{folder} holds images of several sizes, {first} and {other} pixels: resize them to one size or, "
+                    f"{root} holds images of several sizes, {one} and {other} pixels: resize them to one size or, "
                     "if they are the reference, prepare the folder (python -m noisytwins_jax.data.prepare image_folder) "
                     "and give it as config.data.name instead."
                 )
     return size, grey
 
 
-def _decode(paths: list[Path], resolution: int, channels: int, indices: np.ndarray) -> np.ndarray:
+def _decode(
+    root: Path, files: Sequence[tuple[str, Location]], resolution: int, channels: int, indices: np.ndarray
+) -> np.ndarray:
     """Decode files in threads to images uint8 ``[B, resolution, resolution, channels]``."""
     convert = Preprocessing()
 
     def decode(index: int) -> np.ndarray:
+        name, location = files[index]
         try:
-            return convert(paths[index].read_bytes(), resolution, channels)
+            return convert(read_location(location), resolution, channels)
         except Exception as error:  # as above
-            raise _unreadable_error(paths[index], error) from None
+            raise _unreadable_error(root / name, error) from None
 
     with ThreadPoolExecutor() as pool:
         return np.stack([*pool.map(decode, indices)])
@@ -236,4 +267,7 @@ def _select_names(path: Path, ids: np.ndarray, all_names: np.ndarray) -> list[st
 
 def _check_square(name: str, height: int, width: int) -> None:
     if height != width:
-        raise UserError(f"The images of {name} are {width}x{height} pixels, but evaluation takes squares; crop them.")
+        raise UserError(
+            f"The images of {name} are {width}x{height} pixels, but evaluation takes squares; crop them, or sample with "
+            "--square if they are of a run here."
+        )

@@ -1,6 +1,7 @@
 """Image sheets and W vectors of a generator, for the report of an evaluation.
 
-With several processes, all of them call these functions and share the generation, and the primary draws.
+With several processes, all of them call these functions and share the generation, and the primary draws. Images are shown
+in the training pictures' aspect ratio.
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from noisytwins_jax.config import RunConfig
+from noisytwins_jax.data.aspect import restore_aspect
 from noisytwins_jax.data.source import DataSplits, ImageSource, read_images
 from noisytwins_jax.evaluation.report.latent_sheets import Band, interpolation_sheet, truncation_sheet
 from noisytwins_jax.evaluation.report.neighbour_sheet import neighbour_sheet
@@ -41,7 +43,8 @@ def make_sheet(config: RunConfig, variables: dict, splits: DataSplits, path: Pat
     images, _ = distributed_map(lambda rows: sampler(labels[rows], rows), len(labels))
 
     def draw() -> Image.Image:
-        fake = {c: images[labels == c] for c in classes}
+        shown = restore_aspect(images, splits.train.aspect)
+        fake = {c: shown[labels == c] for c in classes}
         real = {c: _first_of_class(splits.train, c, SHEET_REAL) for c in classes}
         return sample_sheet(real, fake, splits.train.class_names, splits.train.class_counts, path)
 
@@ -78,13 +81,14 @@ def draw_nearest(
         rows, distances = (
             np.array([example[prefix + key] for example in examples]) for key in ("nearest", "distances")
         )
-        return read_images(train, rows.ravel())["image"].reshape(*rows.shape, *images.shape[1:]), distances
+        nearest = restore_aspect(read_images(train, rows.ravel())["image"], train.aspect)
+        return nearest.reshape(*rows.shape, *nearest.shape[1:]), distances
 
     labels = [example["class"] for example in examples]
     in_pixels = load_neighbours("pixel_") if "pixel_nearest" in examples[0] else None
-    return neighbour_sheet(
-        images, *load_neighbours(""), labels, train.class_names, train.class_counts, path, in_pixels=in_pixels
-    )
+    classes = labels, train.class_names, train.class_counts
+    shown = restore_aspect(images, train.aspect)
+    return neighbour_sheet(shown, *load_neighbours(""), *classes, path, in_pixels=in_pixels)
 
 
 def make_latent_sheets(
@@ -119,6 +123,7 @@ def _interpolations(config: RunConfig, variables: dict, splits: DataSplits, path
     t = np.tile(np.linspace(0.0, 1.0, STEPS), shape[0] * shape[1])
     sampler = build_sampler(config, variables, splits, seed=config.evaluation.seed)
     (images,) = distributed_map(lambda i: (sampler.interpolate(flat_labels[i], flat_indices[i], t[i]),), len(t))
+    images = restore_aspect(images, train.aspect)
     images = images.reshape(*shape, *images.shape[1:])
     bands = [Band(heading, *band) for heading, *band in zip(kinds, images, labels, strict=True)]
     return broadcast_from_primary(lambda: interpolation_sheet(bands, train.class_names, path))
@@ -131,7 +136,8 @@ def _truncations(config: RunConfig, variables: dict, splits: DataSplits, path: P
     rows = []
     for truncation in truncations:
         sampler = build_sampler(config, variables, splits, truncation=truncation, seed=config.evaluation.seed)
-        rows.append(distributed_map(lambda i, sampler=sampler: sampler(labels[i], indices[i]), len(labels))[0])
+        row, _ = distributed_map(lambda i, sampler=sampler: sampler(labels[i], indices[i]), len(labels))
+        rows.append(restore_aspect(row, train.aspect))
     names = ["no truncation" if x is None else f"{TRUNCATION_SYMBOLS[x.kind]} {x.strength:g}" for x in truncations]
     images = {c: np.stack([row[labels == c] for row in rows]) for c in classes}
     return broadcast_from_primary(lambda: truncation_sheet(images, names, train.class_names, train.class_counts, path))
@@ -162,4 +168,5 @@ def _spread(class_counts: np.ndarray, count: int) -> np.ndarray:
 
 
 def _first_of_class(source: ImageSource, label: int, count: int) -> np.ndarray:
-    return read_images(source, np.flatnonzero(source.labels == label)[:count])["image"]
+    images = read_images(source, np.flatnonzero(source.labels == label)[:count])["image"]
+    return restore_aspect(images, source.aspect)

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from noisytwins_jax.config import RunConfig
+from noisytwins_jax.data.aspect import Aspect, restore_aspect
 from noisytwins_jax.generation.animation import save_animation
 from noisytwins_jax.generation.sampler import Sampler
 from noisytwins_jax.generation.sheets import image_grid
@@ -39,6 +40,7 @@ def sample(
     frames: int = 0,
     mix_layers: str = "",
     style_seed: int | None = None,
+    square: bool = False,
 ) -> Path:
     """Generate images, one row per class, and write them to ``<workdir>/samples``; several processes share the work.
 
@@ -55,13 +57,15 @@ def sample(
       seed: of the latents. Image j of a class has the same latents whatever the other classes.
       noise_mode: StyleGAN2's per-pixel noise, ``random``, ``const`` or ``none``; None for that of the configuration.
       formats: of `FORMATS`. ``grid``: one picture. ``npz``: ``images`` uint8 ``[n, H, W, C]``, ``labels`` ``[n]`` and the
-        ``class_names`` of all classes, as ``--mode=evaluate --images`` and other programs take them. ``files``: one PNG
-        per image, one folder per class.
+        ``class_names`` of all classes, as ``--mode=evaluate --images`` and other programs take them, always square.
+        ``files``: one PNG per image, one folder per class.
       frames: above 0, an animation instead, with this number of frames from each image to the next and from the last to
         the first.
       mix_layers: as ``4-7``, a picture of style mixing instead (StyleGAN2): rows are images, in which each column replaces
         these layers by those of another image.
       style_seed: of the half of the latents that the class's style takes (Content–Style); None for `seed`.
+      square: keep the squares of a run whose pictures were padded or stretched; by default their padding is cropped, or
+        they are stretched back.
 
     Returns:
       The path of the picture if there is one, otherwise of the arrays or the folder.
@@ -80,6 +84,7 @@ def sample(
         "frames": frames,
         "mix_layers": mix_layers,
         "style_seed": style_seed,
+        "square": square,
     }
     check_has_checkpoint(workdir, which)
     with raise_on_all_processes():
@@ -87,20 +92,23 @@ def sample(
     trained = load(workdir, which, config)
     check_run_consistency(trained.config, arguments)
     labels, indices = trained.labels_and_indices(classes, per_class)
-    cut = trained.truncation(None, truncation)
+    cut, aspect = trained.truncation(None, truncation), None if square else trained.aspect
     name = f"{cut.kind}{cut.strength:g}" if cut else "untruncated"
     stem = f"step{trained.step}-{name}-seed{seed}" + (f"-style{style_seed}" if style_seed is not None else "")
     stem += f"-noise_{noise_mode}" if noise_mode else ""
+    stem += "-square" if aspect != trained.aspect else ""
     target = workdir / "samples" / stem
     with handle_disk_full(workdir):
         broadcast_from_primary(lambda: target.parent.mkdir(exist_ok=True))
         if mix_layers:
-            return _write_mix(trained, labels, indices, seed, cut, mix_layers, target, noise_mode)
+            return _write_mix(trained, labels, indices, seed, cut, mix_layers, target, noise_mode, aspect)
         sampler = trained.sampler(cut, seed, noise_mode, len(labels), style_seed)
         if frames:
-            return _write_animation(sampler, labels, indices, frames, target)
+            return _write_animation(sampler, labels, indices, frames, target, aspect)
         images = _generate(sampler, labels, indices)
-        return broadcast_from_primary(lambda: _write(images, labels, trained.class_names, per_class, formats, target))
+        return broadcast_from_primary(
+            lambda: _write(images, labels, trained.class_names, per_class, formats, target, aspect)
+        )
 
 
 def _generate(sampler: Sampler, labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -139,6 +147,7 @@ def _write(
     per_class: int,
     formats: Sequence[str],
     target: Path,
+    aspect: Aspect | None,
 ) -> Path:
     written = []
     if "grid" in formats:
@@ -148,7 +157,7 @@ def _write(
                 "--samples_per_class."
             )
         written.append(target.with_name(f"{target.name}.png"))
-        image_grid(images, columns=per_class).save(written[-1])
+        image_grid(restore_aspect(images, aspect), columns=per_class).save(written[-1])
     if "npz" in formats:
         written.append(target.with_name(f"{target.name}.npz"))
         names = np.array(class_names, str)  # what the ids mean
@@ -157,7 +166,7 @@ def _write(
         written.append(target)
         counts: dict[int, int] = {}
         width = len(str(len(class_names) - 1))
-        for image, label in zip(images, labels.tolist(), strict=True):
+        for image, label in zip(restore_aspect(images, aspect), labels.tolist(), strict=True):
             folder = target / f"{label:0{width}d}"
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(
@@ -167,14 +176,16 @@ def _write(
     return written[0]
 
 
-def _write_animation(sampler: Sampler, labels: np.ndarray, indices: np.ndarray, frames: int, target: Path) -> Path:
+def _write_animation(
+    sampler: Sampler, labels: np.ndarray, indices: np.ndarray, frames: int, target: Path, aspect: Aspect | None
+) -> Path:
     if len(labels) < 2:
         raise UserError("An animation goes from image to image; give more --classes or --samples_per_class than one.")
     ends = [np.repeat(np.stack([x, np.roll(x, -1)], axis=1), frames, axis=0) for x in (labels, indices)]
     t = np.tile(np.arange(frames) / frames, len(labels))
     (images,) = distributed_map(lambda rows: (sampler.interpolate(ends[0][rows], ends[1][rows], t[rows]),), len(t))
     path = target.with_name(f"{target.name}-{frames}frames.gif")
-    return broadcast_from_primary(lambda: save_animation(images, path))
+    return broadcast_from_primary(lambda: save_animation(restore_aspect(images, aspect), path))
 
 
 def _write_mix(
@@ -186,6 +197,7 @@ def _write_mix(
     layers: str,
     target: Path,
     noise_mode: str | None,
+    aspect: Aspect | None,
 ) -> Path:
     generator = trained.stylegan2_generator("--mix_layers")
     chosen = _layers(layers, generator.num_ws)
@@ -206,7 +218,7 @@ def _write_mix(
         cells = cells.reshape(n, n, *images.shape[1:])
         rows = [np.full_like(images[:1], 255), images] + [x for i in range(n) for x in (images[i : i + 1], cells[i])]
         path = target.with_name(f"{target.name}-mixed{layers}.png")
-        image_grid(np.concatenate(rows), columns=n + 1).save(path)
+        image_grid(restore_aspect(np.concatenate(rows), aspect), columns=n + 1).save(path)
         return path
 
     return broadcast_from_primary(write)

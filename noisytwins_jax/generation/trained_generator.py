@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from noisytwins_jax.config import RunConfig, parse_flat
+from noisytwins_jax.data.aspect import Aspect
 from noisytwins_jax.data.instance_table import InstanceTable
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.generation.sample_programs import quantize
@@ -29,7 +30,7 @@ from noisytwins_jax.models.stylegan2 import truncate
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.instance_conditioning import with_instances
 from noisytwins_jax.training.restore import check_has_checkpoint, restore_ema
-from noisytwins_jax.training.workdir import cache_dir, read_classes, read_config, use_compilation_cache
+from noisytwins_jax.training.workdir import cache_dir, read_aspect, read_classes, read_config, use_compilation_cache
 from noisytwins_jax.utils.config_fields import validate
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.logging import quiet_libraries
@@ -42,8 +43,9 @@ _BATCHES = (1, 8, 64)  # possible per_device_batch
 
 @dataclass(frozen=True, eq=False)
 class TrainedGenerator:
-    """A generator with its weights. Images are uint8 ``[n, H, W, C]``.
+    """A generator with its weights. Images are uint8 ``[n, H, W, C]``, squares as for networks and metrics.
 
+    ``data.aspect.restore_aspect(images, trained.aspect)`` shows them in the shape of the training pictures.
     An image depends on (seed, class, number within the class, truncation, noise) only: up to
     rounding, not on the number of devices or the other images asked for.
 
@@ -55,6 +57,7 @@ class TrainedGenerator:
       step: number of generator updates, 0 if unknown.
       instances: features of the training images, where it is conditioned on them.
       stored_statistics: BatchNorm statistics from a converted BigGAN checkpoint.
+      aspect: the aspect ratio of the training pictures where they were padded or stretched; None if they share none.
     """
 
     config: RunConfig
@@ -64,6 +67,7 @@ class TrainedGenerator:
     step: int = 0
     instances: InstanceTable | None = None
     stored_statistics: StoredStatistics | None = None
+    aspect: Aspect | None = None
 
     @functools.cached_property
     def model(self) -> Model:
@@ -278,4 +282,5 @@ def load(path: str | Path, checkpoint: str | int = "latest", config: RunConfig |
     if config.instances.neighbours > 0:
         instances = with_instances(config, load_data(config.data), cache_dir(workdir)).instances
     statistics = read_stored_statistics(workdir, step)
-    return TrainedGenerator(config, local_copy(ema), channels, class_names, step, instances, statistics)
+    shown = read_aspect(workdir)
+    return TrainedGenerator(config, local_copy(ema), channels, class_names, step, instances, statistics, shown)

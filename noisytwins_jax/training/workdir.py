@@ -10,6 +10,7 @@ import jax
 from clu import parameter_overview
 
 from noisytwins_jax.config import RunConfig, differences, flatten
+from noisytwins_jax.data.aspect import Aspect
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.files import write_atomically
@@ -81,9 +82,10 @@ def write_parameter_tables(workdir: Path, state: TrainState) -> None:
     print_on_primary(f"{totals[0].capitalize()} parameters, {totals[1]}; the tables are in {path}.")
 
 
-def write_classes(workdir: Path, channels: int, class_names: Sequence[str]) -> None:
-    """Write the classes and channels of a run's images, so that its generator can be used without the data."""
-    text = json.dumps({"channels": channels, "class_names": list(class_names)}, indent=2, ensure_ascii=False) + "\n"
+def write_classes(workdir: Path, channels: int, class_names: Sequence[str], aspect: Aspect | None = None) -> None:
+    """Write what must be known of a run's images to use its generator without the data: classes, channels, aspect ratio."""
+    classes = {"channels": channels, "class_names": list(class_names), "aspect": aspect and aspect._asdict()}
+    text = json.dumps(classes, indent=2, ensure_ascii=False) + "\n"
     if jax.process_index() == 0:
         write_atomically(workdir / CLASSES_FILE, text)
 
@@ -94,10 +96,21 @@ def read_classes(workdir: Path) -> tuple[int, tuple[str, ...]]:
     Raises:
       UserError: the file is missing or damaged.
     """
+    channels, class_names, _ = _read_classes_file(workdir)
+    return channels, class_names
+
+
+def read_aspect(workdir: Path) -> Aspect | None:
+    """Read the aspect ratio of a run's pictures, None if they share none; raises as `read_classes`."""
+    return _read_classes_file(workdir)[2]
+
+
+def _read_classes_file(workdir: Path) -> tuple[int, tuple[str, ...], Aspect | None]:
     path = workdir / CLASSES_FILE
     try:
         classes = json.loads(retry(path.read_text, f"Reading {path}"))
-        return int(classes["channels"]), tuple(map(str, classes["class_names"]))
+        aspect = Aspect(**classes["aspect"]) if classes.get("aspect") else None  # absent in earlier versions
+        return int(classes["channels"]), tuple(map(str, classes["class_names"])), aspect
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing, as in runs of an earlier version; run the command that trained the run once more to "

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from noisytwins_jax.data.aspect import PAD, STRETCH
 from noisytwins_jax.data.long_tail import class_groups
+from noisytwins_jax.data.preprocessing import Preprocessing
 from noisytwins_jax.utils.plotting import RUN_COLOURS, figure_png, new_figure, style_axes
 
 CLASS_COUNTS_FILE = "class_counts.png"
@@ -29,6 +31,10 @@ def describe_classes(info: Mapping[str, Any]) -> str:
         f"{sizes['head']} classes have more than {high} training images, {sizes['medium']} from {low} to {high}, "
         f"{sizes['tail']} fewer than {low}",
     ]
+    if info.get("aspect"):
+        lines.append(f"pictures are shown {_describe_ratio(info['aspect']['ratio'])} in samples and reports")
+    elif Preprocessing.parse(info["preprocessing"]).crop in (PAD, STRETCH):
+        lines.append("pictures have several aspect ratios: samples and reports show the squares")
     ranks = np.unique(np.linspace(0, len(order) - 1, min(len(order), _MAX_LINES)).round().astype(int))
     width = max(len(_shorten(names[order[rank]])) for rank in ranks)
     for rank in ranks:
@@ -61,6 +67,13 @@ def draw_class_counts(path: Path, title: str, counts: Sequence[int], thresholds:
     axes.set_ylabel("training images")
     axes.legend(frameon=False, fontsize=8)
     path.write_bytes(figure_png(figure))
+
+
+def _describe_ratio(ratio: float) -> str:
+    """Describe width over height: ``1.5 times as wide as high``."""
+    if ratio == 1:
+        return "square"
+    return f"{ratio:.3g} times as wide as high" if ratio > 1 else f"{1 / ratio:.3g} times as high as wide"
 
 
 def _shorten(name: str) -> str:

@@ -81,6 +81,7 @@ LISTING_OPTIONS: dict[str, tuple[type, str]] = {
     "annotations": (Path, "folder of train2019.json and val2019.json; by default beside the images"),
     "train_list": (Path, "file of lines '<path> <class id>', instead of a folder per class"),
     "reference_list": (Path, "the same for reference images"),
+    "labels_json": (str, "name of the file of labels in a data set of StyleGAN2-ADA, StyleGAN3 or EDM (dataset.json)"),
 }
 
 
@@ -108,7 +109,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="directory of prepared data (data)")
     parser.add_argument("--resolution", type=int, help="pixels, a power of two; by default that of the configurations")
     parser.add_argument("--name", help="name of the prepared data set; by default the data set's own")
-    parser.add_argument("--preprocessing", help="hyphen-separated: center or stretch, a filter, white, upright")
+    parser.add_argument(
+        "--preprocessing", help="hyphen-separated: center, stretch or pad, a filter, edge, white, upright"
+    )
     parser.add_argument("--channels", type=int, choices=(1, 3), help="3 for colour, 1 for grey")
     parser.add_argument("--thresholds", help="low,high: classes with fewer images are tail, with more are head")
     parser.add_argument(

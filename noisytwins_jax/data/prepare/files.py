@@ -20,6 +20,7 @@ from tqdm import tqdm
 from noisytwins_jax.data.prepare.listing import Item
 from noisytwins_jax.utils.errors import UserError, first_line
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _BLOCK = 512  # bytes per block of a tar
 _MARKER = ".unpacked"  # holds the archive's size once it is unpacked; hidden, so it is never listed
@@ -143,6 +144,11 @@ def read_location(location: Location) -> bytes:
 def is_visible(name: str) -> bool:
     """Return whether a file or folder is neither hidden (which excludes ``..``) nor added to archives by macOS."""
     return not name.startswith(".") and name != "__MACOSX"
+
+
+def is_image(path: str) -> bool:
+    """Return whether a file's name is that of an image."""
+    return path.lower().endswith(IMAGE_SUFFIXES)
 
 
 class _OpenFile:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import PIL
 
+from noisytwins_jax.data.aspect import shared_aspect
 from noisytwins_jax.data.long_tail import class_groups, count_classes
 from noisytwins_jax.data.prepare.listing import Listing, Problems
 from noisytwins_jax.data.prepare.shards import Format, Shard, ShardMetadata, read_metadata
@@ -91,6 +92,8 @@ def write_data_set(
             files.append(f"factors-{split}.npy")
     _write_tfds_metadata(directory, listing, splits, format, name)
     counts = splits["train"]["class_counts"]
+    sizes = [size for shard in shards if shard.split == "train" for size in _metadata(shard).picture_sizes]
+    aspect = shared_aspect(sizes, format.preprocessing.crop)
     groups = {group: [int(c) for c in ids] for group, ids in class_groups(counts, thresholds).items()}
     info = {
         "name": name,
@@ -99,6 +102,7 @@ def write_data_set(
         "resolution": format.resolution,
         "channels": format.channels,
         "preprocessing": format.preprocessing.name,
+        "aspect": aspect and aspect._asdict(),
         "pillow": PIL.__version__,
         "options": dict(options),
         "class_names": list(listing.class_names),

@@ -6,13 +6,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 from noisytwins_jax.data.long_tail import long_tail_counts
-from noisytwins_jax.data.prepare.files import Location, is_visible, list_files, read_file
+from noisytwins_jax.data.prepare.files import Location, is_image, is_visible, list_files, read_file
 from noisytwins_jax.data.prepare.image_lists import class_folders, find_items, read_list
+from noisytwins_jax.data.prepare.labels_file import LABELS_FILE, LabelledFiles, find_labelled
 from noisytwins_jax.data.prepare.listing import Item, Listing, Problems
 from noisytwins_jax.data.source import seeded_generator
 from noisytwins_jax.utils.errors import UserError
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _IGNORED = ("thumbs.db", "desktop.ini", ".txt", ".json", ".csv", ".md")  # suffixes of file names, in lower case
 _REFERENCES = ("val", "valid", "validation", "test")
 _LAYOUT = "give a folder or archive with a folder of images for each class, or with such folders in train and val"
@@ -54,8 +54,12 @@ def image_folder(
     seed: int = 0,
     train_list: Path | None = None,
     reference_list: Path | None = None,
+    labels_json: str | None = None,
 ) -> Listing:
     """List images in a folder per class, or in any folders with a list of images and class ids.
+
+    A data set of StyleGAN2-ADA, StyleGAN3 or EDM, with a ``dataset.json`` of labels (see `labels_file`), has a class for each
+    class id, called by its number; without labels, its images are one class, "all".
 
     Without lists, the top-level folders are the classes, sorted by name, and all images below a folder belong to its
     class, sorted by path. If there are top-level folders ``train`` and ``val``, ``valid``, ``validation`` or ``test``
@@ -72,6 +76,7 @@ def image_folder(
       seed: seed of the choice of images, at least 0.
       train_list: text with a line ``<path> <class id>`` for each training image, the path relative to the source.
       reference_list: the same for the reference images; only with `train_list`.
+      labels_json: name of a file in the source to read instead of ``dataset.json``.
 
     Returns:
       The listing. With lists, items are in the lists' order, and a class is named after the folder of its images if
@@ -81,13 +86,21 @@ def image_folder(
       UserError: the source has another layout or no image, or an argument is out of range.
     """
     source, problems = Path(source), Problems()
+    if train_list is not None and labels_json is not None:
+        raise UserError(
+            f"A list of training images ({train_list}) and {labels_json} both give classes; give one of them."
+        )
     if train_list is not None:
         paths = {"train": Path(train_list)} | ({"reference": Path(reference_list)} if reference_list else {})
         class_names, splits = _from_lists(_tree(source, unpack_in), paths, problems)
     elif reference_list is not None:
         raise UserError(f"A list of reference images ({reference_list}) needs a list of training images; give both.")
     else:
-        class_names, splits = _from_folders(_strip_root(_tree(source, unpack_in)), problems)
+        tree = _tree(source, unpack_in)
+        if labelled := find_labelled(tree.files, tree.name, problems, labels_json):
+            class_names, splits = _from_labels(labelled, problems, labels_json or LABELS_FILE)
+        else:
+            class_names, splits = _from_folders(_strip_root(tree), problems)
     if imbalance_factor != 1 or largest is not None:
         splits["train"] = _long_tailed(splits["train"], imbalance_factor, largest, seed)
     return Listing(
@@ -194,6 +207,20 @@ def _from_lists(tree: _Tree, lists: dict[str, Path], problems: Problems) -> tupl
     return names, splits
 
 
+def _from_labels(
+    labelled: LabelledFiles, problems: Problems, labels_file: str
+) -> tuple[list[str], dict[str, list[Item]]]:
+    """Return class names and the training split of images with labels in a file; ids without images are problems."""
+    if labelled.labels is None:
+        return ["all"], {"train": [Item(name, 0, location) for name, location in labelled.files.items()]}
+    ids = sorted(set(labelled.labels.values()))
+    for c in sorted(set(range(ids[-1])) - set(ids)):
+        problems.add("classes without images", f"{labels_file}: class id {c}")
+    places = {c: label for label, c in enumerate(ids)}
+    items = [Item(name, places[labelled.labels[name]], location) for name, location in labelled.files.items()]
+    return [str(c) for c in ids], {"train": items}
+
+
 def _long_tailed(items: list[Item], imbalance_factor: float, largest: int | None, seed: int) -> list[Item]:
     """Reduce the classes to a long tail; the remaining items stay in order."""
     indices: dict[int, list[int]] = {}  # by class
@@ -218,7 +245,7 @@ def _strip_root(tree: _Tree, levels: int = 2, folders_too: bool = False) -> _Tre
 
     All images must be at least `levels` folders deep. Item names omit the skipped folder.
     """
-    images = [path for path in tree.files if _is_image(path)]
+    images = [path for path in tree.files if is_image(path)]
     tops = {path.split("/")[0] for path in images}
     deep_enough = all(path.count("/") >= levels for path in images)
     if len(tops) == 1 and deep_enough and (folders_too or tree.folder is None):
@@ -236,7 +263,7 @@ def _classes(tree: _Tree, problems: Problems, without: Collection[str] = ()) -> 
         folder = path.split("/")[0] if "/" in path else None
         if folder is not None and folder not in classes:
             continue
-        if not _is_image(path):
+        if not is_image(path):
             if not path.lower().endswith(_IGNORED):
                 problems.add("files that are no images", f"{tree.name}/{path}")
         elif folder is None:
@@ -246,7 +273,7 @@ def _classes(tree: _Tree, problems: Problems, without: Collection[str] = ()) -> 
 
     filled = {name: images for name, images in classes.items() if images}
     if not filled:
-        content = "images, but none in a folder of its class" if any(map(_is_image, tree.files)) else "no image"
+        content = "images, but none in a folder of its class" if any(map(is_image, tree.files)) else "no image"
         raise UserError(f"{tree.name} has {content}; {_LAYOUT}.")
     if len(filled) == 1:
         (name,) = filled
@@ -264,8 +291,3 @@ def _classes(tree: _Tree, problems: Problems, without: Collection[str] = ()) -> 
 def _items(classes: _Classes, names: list[str]) -> list[Item]:
     """Build the items of the named classes, class by class; a class's label is its index among the names."""
     return [Item(name, label, location) for label, c in enumerate(names) for name, location in classes.get(c, [])]
-
-
-def _is_image(path: str) -> bool:
-    """Return whether a file's name is that of an image."""
-    return path.lower().endswith(_IMAGES)

@@ -76,6 +76,7 @@ class ShardMetadata:
     labels: list[int] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)  # SHA-256 of the pixels, 32 hexadecimal digits
     factors: list[list[float]] = field(default_factory=list)
+    picture_sizes: list[tuple[int, int]] = field(default_factory=list)  # width and height before they were made square
     size: int = 0  # bytes of the file
     sha256: str = ""  # of the file
     wrong: dict[str, list[str]] = field(default_factory=dict)
@@ -180,7 +181,7 @@ def write_shard(shard: Shard, duplicates: Mapping[str, str] | None = None) -> in
                 if duplicates and item.name in duplicates:
                     problems.add(DUPLICATES, f"{item.name}: as {duplicates[item.name]}")
                     continue
-                record = _read(item, shard, problems)
+                record = _read(item, shard, metadata, problems)
                 if record is not None:
                     data = records.encode(record)
                     writer.write(data)
@@ -210,13 +211,16 @@ def write_shard(shard: Shard, duplicates: Mapping[str, str] | None = None) -> in
     return len(problems)
 
 
-def _read(item: Item, shard: Shard, problems: Problems) -> records.Record | None:
+def _read(item: Item, shard: Shard, metadata: ShardMetadata, problems: Problems) -> records.Record | None:
     resolution, channels, preprocess = shard.format
     try:
         source = shard.read(item)
         if isinstance(source, RenderedImage):
             return records.Record(source.image, item.label, item.name, np.asarray(source.factors, np.float32))
-        return records.Record(preprocess(source, resolution, channels, problems.convert), item.label, item.name)
+        picture = preprocess.load(source, channels, problems.convert)
+        record = records.Record(preprocess.fit(picture, resolution), item.label, item.name)
+        metadata.picture_sizes.append(picture.size)
+        return record
     except Exception as error:  # image libraries raise many types for unreadable images
         if is_full(error):
             raise
