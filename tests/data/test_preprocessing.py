@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from noisytwins_jax.data.preprocessing import FILTERS, PUBLISHED, Preprocessing
+from noisytwins_jax.data.preprocessing import CROPS, FILTERS, PUBLISHED, Preprocessing
 from noisytwins_jax.utils.errors import UserError
 
 # Width and height: odd and even differences of the sides, wide and tall, larger and smaller than the result.
@@ -79,7 +79,27 @@ def test_filters_differ():
     assert all((a != b).any() for a, b in itertools.combinations(results, 2))
 
 
-@pytest.mark.parametrize("crop", ["center", "stretch"])
+@pytest.mark.parametrize(("word", "border"), [("", 0), ("-white", 255), ("-edge", None), ("-edge-white", None)])
+@pytest.mark.parametrize(("size", "inner"), [((50, 37), (16, 12)), ((9, 24), (6, 16)), ((64, 3), (16, 1))])
+def test_padding_is_around_the_whole_picture(size, inner, word, border):
+    picture, (width, height) = pixels(*size), inner
+    result, _ = process(picture, f"pad-box{word}")
+    left, top = (16 - width) // 2, (16 - height) // 2
+    small = np.asarray(Image.fromarray(picture).resize(inner, Image.Resampling.BOX))
+    np.testing.assert_array_equal(result[top : top + height, left : left + width], small)
+    rows, columns = (np.clip(np.arange(16) - start, 0, n - 1) for start, n in ((top, height), (left, width)))
+    inside = np.zeros((16, 16, 1), bool)
+    inside[top : top + height, left : left + width] = True
+    expected = np.where(inside, small[rows][:, columns], border) if border is not None else small[rows][:, columns]
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_a_padded_picture_of_the_size_is_not_resampled():
+    picture = pixels(16, 10)
+    np.testing.assert_array_equal(process(file(Image.fromarray(picture)), "pad")[0][3:13], picture)
+
+
+@pytest.mark.parametrize("crop", ["center", "stretch", "pad"])
 @pytest.mark.parametrize("filter", FILTERS)
 def test_a_picture_of_the_size_is_left_as_it_is(crop, filter):
     original = pixels(16, 16)
@@ -308,6 +328,8 @@ def test_what_is_no_picture_is_an_error(data):
         ("white", "center-lanczos-white"),
         ("upright-white-bicubic-stretch", "stretch-bicubic-white-upright"),
         ("upright-hamming", "center-hamming-upright"),
+        ("pad", "pad-lanczos"),
+        ("edge-pad-white", "pad-lanczos-edge-white"),
     ],
 )
 def test_words_stand_in_any_order(name, usual):
@@ -316,13 +338,17 @@ def test_words_stand_in_any_order(name, usual):
 
 def test_names_round_trip():
     assert Preprocessing().name == PUBLISHED
-    everything = itertools.product(("center", "stretch"), FILTERS, (False, True), (False, True))
+    flags = (False, True)
+    everything = [
+        *itertools.product(CROPS, FILTERS, flags, flags),
+        *itertools.product(["pad"], FILTERS, flags, flags, [True]),
+    ]
     names = set()
     for values in everything:
         preprocessing = Preprocessing(*values)
         assert Preprocessing.parse(preprocessing.name) == preprocessing
         names.add(preprocessing.name)
-    assert len(names) == 2 * len(FILTERS) * 4
+    assert len(names) == len(everything) == 4 * len(FILTERS) * 4
 
 
 @pytest.mark.parametrize(
@@ -335,6 +361,8 @@ def test_names_round_trip():
         ("center-lanczos-whit", "did you mean 'white'?"),
         ("", "no meaning for ''"),
         ("center--lanczos", "no meaning for ''"),
+        ("stretch-edge", "'stretch-edge' pads nothing, so edge has no effect; give pad-edge"),
+        ("pad-center", "'pad-center' says one thing twice"),
         ("center-stretch", "'center-stretch' says one thing twice"),
         ("box-center-lanczos", "says one thing twice; give for example center-lanczos"),
         ("lanczos-lanczos", "says one thing twice"),

@@ -5,10 +5,11 @@ import pytest
 from PIL import Image
 
 from noisytwins_jax.config import default_config, parse_config
+from noisytwins_jax.data.aspect import Aspect
 from noisytwins_jax.data.registry import load_splits
 from noisytwins_jax.evaluation import sheets as module
 from noisytwins_jax.evaluation.report.latent_sheets import interpolation_sheet, truncation_sheet
-from noisytwins_jax.evaluation.sheets import make_latent_sheets, sheet_truncations
+from noisytwins_jax.evaluation.sheets import draw_nearest, make_latent_sheets, make_sheet, sheet_truncations
 from noisytwins_jax.models.latents import Truncation
 
 
@@ -112,3 +113,23 @@ def test_truncation_keeps_the_z_of_a_column(drawn, tmp_path):
     for place, shown in enumerate(images.values()):
         expected = np.array([90, 7, 4, 1])[:, None] + 3 * place + np.arange(3)
         np.testing.assert_array_equal(shown[..., 0, 0, 0], expected)
+
+
+@pytest.mark.parametrize(("aspect", "width"), [(Aspect("pad", 0.5), 4), (Aspect("stretch", 2.0), 16)])
+def test_images_have_the_shape_of_the_pictures(drawn, tmp_path, monkeypatch, aspect, width):
+    splits, sizes = splits_of(4), []
+    splits.train.aspect = aspect
+
+    def record(image, *_, **__):
+        sizes.append(image.shape)
+        return Image.new("RGB", (8, 8))
+
+    for place in ("sheets", "sheet_frame"):
+        monkeypatch.setattr(f"noisytwins_jax.generation.{place}.resize_for_display", record)
+    for place in ("latent_sheets", "neighbour_sheet"):
+        monkeypatch.setattr(f"noisytwins_jax.evaluation.report.{place}.resize_for_display", record)
+    make_sheet(configured(), {}, splits, tmp_path / "samples.png")
+    make_latent_sheets(configured(), {}, splits, tmp_path)
+    examples = [{"class": 0, "index": 0, "nearest": [1, 2], "distances": [0.5, 1.0]}]
+    draw_nearest(examples, np.zeros((1, 8, 8, 1), np.uint8), splits.train)
+    assert len(sizes) > 200 and set(sizes) == {(8, width, 1)}

@@ -10,13 +10,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny_run import tiny_config
 from waiting import TIMEOUT
 
+from noisytwins_jax.data.aspect import Aspect
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.training.workdir import (
+    CLASSES_FILE,
     CONFIG_FILE,
     PARAMETERS_FILE,
     open_workdir,
+    read_aspect,
+    read_classes,
     use_compilation_cache,
+    write_classes,
     write_config,
     write_parameter_tables,
 )
@@ -116,3 +121,14 @@ def test_compiled_programs_are_cached_beside_the_runs_or_where_jax_is_told(tmp_p
     use_compilation_cache(tmp_path / "runs" / "a")
     compiled = str(tmp_path / "runs" / "cache" / "compiled")
     assert options.get("jax_compilation_cache_dir") == (None if variables else compiled)
+
+
+def test_the_aspect_ratio_is_known_without_the_data(tmp_path):
+    for aspect in (Aspect("pad", 1.5), None):
+        write_classes(tmp_path, 3, ["ant", "bee"], aspect)
+        assert read_classes(tmp_path) == (3, ("ant", "bee")) and read_aspect(tmp_path) == aspect
+    (tmp_path / CLASSES_FILE).write_text('{"channels": 3, "class_names": ["ant"]}')  # of an earlier version
+    assert read_classes(tmp_path) == (3, ("ant",)) and read_aspect(tmp_path) is None
+    (tmp_path / CLASSES_FILE).write_text('{"channels": 3, "class_names": ["ant"], "aspect": {"ratio": 2}}')
+    with pytest.raises(UserError, match="not as this program writes it"):
+        read_aspect(tmp_path)

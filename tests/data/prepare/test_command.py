@@ -574,3 +574,16 @@ def test_interrupted(farm, tmp_path, monkeypatch):
 def test_errors_of_arguments_are_for_people():
     with pytest.raises(UserError, match="did you mean 'petals'"):
         command.parse_arguments(["petal"])
+
+
+def test_the_shape_of_pictures_that_were_padded_is_kept(tmp_path, in_process):
+    source = photos(tmp_path / "photos")
+    for name in ("pad", "stretch", "center"):
+        out, _, _ = run(*folder_arguments(source, tmp_path, f"--preprocessing={name}", f"--name={name}"))
+        aspect = prepared_splits(name, resolution=8, directory=str(tmp_path)).train.aspect
+        assert aspect == (None if name == "center" else (name, 1.4286))
+        assert ("shown 1.43 times as wide as high in samples" in out) == (name != "center")
+    photos(tmp_path / "photos", {"train": {"ant": 25}}, size=(14, 20))
+    out, _, _ = run(*folder_arguments(source, tmp_path, "--preprocessing=pad"))
+    assert prepared_splits("farm", resolution=8, directory=str(tmp_path)).train.aspect is None
+    assert "pictures have several aspect ratios: samples and reports show the squares" in out
