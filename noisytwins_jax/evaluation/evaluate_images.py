@@ -58,8 +58,8 @@ def evaluate_images(
 
     Args:
       config: its ``evaluation`` has the protocol; its ``data`` is the reference, unless one is given.
-      images: a folder or an ``.npz``, see `image_reading`.
-      reference: folder or ``.npz`` of the real images, which are not resized; None for the data of `config`.
+      images: a folder, a ``.zip`` or an ``.npz``, see `image_reading`.
+      reference: the same of the real images, which are not resized; None for the data of `config`.
       workdir: of this evaluation alone; features of the reference are cached in ``cache/`` beside it.
 
     Returns:

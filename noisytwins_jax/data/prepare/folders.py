@@ -214,7 +214,7 @@ def _from_labels(
     if labelled.labels is None:
         return ["all"], {"train": [Item(name, 0, location) for name, location in labelled.files.items()]}
     ids = sorted(set(labelled.labels.values()))
-    for c in sorted(set(range(ids[-1])) - set(ids)):
+    for c in sorted(set(range(max(ids, default=0))) - set(ids)):
         problems.add("classes without images", f"{labels_file}: class id {c}")
     places = {c: label for label, c in enumerate(ids)}
     items = [Item(name, places[labelled.labels[name]], location) for name, location in labelled.files.items()]

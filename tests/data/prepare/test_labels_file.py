@@ -133,6 +133,8 @@ def test_images_and_labels_that_do_not_match(tmp_path):
     assert listing.problems.wrong["images with two labels in dataset.json"] == [f"{NAMES[0]}: 1 and 2"]
     assert NAMES[0] not in items(listing) and NAMES[1] in items(listing)
     assert "images with two labels" in refused(read_image_files, twice)
+    ambiguous = [[name, label] for name in NAMES for label in (0, 1)]
+    assert not items(listed(write(tmp_path / "ambiguous.zip", ambiguous)))
     gaps = listed(write(tmp_path / "gaps.zip", {name: 3 * label + 1 for name, label in LABELS.items()}))
     assert list(gaps.class_names) == ["1", "4", "7"] and len(gaps.problems.wrong["classes without images"]) == 5
     assert read_image_files(tmp_path / "gaps.zip").class_names == ("1", "4", "7")  # these need not be all classes
