@@ -4,9 +4,11 @@ Prepare:   python -m noisytwins_jax.data.prepare image_folder --name=birds --sou
 Command:   python -m noisytwins_jax.main --config=configs/image_folder.py[:<method>][,<px>][,smoke] --config.data.name=birds
 Hardware:  an accelerator. Groups of 8 images allow up to 16 devices.
 
-Networks, learning rates and the twins' weights are those of iNat19 (`configs/inat19.py`), without LeCam. Tune first on other
-data: config.total_kimg (1000 to 25000), config.r1.gamma (higher for higher resolutions), config.noisytwins.weight and sigma,
-and config.data.mirror=False where a mirrored picture means something else.
+What depends on the data is chosen from them: batch, R1's weight, length, ADA's speed or none, the moving average, σ and λ of
+the twins, and on accelerators the division of a batch that is too large for the memory. The table with every rule and its
+source is printed (`noisytwins_jax/data/recipe.py`); a field that is given stays, and --config.auto=False takes the numbers
+below: networks, rates and the twins' weights of iNat19 (`configs/inat19.py`), without LeCam. Say yourself --config.data.mirror=False
+where a mirrored picture means something else.
 """
 
 import ml_collections
@@ -41,6 +43,7 @@ def get_config(preset: str = "noisytwins") -> ml_collections.ConfigDict:
     chosen = parse_preset(__file__, preset, METHODS, resolutions=(64, 32, 128, 256))
     config = default_config()
     config.name = chosen.name
+    config.auto = True
     config.batch_size = 128
     config.total_kimg = 10_000.0
     config.dtype = "bfloat16"

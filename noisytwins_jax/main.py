@@ -161,6 +161,8 @@ def _run(config: RunConfig | None, workdir: str) -> None:
 
     if not has_tpu():
         expect_no_tpu()
+    if config is not None and config.auto:
+        config = _follow_recipe(config)
     try:
         if _MODE.value == "train":
             from noisytwins_jax.train import train
@@ -205,6 +207,22 @@ def _run(config: RunConfig | None, workdir: str) -> None:
             raise
         reason = first_line(error)
         _fail(f"The processes of the run lost their connection ({reason}); restart all of them.", os.EX_TEMPFAIL)
+
+
+def _follow_recipe(config: RunConfig) -> RunConfig:
+    import jax
+
+    from noisytwins_jax.config.recipe import follow_recipe
+    from noisytwins_jax.data.recipe import recipe_table
+    from noisytwins_jax.data.registry import load_data
+    from noisytwins_jax.utils.device_memory import available_bytes
+    from noisytwins_jax.utils.multihost import print_on_primary
+
+    memory = None if jax.devices()[0].platform == "cpu" else available_bytes()
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    config, settings = follow_recipe(config, load_data(config.data).train.class_counts, given, memory)
+    print_on_primary(f"Settings from the data (--config.auto=False for those of the file):\n{recipe_table(settings)}")
+    return config
 
 
 def _check_mode(mode: str) -> None:

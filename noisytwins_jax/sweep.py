@@ -28,6 +28,8 @@ from noisytwins_jax.training.workdir import CONFIG_FILE, read_config
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.subprocesses import run_all
 
+_OF_THE_DEVICE = ("device_batch", "remat")  # fields that a run with config.auto chooses for the device's memory
+
 
 class Run(NamedTuple):
     """A run of a sweep."""
@@ -49,7 +51,8 @@ class Run(NamedTuple):
         evaluation, report, config = (self.workdir / name for name in (EVALUATION_FILE, REPORT_FILE, CONFIG_FILE))
         if not (evaluation.exists() and report.exists()):
             return None
-        if read_config(self.workdir) != json.loads(json.dumps(flatten(self.config))):
+        saved, wanted = read_config(self.workdir) or {}, json.loads(json.dumps(flatten(self.config)))
+        if any(saved.get(name) != value for name, value in wanted.items() if name not in _OF_THE_DEVICE):
             return None
         if (
             report.stat().st_mtime_ns < config.stat().st_mtime_ns

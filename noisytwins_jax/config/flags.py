@@ -7,7 +7,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from noisytwins_jax.config.parsing import flatten, parse_config
+from noisytwins_jax.config.recipe import follow_recipe
 from noisytwins_jax.config.run_config import RunConfig
+from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.utils.errors import UserError, did_you_mean
 
 NO_CONFIG = "There is no configuration; give --config=configs/<dataset>.py[:<method>] before its fields."
@@ -42,7 +44,7 @@ def explain(error: Exception, argv: list[str]) -> str:
 
 
 def load_config(options: Sequence[str]) -> RunConfig:
-    """Load the configuration that `noisytwins_jax.main` would train with these options.
+    """Load the configuration that `noisytwins_jax.main` would train with these options, but for the device's memory.
 
     Raises:
       UserError: as in `main`.
@@ -57,4 +59,8 @@ def load_config(options: Sequence[str]) -> RunConfig:
         raise UserError(explain(error, argv)) from None
     if len(rest) > 1:
         raise UserError(f"Unexpected argument {rest[1]!r}; fields are set with --config.FIELD=VALUE.")
-    return parse_config(config.value)
+    run = parse_config(config.value)
+    if run.auto:
+        given = config_flags.get_override_values(values["config"])
+        run, _ = follow_recipe(run, load_data(run.data).train.class_counts, given)
+    return run

@@ -216,7 +216,7 @@ def smoke(
     begin at once, and the probability of adaptive augmentation starts above 0.
     """
     per_class = max(4, 400 // num_classes)
-    config.update(batch_size=8, total_kimg=0.032, log_interval_kimg=0.008, checkpoint_interval_kimg=0.032)
+    config.update(auto=False, batch_size=8, total_kimg=0.032, log_interval_kimg=0.008, checkpoint_interval_kimg=0.032)
     config.w_ratio_interval_kimg = 0.016
     config.dtype = "float32"  # bfloat16 is slow on CPUs
     config.data.update(name="synthetic", resolution=resolution)

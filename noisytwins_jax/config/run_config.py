@@ -77,6 +77,9 @@ class RunConfig(Losses):
 
     name: str = "run"  # <dataset>-<method>; the default workdir is runs/<name>
     seed: int = number(0, at_least=0, at_most=2**32 - 1)
+    auto: bool = (
+        False  # take what follows from the data and the device from `data.recipe`, but for fields that are given
+    )
     batch_size: int = number(128, at_least=1)  # images, over all devices
     total_kimg: float = number(1000.0, at_least=0)
     loss: str = choice(*ADVERSARIAL_LOSSES)

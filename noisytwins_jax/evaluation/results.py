@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 
 from noisytwins_jax.config import RunConfig, flatten
+from noisytwins_jax.config.recipe import followed_settings
+from noisytwins_jax.data.recipe import recipe_table
 from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.evaluation.report.curves import training_curves
 from noisytwins_jax.evaluation.report.factor_figure import factor_figure
@@ -101,6 +103,7 @@ def _write_report(
         lede=f"{len(splits.train)} training images of {len(counts)} classes, {counts.max()} to {counts.min()} a class; "
         f"{kimg:g} kimg; averaged generator of step {step}.",
         config_text=json.dumps(flatten(config), indent=2),
+        recipe_text=recipe_table(followed_settings(config, counts)) if config.auto else "",
         evaluation=result,
         figures=[
             ("Samples. Every row is a class, from the most to the least frequent; not selected.", sheet),

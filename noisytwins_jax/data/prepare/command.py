@@ -31,6 +31,7 @@ from noisytwins_jax.data.prepare.public_files import PUBLIC_SETS, get_source
 from noisytwins_jax.data.prepare.utlo_sets import animal_faces_lt, flowers_lt
 from noisytwins_jax.data.prepared import INFO_FILE, VERSION
 from noisytwins_jax.data.preprocessing import PUBLISHED, Preprocessing
+from noisytwins_jax.data.recipe import recipe_table, recommend
 from noisytwins_jax.data.source import check_resolution
 from noisytwins_jax.utils.errors import UserError, did_you_mean
 from noisytwins_jax.utils.retry import is_full
@@ -187,7 +188,11 @@ def prepare(arguments: argparse.Namespace) -> str:
                 f"{error.filename or working}: {error.strerror or error}; fix this and run the same command."
             ) from error
         raise UserError(f"There is no space left in {working}; free some and run the same command to resume.") from None
-    return f"{describe_classes(info)}\nPrepared in {target}; its class counts are plotted in {CLASS_COUNTS_FILE} there."
+    settings = recipe_table(recommend(info["splits"]["train"]["class_counts"], format.resolution))
+    return (
+        f"{describe_classes(info)}\nSettings to begin with (configs/image_folder.py takes them by itself):\n{settings}\n"
+        f"Prepared in {target}; its class counts are plotted in {CLASS_COUNTS_FILE} there."
+    )
 
 
 def _is_same(target: Path, plan: str, thresholds: tuple[int, int]) -> bool:

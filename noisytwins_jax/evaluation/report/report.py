@@ -25,6 +25,7 @@ def write_report(
     evaluation: Evaluation,
     figures: Sequence[tuple[str, webpage.Picture]] = (),
     lede: str = "",
+    recipe_text: str = "",
 ) -> Path:
     """Write a run's report: one self-contained HTML file.
 
@@ -39,6 +40,7 @@ def write_report(
         curves, ... A picture is a PNG file's bytes, a PIL image or a Matplotlib figure. The caption's first sentence
         becomes a heading.
       lede: a line under the title: data, method, length of training.
+      recipe_text: settings that follow from the data, with their rules, shown folded.
 
     Returns:
       ``path``.
@@ -64,6 +66,7 @@ def write_report(
         webpage.section("Quality against variety", truncation_section(evaluation)),
         webpage.section("Memorisation", memorisation_section(evaluation)),
         how_to_read(evaluation, known_metrics([evaluation])),
+        webpage.details("Settings from the data", recipe_text) if recipe_text else "",
         webpage.details("Configuration", config_text),
     ]
     return webpage.write_page(path, webpage.page(title, lede, body))
