@@ -84,7 +84,6 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     layout = Layout(fsdp=config.mesh.fsdp)
     check_batch(config, layout)
     check_evaluation(config)
-    check_source(config)
     splits = load_run_data(config)
     with raise_on_all_processes():
         check_counts(config, splits)
@@ -95,6 +94,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
     step = TrainingStep(config, model, layout)
     abstract = step.abstract_state(layout.state_shardings)  # refuses networks that cannot be
     with raise_on_all_processes():
+        check_source(config, abstract)
         workdir = open_workdir(workdir, config)  # after everything that may refuse the configuration
     with handle_disk_full(workdir):
         splits = with_instances(config, splits, cache_dir(workdir))

@@ -20,6 +20,7 @@ from noisytwins_jax.training.restore import restore_state
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.training.workdir import read_config, write_classes, write_config
 from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.sharding import Layout
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
@@ -160,6 +161,10 @@ def started(config, names, workdir):
     return state, start_from_source(config, state, names, workdir)
 
 
+def check(config):
+    check_source(config, TrainingStep(config, build_model(config, 1, len(CLASSES))).abstract_state(Layout().replicated))
+
+
 def variables_of(state):
     parts = {"generator": state.generator.variables, "discriminator": state.discriminator.variables, "ema": state.ema}
     return {path: np.asarray(x) for path, x in flatten_dict(parts, sep="/").items()}
@@ -212,18 +217,18 @@ def test_another_width_and_another_family_are_refused(source, tmp_path):
     value = 4 if make is tiny_run.tiny_config else 12
     old = flatten(make())[field]
     with pytest.raises(UserError, match=rf"is of another width: .*take its settings: --config.{field}={old}\.$"):
-        started(make(**SHORT | {"finetune.init_from": str(workdir), field: value}), CLASSES, tmp_path / "run")
+        check(make(**SHORT | {"finetune.init_from": str(workdir), field: value}))
     other = tiny_biggan.tiny_config if make is tiny_run.tiny_config else tiny_run.tiny_config
     with pytest.raises(UserError, match=r"nothing in common; give a run of"):
-        check_source(other(**{"finetune.init_from": str(workdir)}))
+        check(other(**{"finetune.init_from": str(workdir)}))
 
 
 def test_a_source_that_is_none_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoints"):
-        check_source(tiny_run.tiny_config(**{"finetune.init_from": str(tmp_path)}))
+        check(tiny_run.tiny_config(**{"finetune.init_from": str(tmp_path)}))
     (tmp_path / "network.pkl").touch()
     with pytest.raises(UserError, match=r"make a run of them first: .*convert from-torch"):
-        check_source(tiny_run.tiny_config(**{"finetune.init_from": str(tmp_path)}))
+        check(tiny_run.tiny_config(**{"finetune.init_from": str(tmp_path)}))
 
 
 def test_training_from_a_source_leaves_frozen_layers_as_they_are(source, tmp_path):

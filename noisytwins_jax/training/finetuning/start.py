@@ -22,23 +22,30 @@ TABLE_FILE = "init_from.txt"
 _WIDTHS = ("generator.", "discriminator.", "biggan.", "r3gan.")  # fields that say how wide networks are
 
 
-def check_source(config: RunConfig) -> None:
-    """Check that the run can start from ``config.finetune.init_from``, as far as its configuration tells.
+def check_source(config: RunConfig, state: TrainState) -> None:
+    """Check that a run can start from ``config.finetune.init_from``, if that is given.
+
+    Args:
+      config: of the run.
+      state: its state, arrays or their shapes.
 
     Raises:
-      UserError: there is no such run or checkpoint, or it has networks of another family.
+      UserError: there is no such run or checkpoint, or its networks are of another family or of other widths.
     """
-    if config.finetune.init_from:
-        _read_source(config)
+    if not config.finetune.init_from:
+        return
+    source, folder = _read_source(config)
+    channels, names = read_classes(folder)
+    theirs = jax.eval_shape(build_model(source, channels, len(names)).init, jax.random.key(0))
+    for part, others in zip(("generator", "discriminator"), theirs, strict=True):
+        _check_widths(part, getattr(state, part).params, others["params"], config, source)
 
 
 def start_from_source(config: RunConfig, state: TrainState, class_names: Sequence[str], workdir: Path) -> TrainState:
     """Put the networks of ``config.finetune.init_from`` in place of the initial ones, and write a table of what was taken.
 
     The optimisers, ADA's probability and the losses' states stay as initialised; the average is taken from the average.
-
-    Raises:
-      UserError: as `check_source`; or the networks are of other widths.
+    `check_source` has passed.
     """
     source, folder = _read_source(config)
     channels, source_names = read_classes(folder)
@@ -57,7 +64,6 @@ def start_from_source(config: RunConfig, state: TrainState, class_names: Sequenc
         given = {path: np.asarray(x) for path, x in flatten_dict(others).items()}
         shapes = {path: x.shape for path, x in flatten_dict(variables).items()}
         found[part] = transfer(shapes, given, tables["discriminator" if part == "discriminator" else "generator"], rows)
-        _check_widths(part, shapes, given, found[part], config, source)
     text = _describe(found, parts, source_names, class_names, rows)
     if jax.process_index() == 0:
         write_atomically(workdir / TABLE_FILE, f"From step {step} of {folder}\n\n{text}\n\n{_list(found)}\n")
@@ -71,7 +77,10 @@ def start_from_source(config: RunConfig, state: TrainState, class_names: Sequenc
 
 def _read_source(config: RunConfig) -> tuple[RunConfig, Path]:
     folder = Path(config.finetune.init_from).absolute()
-    check_has_checkpoint(folder, config.finetune.checkpoint)
+    try:
+        check_has_checkpoint(folder, config.finetune.checkpoint)
+    except UserError as error:
+        raise UserError(f"--init_from={config.finetune.init_from}: {error}") from None
     fields = read_config(folder)
     if fields is None:
         raise UserError(f"{folder} has checkpoints but no config.json, which says what of; restore it.")
@@ -104,20 +113,22 @@ def _class_tables(config: RunConfig, channels: int, num_classes: int) -> dict[st
     }
 
 
-def _check_widths(part: str, shapes: dict, given: dict, found: Transfer, config: RunConfig, source: RunConfig) -> None:
-    """Refuse a network most of whose parameters have the same names as the source's, and other shapes."""
-    common = [path for path in shapes.keys() & given.keys() if path[0] == "params"]
-    other = sorted(path for path in common if path not in found.values)
-    if 2 * sum(given[path].size for path in other) <= sum(given[path].size for path in common):
+def _check_widths(part: str, params: dict, others: dict, config: RunConfig, source: RunConfig) -> None:
+    """Refuse a network most of whose parameters have the names of the source's, and other shapes.
+
+    The first axis may differ: of class tables, and of the inputs of the first layer.
+    """
+    ours, theirs = flatten_dict(params), flatten_dict(others)
+    common = sorted(ours.keys() & theirs.keys())
+    other = [path for path in common if theirs[path].shape[1:] != ours[path].shape[1:]]
+    if 2 * sum(theirs[path].size for path in other) <= sum(theirs[path].size for path in common):
         return
-    ours, theirs = flatten(config), flatten(source)
-    options = [
-        f"--config.{name}={theirs[name]}" for name in ours if name.startswith(_WIDTHS) and ours[name] != theirs[name]
-    ]
+    fields, wanted = flatten(config), flatten(source)
+    options = [f"--config.{x}={wanted[x]}" for x in fields if x.startswith(_WIDTHS) and fields[x] != wanted[x]]
     path = other[0]
     raise UserError(
-        f"The {part} of {config.finetune.init_from} is of another width: {'/'.join(path)} is {list(given[path].shape)} "
-        f"there and {list(shapes[path])} here; take its settings: {' '.join(options)}."
+        f"The {part} of {config.finetune.init_from} is of another width: {'/'.join(path)} is {list(theirs[path].shape)} "
+        f"there and {list(ours[path].shape)} here; take its settings: {' '.join(options)}."
     )
 
 
