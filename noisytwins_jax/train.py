@@ -26,7 +26,7 @@ from noisytwins_jax.training.hooks.base import Hook, StepEvent
 from noisytwins_jax.training.hooks.checkpoint import CheckpointHook
 from noisytwins_jax.training.hooks.collapse import CollapseHook
 from noisytwins_jax.training.hooks.intervention import InterventionHook
-from noisytwins_jax.training.hooks.log import LogHook
+from noisytwins_jax.training.hooks.log import LogHook, wandb_log
 from noisytwins_jax.training.hooks.nan_guard import NanGuardHook
 from noisytwins_jax.training.hooks.profile import ProfileHook
 from noisytwins_jax.training.hooks.stop import StopHook
@@ -44,6 +44,7 @@ from noisytwins_jax.utils.logging import MetricsWriter, Progress
 from noisytwins_jax.utils.multihost import print_on_primary, raise_on_all_processes
 from noisytwins_jax.utils.sharding import Layout
 from noisytwins_jax.utils.stopwatch import Stopwatch
+from noisytwins_jax.utils.wandb_log import WandbLog
 
 
 class TrainedRun(NamedTuple):
@@ -65,13 +66,14 @@ def train(config: RunConfig, workdir: str | Path) -> Path:
     Raises:
       UserError, SystemExit: as `train_to_end`.
     """
-    run = train_to_end(config, workdir)
-    print_on_primary("Evaluating the averaged generator.")
-    with handle_disk_full(run.workdir):
-        return write_results(config, run.state.ema, run.step, run.splits, run.workdir, run.evaluation)
+    with wandb_log(config, workdir) as wandb:
+        run = train_to_end(config, workdir, wandb)
+        print_on_primary("Evaluating the averaged generator.")
+        with handle_disk_full(run.workdir):
+            return write_results(config, run.state.ema, run.step, run.splits, run.workdir, run.evaluation, wandb)
 
 
-def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
+def train_to_end(config: RunConfig, workdir: str | Path, wandb: WandbLog | None = None) -> TrainedRun:
     """Train to the end, from the newest checkpoint if there is one; return a finished run as it is.
 
     Raises:
@@ -105,7 +107,7 @@ def train_to_end(config: RunConfig, workdir: str | Path) -> TrainedRun:
         handle_disk_full(workdir),
         WorkdirLock(workdir),
         batches,
-        contextlib.closing(MetricsWriter(workdir, disable=not primary)) as writer,
+        contextlib.closing(MetricsWriter(workdir, disable=not primary, wandb=wandb)) as writer,
         contextlib.closing(Progress(config.total_kimg, disable=not primary)) as progress,
         Checkpoints(workdir, writable=True, keep=collapse.keep if collapse.watched else 2) as checkpoints,
     ):

@@ -36,6 +36,7 @@ FREE_FIELDS = (
     "total_kimg",
     "up_impl",
     "w_ratio_interval_kimg",
+    "wandb",
 )
 
 

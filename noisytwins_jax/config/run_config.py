@@ -99,6 +99,7 @@ class RunConfig(Losses):
     memorisation_interval_kimg: float = number(0.0, at_least=0)  # D's accuracy on images trained with and held out
     checkpoint_interval_kimg: float = number(50.0, at_least=0)
     sheet_interval_kimg: float = number(0.0, at_least=0)  # sample sheet while training; 0 for at the end only
+    wandb: str = ""  # project of Weights & Biases to log to as well; empty for none
     data: DataConfig = field(default_factory=DataConfig)
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()

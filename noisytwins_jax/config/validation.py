@@ -57,6 +57,11 @@ def validate_cross_fields(run: RunConfig) -> None:
             f"config.data.tail_below={run.data.tail_below} is above config.data.head_above={run.data.head_above}; classes "
             "in between are the medium ones."
         )
+    if set(run.wandb) & set("/\\#?%:"):
+        raise UserError(
+            f"config.wandb={run.wandb} is no name of a project of Weights & Biases, which has none of / \\ # ? % :; give the "
+            "name alone, and the team or user before it as the environment variable WANDB_ENTITY."
+        )
     traced_steps(run.profile.steps)  # raises if it is not a range
     _check_evaluation(run.evaluation)
     for strength in run.evaluation.sweep:

@@ -14,8 +14,10 @@ from noisytwins_jax.config import RunConfig, flatten
 from noisytwins_jax.config.recipe import followed_settings
 from noisytwins_jax.data.recipe import recipe_table
 from noisytwins_jax.data.source import DataSplits
-from noisytwins_jax.evaluation.report.curves import training_curves
+from noisytwins_jax.evaluation.evaluation_hook import to_scalars
+from noisytwins_jax.evaluation.report.curves import rows_head_to_tail, training_curves
 from noisytwins_jax.evaluation.report.factor_figure import factor_figure
+from noisytwins_jax.evaluation.report.glossary import HEADLINES
 from noisytwins_jax.evaluation.report.report import write_report
 from noisytwins_jax.evaluation.report.singular_values_figure import singular_values_figure
 from noisytwins_jax.evaluation.report.w_projection import w_projection_figure
@@ -34,6 +36,7 @@ from noisytwins_jax.training.fault_tolerance.collapse_log import read_collapses
 from noisytwins_jax.utils.files import write_atomically
 from noisytwins_jax.utils.logging import read_metrics
 from noisytwins_jax.utils.multihost import broadcast_from_primary, local_copy, print_on_primary
+from noisytwins_jax.utils.wandb_log import WandbLog
 
 EVALUATION_FILE, REPORT_FILE, W_FILE = "evaluation.json", "report.html", "w.npz"
 NEAREST_CAPTION = (
@@ -63,8 +66,9 @@ def write_results(
     splits: DataSplits,
     workdir: Path,
     result: dict[str, Any] | None = None,
+    wandb: WandbLog | None = None,
 ) -> Path:
-    """Evaluate, unless `result` is given, and write numbers, sheets and report; return the report's path."""
+    """Evaluate, unless `result` is given, and write numbers, sheets and report, and to `wandb`; return the report's path."""
     variables = local_copy(variables)
     result = result or evaluate_variables(config, variables, splits, workdir)
     result["protocol"]["step"] = step
@@ -76,9 +80,25 @@ def write_results(
     nearest = make_nearest_sheet(config, variables, splits, result, workdir / NEAREST_FILE)
     latent = make_latent_sheets(config, variables, splits, workdir)
     w, labels = sample_w(config, variables, splits)
+    if wandb is not None:
+        _log_results(wandb, step, result, {"samples": sheet, "nearest": nearest})
     return broadcast_from_primary(
         lambda: _write_report(config, step, splits, workdir, result, sheet, nearest, latent, w, labels)
     )
+
+
+def _log_results(wandb: WandbLog, step: int, result: dict[str, Any], sheets: dict[str, Image.Image | None]) -> None:
+    """Log the numbers, as scalars and as tables (all classes together, and each class), and the sheets."""
+    metrics, real = result["metrics"], result.get("real_vs_real") or {}
+    wandb.write_scalars(step, to_scalars(result))
+    rows = [
+        {"metric": name, "meaning": meaning, "value": metrics[key], "real against real": real.get(key)}
+        for key, name, meaning, _ in HEADLINES
+        if metrics.get(key) is not None
+    ]
+    wandb.write_table(step, "evaluation/results", rows)
+    wandb.write_table(step, "evaluation/classes", rows_head_to_tail(result))
+    wandb.write_images(step, {name: sheet for name, sheet in sheets.items() if sheet is not None})
 
 
 def _write_report(

@@ -1,4 +1,4 @@
-"""Logging of a run: ``metrics.jsonl``, TensorBoard, and a progress bar."""
+"""Logging of a run: ``metrics.jsonl``, TensorBoard, Weights & Biases, and a progress bar."""
 
 import contextlib
 import json
@@ -18,6 +18,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.wandb_log import WandbLog
 
 METRICS_FILE = "metrics.jsonl"
 LINE_INTERVAL = 10.0  # seconds between progress lines when there is no terminal to draw a bar on
@@ -68,12 +69,13 @@ class MetricsWriter:
     and survives a killed process. Numbers that are not finite are written as null (JSON has no NaN).
     """
 
-    def __init__(self, workdir: str | os.PathLike, disable: bool = False):
-        """Open the files of `workdir` for appending, creating the directory if needed.
+    def __init__(self, workdir: str | os.PathLike, disable: bool = False, wandb: WandbLog | None = None):
+        """Open the files of `workdir` for appending, creating the directory if needed, and start `wandb`.
 
         Args:
           workdir: a directory of the local file system.
           disable: write nothing (in all processes of a run but the primary one).
+          wandb: where the same is logged, too; the caller ends it.
 
         Raises:
           UserError: `workdir` is an address such as gs://bucket/run, which cannot be appended to.
@@ -84,6 +86,7 @@ class MetricsWriter:
         self._directory = Path(workdir)
         self._purge_step: int | None = None
         self._board: SummaryWriter | None = None
+        self._wandb = wandb
         if disable:
             return
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -91,6 +94,8 @@ class MetricsWriter:
         if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
             self._rewrite(lambda record: True)  # a torn last line would swallow the first record appended to it
         self._file = self._path.open("a", encoding="utf-8")
+        if wandb is not None:
+            wandb.start()
 
     def _rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Atomically rewrite the file with the readable records for which `keep` is true."""
@@ -124,14 +129,18 @@ class MetricsWriter:
         self._file.flush()
         for name, number in numbers.items():
             self._open_board().add_scalar(name, number, step)
+        if self._wandb is not None:
+            self._wandb.write_scalars(int(step), numbers)
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray | Image.Image]) -> None:
-        """Log images, each a PIL image or uint8 [H, W, C] with C = 1 or 3, to TensorBoard."""
+        """Log images, each a PIL image or uint8 [H, W, C] with C = 1 or 3, to TensorBoard and Weights & Biases."""
         if self._disable:
             return
         for name, image in images.items():
             pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
             self._open_board().add_image(name, pixels, step, dataformats="HWC")
+        if self._wandb is not None:
+            self._wandb.write_images(step, images)
 
     def close(self) -> None:
         """Flush and close the files."""

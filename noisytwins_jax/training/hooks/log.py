@@ -1,12 +1,30 @@
-"""Logging: means of the updates' metrics, the monitors, speed, and the progress bar."""
+"""Logging: means of the updates' metrics, the monitors, speed, and the progress bar, and Weights & Biases."""
 
+import dataclasses
+from pathlib import Path
+
+import jax
 from typing_extensions import override
 
+from noisytwins_jax.config import RunConfig
 from noisytwins_jax.training.hooks.base import Hook, StepEvent
 from noisytwins_jax.training.monitors import compute_monitors
 from noisytwins_jax.training.run import Run
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.training.step_metrics import Reported, fetch_in_order, mean_metrics
+from noisytwins_jax.utils.multihost import raise_on_all_processes
+from noisytwins_jax.utils.wandb_log import WandbLog
+
+
+def wandb_log(config: RunConfig, workdir: str | Path) -> WandbLog:
+    """Return the log of Weights & Biases, which writes in the primary process if the configuration names a project.
+
+    Raises:
+      UserError: in all processes: the primary one lacks the package.
+    """
+    project = config.wandb if jax.process_index() == 0 else ""
+    with raise_on_all_processes():
+        return WandbLog(project, workdir, config.name, dataclasses.asdict(config))
 
 
 class LogHook(Hook):
