@@ -5,6 +5,7 @@ import math
 import os
 import signal
 
+import fake_wandb
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -436,13 +437,31 @@ def test_counts_that_cannot_be_evaluated_are_refused_before_training(tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
+def check_wandb(logs, result, records):
+    """The log of Weights & Biases has every number, the sheets and the tables, and is ended."""
+    (log,) = logs
+    scalars = [(step, name) for step, values in log.logged for name, x in values.items() if isinstance(x, float)]
+    assert {(r["step"], name) for r in records for name in r if name != "step"} <= set(scalars)
+    values = log.values()
+    assert values["evaluation/fid"] == result["metrics"]["fid"]
+    assert {"samples", "nearest"} <= values.keys()
+    rows = [
+        dict(zip(values["evaluation/classes"].columns, row, strict=True)) for row in values["evaluation/classes"].data
+    ]
+    assert sorted(rows, key=lambda row: row["class"]) == result["per_class"]
+    assert ["FID", result["metrics"]["fid"]] in [[row[0], row[2]] for row in values["evaluation/results"].data]
+    assert log.arguments["config"]["noisytwins"]["weight"] == 0.05
+    assert log.exit_code == 0
+
+
 @pytest.mark.slow
-def test_a_whole_run(tmp_path, capsys):
+def test_a_whole_run(tmp_path, capsys, monkeypatch):
     """Trains, evaluates on the way and at the end, and writes what people look at; then evaluates the best step."""
     config = tiny_run.tiny_config(
-        **{"total_kimg": 20 * KIMG, "evaluation.interval_kimg": 10 * KIMG, "sheet_interval_kimg": 10 * KIMG}
+        **{"total_kimg": 20 * KIMG, "evaluation.interval_kimg": 10 * KIMG, "sheet_interval_kimg": 10 * KIMG},
+        wandb="project",
     )
-    workdir = tmp_path / "run"
+    workdir, logs = tmp_path / "run", fake_wandb.install(monkeypatch)
     report = train(config, workdir)
     assert report.read_text().startswith("<!")
     result = json.loads((workdir / "evaluation.json").read_text())
@@ -452,6 +471,7 @@ def test_a_whole_run(tmp_path, capsys):
     assert [r["step"] for r in records if "evaluation/fid" in r] == [10, 20]
     assert records[-1]["evaluation/fid"] == pytest.approx(result["metrics"]["fid"], rel=1e-3)
     assert (workdir / "samples.png").stat().st_size > 100
+    check_wandb(logs, result, records)
 
     best = min((r["evaluation/fid"], r["step"]) for r in records if "evaluation/fid" in r)[1]
     evaluate(config, workdir, "best")

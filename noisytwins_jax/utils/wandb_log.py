@@ -70,6 +70,8 @@ class WandbLog:
                     f"Weights & Biases cannot be used now ({first_line(error)}), so the run is kept on disk. Log in with "
                     "`wandb login`, or connect the machine, and upload it later:"
                 )
+            if self._run.disabled:  # WANDB_MODE=disabled
+                return
             write_atomically(self._workdir / RUN_ID_FILE, self._run.id + "\n")
             folder = Path(self._run.dir).parent  # its `files` are what `dir` names
             _print(f"Weights & Biases: {self._run.url or f'wandb sync {folder}'}")

@@ -12,6 +12,7 @@ INSTANCES = {"instances.neighbours": 3, "fake_labels": "empirical", "evaluation.
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"wandb": "team/project"}, "config.wandb=team/project is no name of a project"),
         ({"loss_margin": 2.0}, "config.loss_margin is the hinge loss's"),
         ({"generator.channel_base": 4}, "config.generator.channel_base=4 leaves no channels at 8 px"),
         ({"discriminator.channel_base": 4}, "config.discriminator.channel_base=4 leaves no channels at 8 px"),
