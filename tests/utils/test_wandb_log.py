@@ -1,11 +1,17 @@
+"""Logging to Weights & Biases. As a program, logs as a training does: python tests/utils/test_wandb_log.py WORKDIR."""
+
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import fake_wandb
 import jax
 import numpy as np
 import pytest
 import tiny_run
+from paths import HELPERS, ROOT
 from PIL import Image
 
 from noisytwins_jax.training.hooks.log import wandb_log
@@ -117,17 +123,24 @@ def test_an_error_in_the_middle_is_reported_once(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("failed (the service died); training goes on without it") == 1
 
 
-@pytest.mark.slow
-def test_the_real_package_writes_a_folder_without_a_network(tmp_path, monkeypatch, capsys):
+def write_in_a_process(workdir, **environment):
+    """`write` with the real package and without a network; returns what was printed to standard error."""
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    write(tmp_path)
-    write(tmp_path, first=3)
-    assert capsys.readouterr().err.count("wandb sync ") == 2
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= {"HOME": str(workdir), "PYTHONPATH": os.pathsep.join([str(HELPERS), str(ROOT)])}
+    done = subprocess.run([sys.executable, __file__, workdir], env=clean | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_the_real_package_writes_a_folder_without_a_network(tmp_path):
+    said = [write_in_a_process(tmp_path, WANDB_MODE="offline") for _ in range(2)]
     first, second = sorted((tmp_path / "wandb").glob("offline-run-*"))
     name = (tmp_path / "wandb_id.txt").read_text().strip()
     for folder in (first, second):
         records = (folder / f"run-{name}.wandb").read_bytes()
+        assert f"Weights & Biases: wandb sync {folder}\n" in "".join(said)
         assert all(word in records for word in (b"project", b"digits", b"gamma", b"loss/r1", b"samples", b"classes"))
     images = [Image.open(path).size for path in (first / "files/media/images").glob("*.png")]
     assert sorted(images) == [(8, 8), (16, 8)]
@@ -136,11 +149,10 @@ def test_the_real_package_writes_a_folder_without_a_network(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_the_real_package_without_a_key_keeps_the_run_on_disk(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for variable in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
-        monkeypatch.delenv(variable, raising=False)
-    write(tmp_path / "run")
-    assert "cannot be used now (No API key" in capsys.readouterr().err
-    assert [*(tmp_path / "run" / "wandb").glob("offline-run-*")]
+def test_the_real_package_without_a_key_keeps_the_run_on_disk(tmp_path):
+    assert "cannot be used now (No API key" in write_in_a_process(tmp_path)
+    assert [*(tmp_path / "wandb").glob("offline-run-*")]
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
