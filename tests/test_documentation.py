@@ -1,5 +1,6 @@
 """The documentation: links and paths exist, commands parse, and Python blocks compile."""
 
+import argparse
 import ast
 import copy
 import functools
@@ -24,6 +25,9 @@ PACKAGE = ROOT / "noisytwins_jax"
 SOURCE = (".py", ".sh", ".md", ".ipynb", ".toml", ".yml", ".cff")
 # The example of "Add your own loss", which test_add_your_own.py carries out.
 DRIFT, DRIFT_FIELD = "noisytwins_jax/losses/drift.py", "config.drift.weight"
+COMMANDS = [
+    f"noisytwins_jax.{name}" for name in ("main", "convert", "sweep", "compare", "data.prepare", "metrics.weights")
+]
 TOOLS = {"pre-commit", "ruff"}  # not ours, so not checked
 
 
@@ -207,6 +211,39 @@ def check_pip(arguments: list[str]) -> None:
 def make_targets() -> set[str]:
     text = (ROOT / "Makefile").read_text()
     return set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split())
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    """The options of a parser and of its subcommands."""
+    found = set()
+    for action in parser._actions:
+        found |= {word for word in action.option_strings if word.startswith("--")}
+        if isinstance(action, argparse._SubParsersAction):
+            found |= set().union(*map(options, action.choices.values()))
+    return found
+
+
+def options_of(command: str, capsys: pytest.CaptureFixture) -> set[str]:
+    if command == "noisytwins_jax.main":
+        importlib.import_module(command)
+        return {f"--{flag.name}" for flag in flags.FLAGS.get_flags_for_module(command)}
+    if command == "noisytwins_jax.data.prepare":
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"{command}.command").parse_arguments(["--help"])
+        return set(re.findall(r"^ +(?:-\w, )?(--\w+)", capsys.readouterr().out, re.MULTILINE))
+    return options(importlib.import_module(command).build_parser())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_documented(command, capsys):
+    """In a document that names the command."""
+    text = "\n".join(read(document) for document in find_documents() if command in read(document))
+    found = options_of(command, capsys) - {"--help"}
+    assert found
+    assert sorted(option for option in found if not re.search(rf"{option}(?![\w-])", text)) == []
 
 
 # --- Python ----------------------------------------------------------------------------------------------------------
