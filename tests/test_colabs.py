@@ -4,11 +4,14 @@ As a program, runs the code cells of a notebook in order, in one namespace: pyth
 """
 
 import ast
-import importlib
+import importlib.metadata
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,44 @@ def test_imports_what_there_is(name):
     assert len(imported) > 5
     missing = [(module, word) for module, word in imported if not hasattr(importlib.import_module(module), word)]
     assert not missing
+
+
+def address():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+
+
+def test_the_repository_has_one_address():
+    """That of pyproject.toml, in badges and in the first cells."""
+    where = address().removeprefix("https://github.com/")
+    pages = [*COLABS.glob("*.ipynb"), COLABS / "README.md", ROOT / "README.md"]
+    text = {page: page.read_text("utf-8") for page in pages}
+    for page in pages:
+        found = re.findall(r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/main/([^)]*)\)", text[page])
+        assert all(repository == where and (ROOT / path).is_file() for repository, path in found)
+        if page.suffix == ".ipynb":
+            assert [path for _, path in found] == [f"colabs/{page.name}"]
+            assert f'SOURCE = "{address()}"' in code(page)[0]
+    assert code(COLABS / NOTEBOOKS[0])[0] == code(COLABS / NOTEBOOKS[1])[0]
+
+
+@pytest.mark.parametrize("cloned", [False, True])
+def test_the_first_cell_installs_without_touching_jax(tmp_path, monkeypatch, cloned):
+    """Where the notebook is alone, as in Colab; running the cell again does not clone again."""
+    ran = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append([str(word) for word in command]))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    if cloned:
+        (tmp_path / "noisytwins").mkdir()
+    exec(code(COLABS / NOTEBOOKS[0])[0].replace("OWNER/", "me/"), {})
+    clone = ["git", "clone", "--quiet", "--depth=1", address().replace("OWNER", "me"), str(tmp_path / "noisytwins")]
+    assert ran[:-1] == ([] if cloned else [clone])
+    assert ran[-1][1:4] == ["-m", "pip", "install"] and ran[-1][-2:] == ["--editable", str(tmp_path / "noisytwins")]
+    assert "--constraint=constraints.txt" in ran[-1]
+    kept = (tmp_path / "constraints.txt").read_text().splitlines()
+    assert {f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "jaxlib")} <= set(kept)
+    assert sys.path[0] == str(tmp_path / "noisytwins")
 
 
 def test_no_notebook_is_left_out():
