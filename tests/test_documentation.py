@@ -28,7 +28,7 @@ DRIFT, DRIFT_FIELD = "noisytwins_jax/losses/drift.py", "config.drift.weight"
 COMMANDS = [
     f"noisytwins_jax.{name}" for name in ("main", "convert", "sweep", "compare", "data.prepare", "metrics.weights")
 ]
-TOOLS = {"pre-commit", "ruff"}  # not ours, so not checked
+TOOLS = {"pre-commit", "ruff", "wandb"}  # not ours, so not checked
 
 
 def find_documents() -> list[Path]:

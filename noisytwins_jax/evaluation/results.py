@@ -124,6 +124,7 @@ def _write_report(
         f"{kimg:g} kimg; averaged generator of step {step}.",
         config_text=json.dumps(flatten(config), indent=2),
         recipe_text=recipe_table(followed_settings(config, counts)) if config.auto else "",
+        curves={name for record in records for name in record},
         evaluation=result,
         figures=[
             ("Samples. Every row is a class, from the most to the least frequent; not selected.", sheet),

@@ -80,7 +80,7 @@ PROTOCOL: tuple[tuple[str, str], ...] = (
 
 HOW_TO_READ: tuple[
     tuple[str, str, str], ...
-] = (  # the metric that it explains, or "" for every page; name; explanation
+] = (  # the metric or curve that it explains, or "" for every page; name; explanation
     (
         "",
         "FID and iFID",
@@ -148,6 +148,44 @@ HOW_TO_READ: tuple[
         "components: t-SNE draws tight and wide classes at the same size and only tells which are separate and which are mixed.",
     ),
     (
+        "loss/discriminator",
+        "Curves of the losses",
+        "The losses of a GAN do not fall towards 0 as a classifier's do: both networks improve, and the curves stay level. A "
+        "discriminator that cannot tell real from generated images has the loss 1.39 and gives the generator .69 (with the "
+        "hinge loss 2 and 0). A discriminator's loss that falls to 0 while the generator's grows is overfitting; a sudden jump "
+        "of either is divergence. Neither shows that classes collapse: the W ratio does.",
+    ),
+    (
+        "logits/real_sign",
+        "logits/real_sign",
+        "Mean sign of the discriminator's logits of real images: 0 if it guesses, 1 if it knows every one. Growth towards 1 "
+        "means that it learns the training images by heart; ADA keeps it at its target, .6.",
+    ),
+    (
+        "augment/p",
+        "augment/p",
+        "ADA's probability of each augmentation. It rises from 0 for as long as logits/real_sign is above its target, and then "
+        "hovers; with few images it settles higher. Above about .8, augmentations leak into generated images.",
+    ),
+    (
+        "loss/r1",
+        "loss/r1",
+        "Penalty on the discriminator's gradient at real images, with its weight. It rises at first and then stays level, "
+        "small beside the discriminator's loss; growth without end says that γ is too small.",
+    ),
+    (
+        "loss/generator/noisytwins",
+        "loss/generator/noisytwins",
+        "Distance of the cross-correlation of twins' w from the identity, before its weight. It falls slowly and never to 0; if "
+        "it stands still and the W ratio falls, its weight is too small.",
+    ),
+    (
+        "loss/discriminator/lecam",
+        "loss/discriminator/lecam",
+        "LeCam's pull of logits towards the other side's running mean, before its weight. It grows as the logits of real and "
+        "generated images move apart.",
+    ),
+    (
         "",
         "Comparing with other work",
         "Numbers are comparable only under the same protocol: same feature extractor, same real images, same counts. "
@@ -162,7 +200,7 @@ _CLASSIFIER_SCORE = (  # replaces the above where the headline's extractor is th
 
 
 def how_to_read(evaluation: Mapping[str, Any], metrics: Collection[str]) -> str:
-    """Return the section that explains `metrics`, for the evaluation's headline extractor."""
+    """Return the section that explains `metrics` and curves, for the evaluation's headline extractor."""
     headline = (evaluation.get("protocol") or {}).get("headline_extractor") or CLASSIFIER
     others = {"inception_score": _CLASSIFIER_SCORE} if headline == CLASSIFIER else {}
     entries = [(name, others.get(key, words)) for key, name, words in HOW_TO_READ if not key or key in metrics]

@@ -1,7 +1,7 @@
 """The report page of one evaluation: ``report.html``."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from noisytwins_jax.evaluation.report import webpage
@@ -26,6 +26,7 @@ def write_report(
     figures: Sequence[tuple[str, webpage.Picture]] = (),
     lede: str = "",
     recipe_text: str = "",
+    curves: Collection[str] = (),
 ) -> Path:
     """Write a run's report: one self-contained HTML file.
 
@@ -41,6 +42,7 @@ def write_report(
         becomes a heading.
       lede: a line under the title: data, method, length of training.
       recipe_text: settings that follow from the data, with their rules, shown folded.
+      curves: names of the logged numbers that a figure shows; some are explained.
 
     Returns:
       ``path``.
@@ -65,7 +67,7 @@ def write_report(
         webpage.section("Head to tail", *head_to_tail_section(evaluation)),
         webpage.section("Quality against variety", truncation_section(evaluation)),
         webpage.section("Memorisation", memorisation_section(evaluation)),
-        how_to_read(evaluation, known_metrics([evaluation])),
+        how_to_read(evaluation, known_metrics([evaluation]) | set(curves)),
         webpage.details("Settings from the data", recipe_text) if recipe_text else "",
         webpage.details("Configuration", config_text),
     ]

@@ -260,6 +260,14 @@ def test_words_explain_only_what_is_there(tmp_path):
         assert absent not in page.text
 
 
+def test_curves_are_explained_where_they_are_logged(tmp_path):
+    curves = {"loss/discriminator", "loss/r1", "kimg"}
+    page = read(write_report(tmp_path / "r.html", title="t", config_text="", evaluation=evaluation(), curves=curves))
+    words = page.text.split("How to read this page")[1]
+    assert "Curves of the losses" in words and "loss/r1" in words
+    assert "augment/p" not in words and "lecam" not in words
+
+
 def read(path):
     return Page(path.read_text("utf-8"))
 
