@@ -63,28 +63,29 @@ class WandbLog:
             return
         try:
             try:
-                self._init(None)
+                run = self._init(None)
             except Exception as error:
-                self._init("offline")
+                run = self._init("offline")
                 _print(
                     f"Weights & Biases cannot be used now ({first_line(error)}), so the run is kept on disk. Log in with "
                     "`wandb login`, or connect the machine, and upload it later:"
                 )
-            if self._run.disabled:  # WANDB_MODE=disabled
+            self._run = run
+            if run.disabled:  # WANDB_MODE=disabled
                 return
-            write_atomically(self._workdir / RUN_ID_FILE, self._run.id + "\n")
-            folder = Path(self._run.dir).parent  # its `files` are what `dir` names
-            _print(f"Weights & Biases: {self._run.url or f'wandb sync {folder}'}")
+            write_atomically(self._workdir / RUN_ID_FILE, run.id + "\n")
+            folder = Path(run.dir).parent  # its `files` are what `dir` names
+            _print(f"Weights & Biases: {run.url or f'wandb sync {folder}'}")
         except Exception as error:
             self._give_up(error)
 
-    def _init(self, mode: str | None) -> None:
+    def _init(self, mode: str | None) -> Any:
         import wandb
 
         # Silent, or it would ask for a key in a terminal and wait for the answer.
         wandb.setup(settings=wandb.Settings(silent=True))
         saved = self._workdir / RUN_ID_FILE
-        self._run = wandb.init(
+        return wandb.init(
             project=self._project,
             dir=str(self._workdir),
             id=saved.read_text().strip() if saved.exists() else None,
