@@ -1,6 +1,6 @@
 """The command: ``python -m noisytwins_jax.main --config=configs/<dataset>.py[:<method>]``.
 
-``--mode`` is ``train`` (the default), ``evaluate``, ``sample`` or ``compile``. A run of several processes is the same command
+``--mode`` is ``train`` (the default), ``evaluate``, ``sample``, ``project`` or ``compile``. A run of several processes is the same command
 in each of them, with ``--coordinator``.
 Every field of the configuration can be overridden: ``--config.noisytwins.weight=0.01``. The fields are defined in
 noisytwins_jax/config/run_config.py and groups.py (those of an evaluation in EvaluationConfig).
@@ -20,7 +20,7 @@ from noisytwins_jax.utils.logging import quiet_libraries
 from noisytwins_jax.utils.platform import expect_no_tpu, has_tpu
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with :<method> if it has several.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "sample", "compile"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "sample", "project", "compile"], "What to do.")
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -30,7 +30,7 @@ _WORKDIR = flags.DEFINE_string(
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "train: workdir of a run, or of converted weights, whose networks to start from (fine-tuning)."
 )
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "evaluate, sample: latest, best or a step number.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "evaluate, sample, project: latest, best or a step number.")
 _IMAGES = flags.DEFINE_string(
     "images",
     None,
@@ -38,7 +38,7 @@ _IMAGES = flags.DEFINE_string(
     "(named like the class in the data set, or by class id); a .zip or folder with class ids in dataset.json, as of StyleGAN2-ADA, "
     "StyleGAN3 and EDM; or an .npz with uint8 arrays images [n, H, W, C], labels [n] "
     "(class ids) and class_names, or arr_0 and arr_1, or x [n, C, H, W] and y. Options: --config.evaluation.*, see "
-    "EvaluationConfig in noisytwins_jax/config/groups.py.",
+    "EvaluationConfig in noisytwins_jax/config/groups.py. project: pictures of any size, or folders of them, separated by commas.",
 )
 _REFERENCE = flags.DEFINE_string(
     "reference",
@@ -46,8 +46,15 @@ _REFERENCE = flags.DEFINE_string(
     "evaluate: real images to compare --images with, instead of the data set: a folder or file as for --images. It requires a "
     "protocol other than embedded: --config.evaluation.protocol=tf1.",
 )
-_CLASSES = flags.DEFINE_list("classes", None, "sample: comma-separated class ids. Default: all.")
-_SAMPLES = flags.DEFINE_integer("samples_per_class", 16, "sample: images per class.")
+_CLASSES = flags.DEFINE_list(
+    "classes",
+    None,
+    "Comma-separated class ids or names, by default all. sample: to generate. project: one is the class of all pictures; of "
+    "several, each picture is of the one whose generated images are nearest.",
+)
+_SAMPLES = flags.DEFINE_integer(
+    "samples_per_class", None, "sample: images per class. Default: 16, and 1 with --directions."
+)
 _TRUNCATION = flags.DEFINE_string(
     "truncation",
     "",
@@ -55,7 +62,7 @@ _TRUNCATION = flags.DEFINE_string(
     "it), scaled:0.5 (as in the published BigGAN modules) or std:0.5.",
 )
 _PSI = flags.DEFINE_float("psi", None, "sample: short for --truncation=psi:…; 1 is no truncation.")
-_SEED = flags.DEFINE_integer("seed", 0, "sample: random seed of the latents.")
+_SEED = flags.DEFINE_integer("seed", 0, "sample, project: random seed of the latents.")
 _STYLE_SEED = flags.DEFINE_integer(
     "style_seed", None, "sample: seed of the half of z that the class's style takes (content_style). Default: --seed."
 )
@@ -80,6 +87,31 @@ _MIX_LAYERS = flags.DEFINE_string(
 _SQUARE = flags.DEFINE_bool(
     "square", False, "sample: keep the squares of pictures that were padded or stretched, as for metrics."
 )
+
+
+class _Directions(flags.IntegerParser):
+    """A number of directions; ``--directions`` alone is 5."""
+
+    def parse(self, argument: str | int) -> int:
+        return super().parse({"true": "5", "false": "0"}.get(argument, argument))
+
+
+_DIRECTIONS = flags.DEFINE(
+    _Directions(lower_bound=0),
+    "directions",
+    0,
+    "sample: write sheets of images moved along SeFa's directions in W; --directions=8 writes 8 of them, --directions 5.",
+    boolean=True,  # the value may be left out
+)
+_SPACE = flags.DEFINE_enum(
+    "space",
+    None,
+    ["w", "w+", "z"],
+    "project: W, or W+ with a w for each layer: closer to the picture, further from what is generated; z for networks without "
+    "W. Default: w, or z.",
+)
+_STEPS = flags.DEFINE_integer("steps", 500, "project: number of steps of Adam.")
+
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "v3:2x2", "compile: TPU cores to compile for, as v4:2x2x1 or v5e:2x2; no TPU is needed."
 )
@@ -107,17 +139,16 @@ _SAMPLE_FLAGS = (
     "frames",
     "mix_layers",
     "square",
+    "directions",
 )
 # Modes of the flags that not every mode uses.
 _MODES_OF_FLAG = dict.fromkeys(_SAMPLE_FLAGS, ("sample",))
 _MODES_OF_FLAG |= dict.fromkeys(("topology", "programs", "compare"), ("compile",))
 _MODES_OF_FLAG |= dict.fromkeys(("coordinator", "num_processes", "process_id"), ("train", "evaluate", "sample"))
-_MODES_OF_FLAG |= {
-    "init_from": ("train",),
-    "checkpoint": ("evaluate", "sample"),
-    "images": ("evaluate",),
-    "reference": ("evaluate",),
-}
+_MODES_OF_FLAG |= dict.fromkeys(("space", "steps"), ("project",))
+_MODES_OF_FLAG |= dict.fromkeys(("classes", "seed"), ("sample", "project"))
+_MODES_OF_FLAG |= {"init_from": ("train",), "checkpoint": ("evaluate", "sample", "project")}
+_MODES_OF_FLAG |= {"images": ("evaluate", "project"), "reference": ("evaluate",)}
 
 
 def main(argv: list[str]) -> None:
@@ -126,7 +157,7 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise UserError(f"Unexpected argument {argv[1]!r}; options start with --.")
-        if _CONFIG.value is None and not (_MODE.value == "sample" and _WORKDIR.value):
+        if _CONFIG.value is None and not (_MODE.value in ("sample", "project") and _WORKDIR.value):
             raise UserError(NO_CONFIG)
         _check_mode(_MODE.value)
         if _INIT_FROM.value is not None:
@@ -168,6 +199,20 @@ def _run(config: RunConfig | None, workdir: str) -> None:
             from noisytwins_jax.train import train
 
             print_on_primary(f"Report: {train(config, workdir)}")
+        elif _MODE.value == "project":
+            from noisytwins_jax.generation.project import project_pictures
+
+            found = project_pictures(
+                config,
+                workdir,
+                _CHECKPOINT.value,
+                _IMAGES.value,
+                _SPACE.value,
+                _STEPS.value,
+                _CLASSES.value,
+                _SEED.value,
+            )
+            print_on_primary(f"Projections: {found}")
         elif _IMAGES.value is not None:
             from noisytwins_jax.evaluation.evaluate_images import evaluate_images
 
@@ -179,14 +224,13 @@ def _run(config: RunConfig | None, workdir: str) -> None:
         else:
             from noisytwins_jax.generation.sample import sample
 
-            classes = None if _CLASSES.value is None else [_class_id(c) for c in _CLASSES.value]
             truncation = _TRUNCATION.value if _PSI.value is None else f"psi:{_PSI.value}"
             written = sample(
                 config,
                 workdir,
                 _CHECKPOINT.value,
-                classes,
-                _SAMPLES.value,
+                _CLASSES.value,
+                _SAMPLES.value if _SAMPLES.value is not None else 1 if _DIRECTIONS.value else 16,
                 truncation,
                 _SEED.value,
                 _NOISE_MODE.value,
@@ -195,6 +239,7 @@ def _run(config: RunConfig | None, workdir: str) -> None:
                 _MIX_LAYERS.value,
                 _STYLE_SEED.value,
                 _SQUARE.value,
+                _DIRECTIONS.value,
             )
             print_on_primary(f"Samples: {written}")
     except jax.errors.JaxRuntimeError as error:
@@ -235,13 +280,15 @@ def _check_mode(mode: str) -> None:
     if _IMAGES.value is None and _REFERENCE.value is not None:
         raise UserError("--reference is compared with files; give them too: --images=<folder, .zip or .npz>.")
     if "" in (_IMAGES.value, _REFERENCE.value):
-        raise UserError("--images and --reference each take a folder, a .zip or an .npz file; one of them is empty.")
-    if _IMAGES.value is not None and flags.FLAGS["checkpoint"].present:
+        raise UserError("--images and --reference each take a path; one of them is empty.")
+    if mode == "project" and _IMAGES.value is None:
+        raise UserError("There are no pictures to project; give files or folders of them: --images=PATH,PATH.")
+    if mode == "evaluate" and _IMAGES.value is not None and flags.FLAGS["checkpoint"].present:
         raise UserError("--checkpoint names a trained generator, but --images come from files; give one of the two.")
 
 
 def _default_workdir(config: RunConfig) -> str:
-    if _IMAGES.value is None:
+    if _IMAGES.value is None or _MODE.value == "project":
         return f"runs/{config.name}"
     path = os.path.abspath(_IMAGES.value)
     return f"runs/images-{os.path.basename(path if os.path.isdir(path) else os.path.splitext(path)[0])}"
@@ -256,13 +303,6 @@ def parse_flags(argv: list[str]) -> list[str]:
         return rest
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         _fail(explain(error, argv))
-
-
-def _class_id(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UserError(f"--classes takes class ids, for example --classes=0,9, not {text!r}.") from None
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:

@@ -1,5 +1,6 @@
 """Data sets by name: embedded ones, which need no files, and prepared ones."""
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.prepare.embedded import petals, petals_splits
 from noisytwins_jax.data.prepared import KNOWN_SETS, VERSION, how_to_prepare, load_info, prepared_splits
+from noisytwins_jax.data.preprocessing import PUBLISHED, Preprocessing
 from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.data.synthetic import synthetic_splits
 from noisytwins_jax.utils.errors import UserError, did_you_mean
@@ -77,6 +79,17 @@ def classes_and_channels(data: DataConfig) -> tuple[int, int]:
         return KNOWN_SETS[data.name]
     info, _ = load_info(data.name, resolution=data.resolution, directory=data.dir, cache=data.cache)
     return len(info["class_names"]), info["channels"]
+
+
+def preprocessing_of(data: DataConfig) -> Preprocessing:
+    """Return how the images of a data set were cropped and resized, for others to be so; as published where it is unknown."""
+    name = data.preprocessing
+    if not name and data.name not in _BUILDERS:
+        with contextlib.suppress(UserError):  # it is no longer on this machine
+            name = load_info(data.name, resolution=data.resolution, directory=data.dir, cache=data.cache)[0][
+                "preprocessing"
+            ]
+    return Preprocessing.parse(name or PUBLISHED)
 
 
 def _check_name(data: DataConfig) -> None:

@@ -1,13 +1,14 @@
-"""Projection of an image into StyleGAN2's W: the point whose image is closest to it.
+"""Projection of images into the latent space of a generator: the points whose images are closest to them.
 
-After Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, Sec. 5 and appendix D: Adam from
-the mean w, with learning-rate ramps and noise on w that decays to zero, against local minima. Differences: in place of
-LPIPS, the distance is that of pixels at several sizes, plus one of features if given; and per-pixel noise is the
-generator's stored one, not optimised.
+In StyleGAN2's W or W+, after Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, Sec. 5 and
+appendix D: Adam from the mean w, with learning-rate ramps and noise on w that decays to zero, against local minima.
+Differences: in place of LPIPS, the distance is that of pixels at several sizes, plus one of features if given; and
+per-pixel noise is the generator's stored one, not optimised. Networks without W are projected into z in the same way.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from noisytwins_jax.config import RunConfig
+from noisytwins_jax.generation.pixel_distance import pixel_distance
+from noisytwins_jax.generation.sample_programs import quantize
 from noisytwins_jax.generation.trained_generator import TrainedGenerator
+from noisytwins_jax.models.model import Model
 from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.sharding import Layout
 
 Array = jax.Array
 Features = Callable[[Array], Array]  # images [n, H, W, C], floats from 0 to 255 -> features [n, d]
 
-RAMP_UP, RAMP_DOWN, NOISE = 0.05, 0.25, 0.75  # fractions of the steps with learning-rate ramps, and with noise on w
-_CHUNK = 50  # steps in a call of the program
-_SMALLEST = 4  # pixels: side of the smallest images that are compared
+SPACES = ("w", "w+", "z")  # w+: each layer has its own w
+RAMP_UP, RAMP_DOWN, NOISE = (
+    0.05,
+    0.25,
+    0.75,
+)  # fractions of the steps with learning-rate ramps, and with noise on points
+_CHUNK = 25  # steps in a call of the program
 _ADAM = optax.scale_by_adam(b1=0.9, b2=0.999)
 
 
@@ -41,6 +51,25 @@ class Projection:
     w: np.ndarray
     image: np.ndarray
     losses: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Projections:
+    """Result of `project_images`.
+
+    Attributes:
+      points: float32 ``[n, w_dim]``, ``[n, num_ws, w_dim]`` in W+, or ``[n, z_dim]``.
+      losses: float32 ``[n, steps]``, the distance at each step, including the noise on the point.
+      way_steps: numbers of steps after which images were kept: 0, 25, 50, 100, … and the last.
+      way_images: uint8 ``[n, len(way_steps), H, W, C]``, the generator's images of the points then.
+      way_distances: float32 ``[n, len(way_steps)]``, without noise.
+    """
+
+    points: np.ndarray
+    losses: np.ndarray
+    way_steps: tuple[int, ...]
+    way_images: np.ndarray
+    way_distances: np.ndarray
 
 
 def project(
@@ -72,18 +101,66 @@ def project(
       noise: initial standard deviation of the noise on w, in units of the root mean square distance of w from its mean.
       noise_mode: per-pixel noise, ``"const"`` (the stored one) or ``"none"``.
       seed: of the random numbers.
-      report: called with the number of steps done and the distance, every 50 steps.
+      report: called with the number of steps done and the distance, every 25 steps.
 
     Raises:
-      UserError: the generator is no StyleGAN2, the image has another size, an argument is out of range, or w has
-        diverged.
+      UserError: as `project_images`.
     """
-    generator = trained.stylegan2_generator("Projection")
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.shape != trained.model.image_shape:
+    found = project_images(
+        trained,
+        np.asarray(image)[None],
+        [label],
+        "w+" if per_layer else "w",
+        steps,
+        features,
+        feature_weight,
+        learning_rate,
+        noise,
+        noise_mode,
+        seed,
+        None if report is None else lambda done, distances: report(done, float(distances[0])),
+    )
+    return Projection(found.points, found.way_images[0, -1], found.losses[0])
+
+
+def project_images(
+    trained: TrainedGenerator,
+    images: np.ndarray,
+    labels: Sequence[int | None],
+    space: str = "w",
+    steps: int = 500,
+    features: Features | None = None,
+    feature_weight: float = 1.0,
+    learning_rate: float = 0.1,
+    noise: float = 0.05,
+    noise_mode: str = "const",
+    seed: int = 0,
+    report: Callable[[int, np.ndarray], None] | None = None,
+) -> Projections:
+    """Search a latent space for the points whose images are closest to given ones, all in one batch.
+
+    Rows share the noise on points, so that a result depends on the other images up to rounding only. All devices of this
+    process share the work.
+
+    Args:
+      trained: the generator.
+      images: uint8 ``[n, H, W, C]``, of the size of the generator's images.
+      labels: class of each image ``[n]``. In W it sets the start, its mean w (that of all classes for None); in z, where
+        the class is an input of the network, it must be given.
+      space: of `SPACES`; see `check_space`.
+      steps, features, feature_weight, learning_rate, noise, noise_mode, seed: see `project`; `noise_mode` is StyleGAN2's.
+      report: called with the number of steps done and the distances ``[n]``, every 25 steps.
+
+    Raises:
+      UserError: the generator does not have the space, an image has another size, an argument is out of range, or a
+        point has diverged.
+    """
+    check_space(trained.config, space)
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.shape[1:] != trained.model.image_shape:
         raise UserError(
-            f"The image is {image.dtype} {list(image.shape)}, the generator's are uint8 {list(trained.model.image_shape)}; "
-            "crop and resize it."
+            f"The image is {images.dtype} {list(images.shape[1:])}, the generator's are uint8 "
+            f"{list(trained.model.image_shape)}; crop and resize it."
         )
     if steps < 1 or learning_rate <= 0 or noise < 0:
         raise UserError(
@@ -94,27 +171,70 @@ def project(
         raise UserError(
             f"A projection needs noise_mode const or none, whose images are always the same, not {noise_mode}."
         )
-    if generator.low_resolution and not per_layer:
-        raise UserError("The low layers of this generator (UTLO) have a w of their own; give per_layer=True.")
-    start, spread = mean_w(trained, label, seed=seed)
-    w = start if per_layer else start[:1]
+    starts, spreads = _starts(trained, labels, space, seed)
+    model, variables = trained.model, trained.variables
+    if space == "z":
+        variables = trained.variables_with_statistics(None)
+    else:
+        model = dataclasses.replace(model, noise_mode=noise_mode)
+    programs = _programs(model, space, features, float(feature_weight))
+    layout, count = Layout(jax.local_devices()), len(images)
+
+    def put(x: np.ndarray) -> Array:  # padded with copies of the last row, so that devices have equal parts
+        return jax.device_put(
+            np.pad(x, [(0, -count % layout.num_devices)] + [(0, 0)] * (x.ndim - 1), "edge"), layout.split
+        )
+
+    constants = (
+        layout.replicate_to_devices(variables),
+        put(images.astype(np.float32)),
+        put(np.array([label or 0 for label in labels], np.int32)),
+    )
+    points = put(starts)
+    state, losses = (points, _ADAM.init(points)), []
     rates, noises = schedule(steps)
-    schedules = (learning_rate * rates, noise * spread * noises, np.arange(len(rates)))
-    schedules = tuple(x.astype(t) for x, t in zip(schedules, (np.float32, np.float32, np.int32), strict=True))
-    program = _program(generator, features, float(feature_weight), noise_mode)
-    constants = trained.variables, jnp.asarray(image, jnp.float32), np.uint32(seed)
-    state, losses = (jnp.asarray(w), _ADAM.init(jnp.asarray(w))), []
+    schedules = [(learning_rate * rates).astype(np.float32), (noise * noises).astype(np.float32), np.arange(steps)]
+    way = {0: programs.result(*constants, points)}
     for first in range(0, steps, _CHUNK):
         # Padded to one length, for one compiled program: steps beyond the last have rate 0.
         chunk = [np.pad(x[first : first + _CHUNK], (0, max(0, first + _CHUNK - steps))) for x in schedules]
-        state, distances = program(*constants, state, tuple(chunk))
-        losses.append(np.asarray(distances)[: steps - first])
+        state, distances = programs.steps(*constants, put(spreads), np.uint32(seed), state, tuple(chunk))
+        losses.append(distances[: steps - first])
+        done = min(first + _CHUNK, steps)
+        if done == steps or _is_kept(done):
+            way[done] = programs.result(*constants, state[0])
         if report is not None:
-            report(min(first + _CHUNK, steps), float(losses[-1][-1]))
-    w = np.asarray(state[0])[None] if per_layer else np.asarray(state[0])
-    if not np.isfinite(w).all():
-        raise UserError(f"w has diverged; lower the learning_rate, which is {learning_rate}.")
-    return Projection(w, trained.synthesize(w, noise_mode=noise_mode)[0], np.concatenate(losses))
+            report(done, np.asarray(losses[-1][-1])[:count])
+    points = np.asarray(state[0])[:count]
+    if not np.isfinite(points).all():
+        raise UserError(f"{space} has diverged; lower the learning_rate, which is {learning_rate}.")
+    kept, distances = (np.stack([np.asarray(x[i])[:count] for x in way.values()], axis=1) for i in (0, 1))
+    return Projections(points, np.concatenate(losses).T[:count], tuple(way), kept, distances)
+
+
+def check_space(config: RunConfig, space: str) -> None:
+    """Check that a run's generator can be projected into a space.
+
+    W and W+ are those of StyleGAN2; z is for the networks without W, BigGAN and R3GAN.
+
+    Raises:
+      UserError: it cannot.
+    """
+    if config.instances.neighbours > 0:
+        raise UserError(
+            "An instance-conditioned generator (IC-GAN) has no projection: its images depend on more than z."
+        )
+    if config.has_mapping_network and space == "z":
+        raise UserError("A StyleGAN2 generator is projected into W or W+, not into z: --space=w or --space=w+.")
+    if not config.has_mapping_network and space != "z":
+        raise UserError(
+            f"Projection into {space} works in StyleGAN2's W, which a {config.network} generator does not have; it is "
+            "projected into z: --space=z."
+        )
+    if config.utlo.active and space == "w":
+        raise UserError(
+            "The low layers of this generator (UTLO) have a w of their own; give --space=w+, or per_layer=True."
+        )
 
 
 def mean_w(
@@ -155,6 +275,26 @@ def schedule(steps: int) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(1.0, (t + 1 / steps) / RAMP_UP) * fall, np.maximum(0.0, 1.0 - t / NOISE) ** 2
 
 
+def _is_kept(step: int) -> bool:
+    """Return whether the images after this step, a multiple of the chunk, are part of the way: chunks 1, 2, 4, 8, …."""
+    chunks = step // _CHUNK
+    return chunks & (chunks - 1) == 0
+
+
+def _starts(
+    trained: TrainedGenerator, labels: Sequence[int | None], space: str, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the points to start from ``[n, …]``, and the root mean square distance of random points from them ``[n]``."""
+    if space == "z":
+        trained.labels_and_indices([*labels], 1)  # checks the classes
+        z = np.asarray(trained.config.z.draw(jax.random.key(seed), 10_000))
+        spread = np.sqrt(z.var(axis=0).sum())
+        return np.repeat(z.mean(axis=0)[None], len(labels), axis=0), np.full(len(labels), spread, np.float32)
+    means = {label: mean_w(trained, label, seed=seed) for label in dict.fromkeys(labels)}
+    starts = np.stack([means[label][0] for label in labels])
+    return starts if space == "w+" else starts[:, 0], np.array([means[label][1] for label in labels], np.float32)
+
+
 @functools.lru_cache(maxsize=8)
 def _mean_program(generator: Any) -> Any:
     """Build the program (variables, z ``[n, z_dim]``, labels ``[n]``) → the mean of each layer's w ``[num_ws, w_dim]``, and the spread."""
@@ -167,51 +307,64 @@ def _mean_program(generator: Any) -> Any:
     return program
 
 
-@functools.lru_cache(maxsize=4)
-def _program(generator: Any, features: Features | None, feature_weight: float, noise_mode: str) -> Any:
-    """Build the program of k steps.
+@dataclass(frozen=True)
+class _Programs:
+    """Compiled programs of a projection of n images; both begin with (variables, images ``[n, H, W, C]``, labels ``[n]``).
 
-    Returns:
-      (variables, image ``[H, W, C]``, seed, (w ``[1 or num_ws, w_dim]``, Adam's state), (rates, noises, numbers ``[k]``)) →
-      the state, distances ``[k]``.
+    Attributes:
+      steps: (…, spreads ``[n]``, seed, (points, Adam's state), (rates, noises, numbers ``[k]``)) → the state, distances
+        ``[k, n]``.
+      result: (…, points) → images uint8 ``[n, H, W, C]``, distances ``[n]``.
     """
 
-    def distance(w: Array, variables: dict, image: Array, target: Array | None) -> Array:
-        ws = jnp.broadcast_to(w, (1, generator.num_ws, w.shape[1]))
-        pixels = 127.5 * generator.apply(variables, ws, noise_mode, method="synthesize") + 127.5
+    steps: Any
+    result: Any
+
+
+@functools.lru_cache(maxsize=4)
+def _programs(model: Model, space: str, features: Features | None, feature_weight: float) -> _Programs:
+    def generate(variables: dict, points: Array, labels: Array) -> Array:
+        if space == "z":
+            return model.sample(variables, points, labels, jax.random.key(0))[0]
+        generator = model.generator
+        ws = points if space == "w+" else points[:, None]
+        ws = jnp.broadcast_to(ws, (len(ws), generator.num_ws, ws.shape[2]))
+        return generator.apply(variables, ws, model.noise_mode, method="synthesize")
+
+    def distance(generated: Array, images: Array, target: Array | None) -> Array:
+        pixels = 127.5 * generated + 127.5
         # Values beyond black or white are no difference where the image is black or white.
-        pixels = jnp.clip(pixels, jnp.where(image > 0, -jnp.inf, 0.0), jnp.where(image < 255, jnp.inf, 255.0))
-        total = pixel_distance(pixels, image[None])
+        pixels = jnp.clip(pixels, jnp.where(images > 0, -jnp.inf, 0.0), jnp.where(images < 255, jnp.inf, 255.0))
+        total = pixel_distance(pixels, images)
         if target is not None:
-            total += feature_weight * jnp.square(features(pixels) - target).sum() / (jnp.square(target).sum() + 1e-8)
+            difference = jnp.square(features(pixels) - target).sum(axis=1)
+            total += feature_weight * difference / (jnp.square(target).sum(axis=1) + 1e-8)
         return total
 
     @jax.jit
-    def program(variables: dict, image: Array, seed: Array, state: tuple, schedules: tuple) -> tuple[tuple, Array]:
-        target = None if features is None else features(image[None])
+    def steps(
+        variables: dict, images: Array, labels: Array, spreads: Array, seed: Array, state: tuple, schedules: tuple
+    ) -> tuple[tuple, Array]:
+        target = None if features is None else features(images)
+
+        def total(points: Array) -> tuple[Array, Array]:  # a row's gradient is that of its own distance
+            distances = distance(generate(variables, points, labels), images, target)
+            return distances.sum(), distances
 
         def step(state: tuple, schedule: tuple) -> tuple[tuple, Array]:
-            (w, moments), (rate, noise, number) = state, schedule
-            key = jax.random.fold_in(jax.random.key(seed), number)
-            near = w + noise * jax.random.normal(key, w.shape)
-            value, gradient = jax.value_and_grad(distance)(near, variables, image, target)
+            (points, moments), (rate, noise, number) = state, schedule
+            random = jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), points.shape[1:])
+            near = points + jnp.tensordot(noise * spreads, random, axes=0)
+            gradient, distances = jax.grad(total, has_aux=True)(near)
             update, moments = _ADAM.update(gradient, moments)
-            return (w - rate * update, moments), value
+            return (points - rate * update, moments), distances
 
         return jax.lax.scan(step, state, schedules)
 
-    return program
+    @jax.jit
+    def result(variables: dict, images: Array, labels: Array, points: Array) -> tuple[Array, Array]:
+        generated = generate(variables, points, labels)
+        target = None if features is None else features(images)
+        return quantize(generated), distance(generated, images, target)
 
-
-def pixel_distance(a: Array, b: Array) -> Array:
-    """Compute the mean square difference of images ``[n, H, W, C]`` with values from 0 to 255, in units of half that range.
-
-    It is averaged over sizes: the original, and each halved by averaging 2×2 pixels, down to 4 pixels.
-    """
-    x, values = (a - b) / 127.5, []
-    while True:
-        values.append(jnp.square(x).mean())
-        n, height, width, channels = x.shape
-        if min(height, width) < 2 * _SMALLEST:
-            return jnp.stack(values).mean()
-        x = x.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+    return _Programs(steps, result)

@@ -10,6 +10,7 @@ from PIL import Image
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.aspect import Aspect, restore_aspect
 from noisytwins_jax.generation.animation import save_animation
+from noisytwins_jax.generation.direction_sheets import write_directions
 from noisytwins_jax.generation.sampler import Sampler
 from noisytwins_jax.generation.sheets import image_grid
 from noisytwins_jax.generation.trained_generator import TrainedGenerator, load
@@ -31,7 +32,7 @@ def sample(
     config: RunConfig | None,
     workdir: str | Path,
     which: str = "latest",
-    classes: Sequence[int] | None = None,
+    classes: Sequence[int | str] | None = None,
     per_class: int = 16,
     truncation: str = "",
     seed: int = 0,
@@ -41,6 +42,7 @@ def sample(
     mix_layers: str = "",
     style_seed: int | None = None,
     square: bool = False,
+    directions: int = 0,
 ) -> Path:
     """Generate images, one row per class, and write them to ``<workdir>/samples``; several processes share the work.
 
@@ -50,7 +52,7 @@ def sample(
       config: the configuration the run was trained with; None for that in the workdir.
       workdir: the run.
       which: ``"latest"``, ``"best"`` or a step.
-      classes: class ids; all by default.
+      classes: class ids or names; all by default.
       per_class: images per class.
       truncation: a strength, or a kind and a strength as ``threshold:0.5`` (see `latents`); empty for none. Without a
         kind it is ψ in W, or for BigGAN the threshold of z.
@@ -66,6 +68,7 @@ def sample(
       style_seed: of the half of the latents that the class's style takes (Content–Style); None for `seed`.
       square: keep the squares of a run whose pictures were padded or stretched; by default their padding is cropped, or
         they are stretched back.
+      directions: above 0, sheets of that many of SeFa's directions instead (StyleGAN2); see `write_directions`.
 
     Returns:
       The path of the picture if there is one, otherwise of the arrays or the folder.
@@ -73,7 +76,7 @@ def sample(
     Raises:
       UserError: the checkpoint or class does not exist, or an argument is out of range.
     """
-    _check(formats, frames, mix_layers, style_seed)
+    _check(formats, frames, mix_layers, style_seed, directions)
     arguments = {
         "classes": classes,
         "samples_per_class": per_class,
@@ -85,6 +88,7 @@ def sample(
         "mix_layers": mix_layers,
         "style_seed": style_seed,
         "square": square,
+        "directions": directions,
     }
     check_has_checkpoint(workdir, which)
     with raise_on_all_processes():
@@ -102,6 +106,11 @@ def sample(
         broadcast_from_primary(lambda: target.parent.mkdir(exist_ok=True))
         if mix_layers:
             return _write_mix(trained, labels, indices, seed, cut, mix_layers, target, noise_mode, aspect)
+        if directions:
+            folder = target.with_name(f"{target.name}-directions")
+            return broadcast_from_primary(
+                lambda: write_directions(trained, labels, indices, seed, cut, directions, folder, noise_mode)
+            )
         sampler = trained.sampler(cut, seed, noise_mode, len(labels), style_seed)
         if frames:
             return _write_animation(sampler, labels, indices, frames, target, aspect)
@@ -126,7 +135,7 @@ def _generate(sampler: Sampler, labels: np.ndarray, indices: np.ndarray) -> np.n
     return distributed_map(compute, len(labels))[0]
 
 
-def _check(formats: Sequence[str], frames: int, mix_layers: str, style_seed: int | None) -> None:
+def _check(formats: Sequence[str], frames: int, mix_layers: str, style_seed: int | None, directions: int) -> None:
     for name in formats:
         if name not in FORMATS:
             raise UserError(f"--format={name} is none of {', '.join(FORMATS)}; give a comma-separated list of these.")
@@ -136,8 +145,10 @@ def _check(formats: Sequence[str], frames: int, mix_layers: str, style_seed: int
         raise UserError(f"--frames={frames} is below 0; give the frames from one image to the next, for example 24.")
     if frames and mix_layers:
         raise UserError("--frames makes an animation and --mix_layers a picture of mixed styles; give one of them.")
-    if style_seed is not None and (frames or mix_layers):
-        raise UserError("--style_seed is for pictures of samples; leave out --frames and --mix_layers.")
+    if directions and (frames or mix_layers):
+        raise UserError("--directions makes sheets of its own; leave out --frames and --mix_layers.")
+    if style_seed is not None and (frames or mix_layers or directions):
+        raise UserError("--style_seed is for pictures of samples; leave out --frames, --mix_layers and --directions.")
 
 
 def _write(

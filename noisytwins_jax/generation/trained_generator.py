@@ -8,6 +8,7 @@ images = model.sample(classes=[3, 7], psi=0.7, seed=0)
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from noisytwins_jax.training.instance_conditioning import with_instances
 from noisytwins_jax.training.restore import check_has_checkpoint, restore_ema
 from noisytwins_jax.training.workdir import cache_dir, read_aspect, read_classes, read_config, use_compilation_cache
 from noisytwins_jax.utils.config_fields import validate
-from noisytwins_jax.utils.errors import UserError
+from noisytwins_jax.utils.errors import UserError, did_you_mean
 from noisytwins_jax.utils.logging import quiet_libraries
 from noisytwins_jax.utils.multihost import local_copy
 from noisytwins_jax.utils.platform import expect_no_tpu, has_tpu
@@ -76,7 +77,7 @@ class TrainedGenerator:
 
     def sample(
         self,
-        classes: Sequence[int] | int | None = None,
+        classes: Sequence[int | str] | int | None = None,
         per_class: int = 1,
         psi: float | None = None,
         truncation: str | None = None,
@@ -87,7 +88,7 @@ class TrainedGenerator:
         """Generate `per_class` images of each class, class by class.
 
         Args:
-          classes: class ids, or a single one; every class by default.
+          classes: class ids or names, or a single id; every class by default.
           per_class: images per class.
           psi: truncation in W; None or 1 for none.
           truncation: another kind and its strength, as ``"threshold:0.5"``; see `latents.TRUNCATIONS`.
@@ -104,7 +105,7 @@ class TrainedGenerator:
 
     def w(
         self,
-        classes: Sequence[int] | int | None = None,
+        classes: Sequence[int | str] | int | None = None,
         per_class: int = 1,
         seed: int = 0,
         truncation: str | None = None,
@@ -143,19 +144,15 @@ class TrainedGenerator:
         images = [program(self.variables, w, strength, np.uint32(seed), np.int32(i)) for i, w in enumerate(ws)]
         return np.stack(jax.device_get(images)) if images else np.zeros((0, *self.model.image_shape), np.uint8)
 
-    def labels_and_indices(self, classes: Sequence[int] | int | None, per_class: int) -> tuple[np.ndarray, np.ndarray]:
+    def labels_and_indices(
+        self, classes: Sequence[int | str] | int | None, per_class: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return labels and sample indices ``[n]`` of `per_class` images of each class (or of a single one); default: all.
 
         Raises:
           UserError: there are no classes, an unknown one, or no images.
         """
-        count = len(self.class_names)
-        classes = list(range(count)) if classes is None else np.atleast_1d(classes).tolist()
-        if not classes:
-            raise UserError("There are no classes to sample; give class ids, for example 0,9, or none of them for all.")
-        unknown = [c for c in classes if c not in range(count)]
-        if unknown:
-            raise UserError(f"There is no class {unknown[0]!r}; classes are 0 to {count - 1}.")
+        classes = find_class_ids(classes, self.class_names)
         if per_class not in range(1, _INDICES_PER_CLASS + 1):
             raise UserError(f"{per_class} images per class cannot be sampled; ask for 1 to {_INDICES_PER_CLASS}.")
         labels = np.repeat(np.asarray(classes, np.int64), per_class)
@@ -252,6 +249,44 @@ def _synthesis_program(model: Any) -> Any:
     return program
 
 
+def find_class_ids(classes: Sequence[int | str] | int | None, class_names: Sequence[str]) -> list[int]:
+    """Return the ids of classes that are given by id, as a number or its text, or by name; a text of both is an id.
+
+    Args:
+      classes: ids or names, or a single id; None for every class.
+      class_names: the name of every class.
+
+    Raises:
+      UserError: there are no classes, or an unknown one.
+    """
+    ids = {name: c for c, name in reversed([*enumerate(class_names)])}  # of classes of one name, the first
+    ids |= {str(c): c for c in range(len(class_names))}
+    if classes is None:
+        return list(range(len(class_names)))
+    texts = [str(c) for c in ([classes] if np.ndim(classes) == 0 else classes)]
+    if not texts:
+        raise UserError("There are no classes to sample; give class ids, for example 0,9, or none of them for all.")
+    for text in texts:
+        if text not in ids:
+            hint = "" if re.fullmatch(r"-?\d+", text) else f"; {did_you_mean(text, class_names)}"
+            raise UserError(f"There is no class {text}; classes are 0 to {len(class_names) - 1}{hint}.")
+    return [ids[text] for text in texts]
+
+
+def read_run(workdir: Path, config: RunConfig | None = None) -> tuple[RunConfig, int, tuple[str, ...]]:
+    """Read the configuration of a run (unless it is given), the channels of its images, and the names of its classes.
+
+    Raises:
+      UserError: the run lacks one of the files, or it is damaged.
+    """
+    if config is None:
+        fields = read_config(workdir)
+        if fields is None:
+            raise UserError(f"{workdir} has checkpoints but no config.json, which says what of; restore it.")
+        config = parse_flat(fields)
+    return config, *read_classes(workdir)
+
+
 def load(path: str | Path, checkpoint: str | int = "latest", config: RunConfig | None = None) -> TrainedGenerator:
     """Load the averaged generator of a run, or of a directory written by ``noisytwins_jax.convert``.
 
@@ -270,12 +305,7 @@ def load(path: str | Path, checkpoint: str | int = "latest", config: RunConfig |
         expect_no_tpu()
     workdir = Path(path).absolute()
     check_has_checkpoint(workdir, checkpoint)
-    if config is None:
-        fields = read_config(workdir)
-        if fields is None:
-            raise UserError(f"{workdir} has checkpoints but no config.json, which says what of; restore it.")
-        config = parse_flat(fields)
-    channels, class_names = read_classes(workdir)
+    config, channels, class_names = read_run(workdir, config)
     use_compilation_cache(workdir)
     step, ema = restore_ema(config, workdir, checkpoint, build_model(config, channels, len(class_names)))
     instances = None

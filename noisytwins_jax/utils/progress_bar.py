@@ -7,9 +7,9 @@ import jax
 from tqdm import tqdm
 
 
-def images_bar(description: str, total: int) -> tqdm:
-    """Create a bar over images, on the primary process; without a terminal it prints a line every half minute."""
-    return tqdm(total=total, desc=description, unit="img", delay=2, disable=jax.process_index() > 0, **_options())
+def images_bar(description: str, total: int, unit: str = "img") -> tqdm:
+    """Create a bar over images (or other units), on the primary process; without a terminal it prints a line every half minute."""
+    return tqdm(total=total, desc=description, unit=unit, delay=2, disable=jax.process_index() > 0, **_options())
 
 
 def bytes_bar(description: str, total: int | None) -> tqdm:
