@@ -10,19 +10,21 @@ import jax
 import pytest
 import tiny_biggan
 from paths import ROOT
+from PIL import Image
 
 from noisytwins_jax.config import RunConfig, default_config, parse_config
 from noisytwins_jax.config.groups import AugmentConfig, DiscriminatorConfig, GeneratorConfig
 from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.evaluation.evaluate import evaluate
 from noisytwins_jax.generation import sample as sample_module
+from noisytwins_jax.generation.project import project_pictures
 from noisytwins_jax.generation.sample import sample
 from noisytwins_jax.generation.trained_generator import TrainedGenerator
 from noisytwins_jax.losses.noisytwins import NoisyTwins
 from noisytwins_jax.losses.path_length import PathLength
 from noisytwins_jax.losses.r1 import R1
 from noisytwins_jax.train import train
-from noisytwins_jax.training.workdir import open_workdir, write_config
+from noisytwins_jax.training.workdir import open_workdir, write_classes, write_config
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.sharding import Layout
 
@@ -262,6 +264,9 @@ def test_without_checkpoint(tmp_path, verb):
             {"mix_layers": "1-9"},
             "--mix_layers=1-9 are no layers of this generator; give a first and a last one as 4-7, from 0",
         ),
+        ({"classes": ["x"]}, "There is no class x; classes are 0 to 3; did you mean"),
+        ({"directions": 3, "frames": 2}, "--directions makes sheets of its own"),
+        ({"directions": 3, "per_class": 9}, "36 images moved along each direction are too much to look at"),
         ({"mix_layers": "1", "per_class": 7}, "Mixing each of 28 images with each is too much to look at"),
     ],
 )
@@ -273,6 +278,37 @@ def test_sampling_refuses(tmp_path, monkeypatch, options, message):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize(
+    ("pictures", "options", "message"),
+    [
+        ("none", {}, "/none; give pictures, or folders of them"),
+        ("empty", {}, "/empty holds no pictures (.jpg,"),
+        ("text.png", {}, "/text.png cannot be read as a picture (cannot identify image file"),
+        ("cut.png", {}, "/cut.png cannot be read as a picture ("),
+        ("whole.png", {"classes": ["9"]}, "There is no class 9; classes are 0 to 3."),
+        ("whole.png", {"classes": ["bee"]}, "There is no class bee; classes are 0 to 3; did you mean 'b'?"),
+        ("whole.png", {"space": "z"}, "A StyleGAN2 generator is projected into W or W+, not into z"),
+        ("whole.png", {"steps": 0}, "--steps=0 is below 1"),
+        ("whole.png", {"which": "newest"}, "--checkpoint=newest is no checkpoint"),
+        ("whole.png", {"workdir": "elsewhere"}, "/elsewhere holds no checkpoints; train first (--mode=train)"),
+    ],
+)
+def test_projection_refuses(tmp_path, pictures, options, message):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    write_config(tmp_path / "run", TINY)
+    write_classes(tmp_path / "run", 1, "abcd")
+    Image.effect_noise((20, 30), 50).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])
+    (tmp_path / "text.png").write_text("no picture")
+    before = sorted(tmp_path.rglob("*"))
+    options = dict(options)
+    workdir, which = tmp_path / options.pop("workdir", "run"), options.pop("which", "latest")
+    images = str(tmp_path / pictures)
+    assert message in refused(project_pictures, None, workdir, which, images, **options)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -280,8 +316,9 @@ def test_sampling_refuses(tmp_path, monkeypatch, options, message):
     ("arguments", "message"),
     [
         (["--config.batch_size=33"], "batch_size=33 does not divide"),
-        (["--mode=sample", "--classes=a"], "--classes takes class ids, for example --classes=0,9, not 'a'."),
-        (["--seed=3"], "--seed is for --mode=sample, not for train; the run's own is --config.seed."),
+        (["--mode=sample", "--directions=x"], "flag --directions=x"),
+        (["--mode=project"], "There are no pictures to project; give files or folders of them: --images="),
+        (["--seed=3"], "--seed is for --mode=sample or project, not for train; the run's own is --config.seed."),
         (["--topology=v3:2x2"], "--topology is for --mode=compile, not for train."),
     ],
 )

@@ -13,8 +13,7 @@ from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.files import replacing
 from noisytwins_jax.utils.progress_bar import images_bar
 
-_STRENGTHS = np.arange(-4, 5)  # in units of `_UNIT`
-_UNIT = 2.0  # times the root mean square deviation of a coordinate of w within its class
+_STEPS = np.arange(-4, 5)  # in units of the root mean square deviation of a coordinate of w within its class
 
 
 def write_directions(
@@ -65,8 +64,8 @@ def write_directions(
     in_z = cut if cut and cut.kind != "psi" else None
     w = trained.sampler(in_z, seed, noise_mode, len(labels))(labels, indices)[1]
     spreads = {label: mean_w(trained, label, seed=seed)[1] for label in set(labels.tolist())}
-    unit = np.array([spreads[label] for label in labels.tolist()]) * _UNIT / np.sqrt(w.shape[1])
-    steps = unit[:, None] * _STRENGTHS
+    unit = np.array([spreads[label] for label in labels.tolist()]) / np.sqrt(w.shape[1])
+    steps = unit[:, None] * _STEPS
     folder.mkdir(parents=True, exist_ok=True)
     names = [trained.class_names[label] for label in labels]
     with images_bar("Moving along directions", count * steps.size) as bar:
@@ -77,7 +76,7 @@ def write_directions(
             title = f"Direction {number} of {len(found)}"
             caption = (
                 f"SeFa's direction in W, of strength {strengths[number - 1]:.2f}. The sample is in the middle; from column to "
-                f"column w moves by {_UNIT:g} times the deviation of a coordinate of w within the class."
+                "column w moves by the standard deviation of a coordinate of w within the class."
                 + (f" Truncated: ψ = {psi:g}." if psi is not None else "")
             )
             write_row_sheet(folder / f"direction-{number}.png", names, [(title, images)], caption)

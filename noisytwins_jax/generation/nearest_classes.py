@@ -24,8 +24,8 @@ def nearest_classes(
     """Compute how far images are from a generator's classes, by generating images of each.
 
     A class is as far as the nearest 8 of 64 of its images are on average. Short projections from each class's mean w tell
-    classes apart less well the longer they are: every class's W leads to every image (on 80 digits, 83 % right after no
-    step, 63 % after 50; the nearest images: 91 %).
+    classes apart less well the longer they are, since every class's W leads to every image: on 200 digits the start alone
+    finds 83 % of the classes, 25 steps 71 %, 100 steps 50 %, and the nearest images 90 %.
 
     Args:
       trained: the generator.

@@ -21,7 +21,6 @@ from noisytwins_jax.config import RunConfig
 from noisytwins_jax.generation.pixel_distance import pixel_distance
 from noisytwins_jax.generation.sample_programs import quantize
 from noisytwins_jax.generation.trained_generator import TrainedGenerator
-from noisytwins_jax.models.model import Model
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.sharding import Layout
 
@@ -322,7 +321,9 @@ class _Programs:
 
 
 @functools.lru_cache(maxsize=4)
-def _programs(model: Model, space: str, features: Features | None, feature_weight: float) -> _Programs:
+def _programs(model: Any, space: str, features: Features | None, feature_weight: float) -> _Programs:
+    """Build the programs of a `Model`."""
+
     def generate(variables: dict, points: Array, labels: Array) -> Array:
         if space == "z":
             return model.sample(variables, points, labels, jax.random.key(0))[0]

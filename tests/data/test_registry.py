@@ -11,7 +11,7 @@ from noisytwins_jax.data.petals import FACTORS, draw
 from noisytwins_jax.data.prepare.command import parse_arguments, prepare
 from noisytwins_jax.data.prepare.embedded import CLASSIFIER_START, REFERENCE_START
 from noisytwins_jax.data.prepared import VERSION, PreparedSource
-from noisytwins_jax.data.registry import classes_and_channels, load_data
+from noisytwins_jax.data.registry import classes_and_channels, load_data, preprocessing_of
 from noisytwins_jax.utils.errors import UserError
 
 OPTIONS = {"num_classes": 3, "largest": 4, "imbalance_factor": 0.5, "reference_per_class": 2}
@@ -40,6 +40,18 @@ def refusal(function, data: DataConfig) -> str:
 
 
 # --- load_data ---------------------------------------------------------------------------------------------------------
+
+
+def test_preprocessing_of(tmp_path, data_dir):
+    assert preprocessing_of(DataConfig("few", 8, dir=str(data_dir))).name == "center-lanczos"
+    info = next(data_dir.glob("few/8px/*/preparation.json"))
+    (tmp_path / info.relative_to(data_dir)).parent.mkdir(parents=True)
+    text = info.read_text().replace('"center-lanczos"', '"stretch-box"')
+    (tmp_path / info.relative_to(data_dir)).write_text(text)
+    assert preprocessing_of(DataConfig("few", 8, dir=str(tmp_path))).name == "stretch-box"
+    assert preprocessing_of(DataConfig("gone", 8, dir=str(tmp_path))).name == "center-lanczos"
+    assert preprocessing_of(DataConfig("gone", 8, dir=str(tmp_path), preprocessing="stretch-box")).name == "stretch-box"
+    assert preprocessing_of(DataConfig("digits_lt", 8)).name == "center-lanczos"
 
 
 def test_digits():

@@ -10,7 +10,7 @@ import tiny_run
 
 from noisytwins_jax import load
 from noisytwins_jax.config import RunConfig
-from noisytwins_jax.generation.trained_generator import TrainedGenerator
+from noisytwins_jax.generation.trained_generator import TrainedGenerator, find_class_ids
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.randomness import sample_keys
 
@@ -28,6 +28,11 @@ def test_one_class_may_be_given_alone(model, classes):
     np.testing.assert_array_equal(indices, 3 * 2**20 + np.arange(2))
 
 
+def test_classes_by_name():
+    assert find_class_ids(["cat", "1", 2, np.int64(0)], ["cat", "0", "1"]) == [0, 1, 2, 0]  # an id before a name
+    assert find_class_ids(["cat"], ["dog", "cat", "cat"]) == [1]
+
+
 def test_every_class_by_default(model):
     np.testing.assert_array_equal(model.labels_and_indices(None, 1)[0], range(4))
 
@@ -38,7 +43,7 @@ def test_every_class_by_default(model):
         (([4], 1), "There is no class 4; classes are 0 to 3"),
         (([-1], 1), "There is no class -1"),
         (([1.5], 1), "There is no class 1.5"),
-        ((["a"], 1), "There is no class 'a'"),
+        ((["x"], 1), "There is no class x; classes are 0 to 3; did you mean '"),
         (([], 1), "There are no classes to sample"),
         (([1], 0), "0 images per class cannot be sampled"),
         (([1], 2.5), "2.5 images per class cannot be sampled"),
