@@ -111,7 +111,7 @@ def get_config(preset: str = "noisytwins") -> ml_collections.ConfigDict:
     config.data.name = "digits_lt"
     config.data.resolution = chosen.resolution
     config.data.mirror = False  # a mirrored digit is not a digit
-    config.data.options = {"imbalance_factor": 0.05, "largest": 174}
+    config.data.options = {"imbalance_factor": 0.05, "largest": 174, "num_classes": 10}
 
     config.generator.z_dim = 64
     config.generator.w_dim = 64
