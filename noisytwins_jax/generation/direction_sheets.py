@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from noisytwins_jax.data.aspect import Aspect, restore_aspect
 from noisytwins_jax.generation.projection import mean_w
 from noisytwins_jax.generation.row_sheets import ROWS, write_row_sheet
 from noisytwins_jax.generation.sefa import directions
@@ -25,6 +26,7 @@ def write_directions(
     count: int,
     folder: Path,
     noise_mode: str | None = None,
+    aspect: Aspect | None = None,
 ) -> Path:
     """Write a sheet for each of SeFa's first directions: a row for each image, moved along the direction.
 
@@ -41,6 +43,7 @@ def write_directions(
       count: number of directions.
       folder: where to write.
       noise_mode: per-pixel noise; the stored one by default, so that the step is the only change.
+      aspect: aspect ratio in which the images are shown; None for squares.
 
     Returns:
       The folder.
@@ -71,7 +74,7 @@ def write_directions(
     with images_bar("Moving along directions", count * steps.size) as bar:
         for number, direction in enumerate(found, 1):
             moved = (w[:, None] + steps[..., None] * direction).reshape(-1, w.shape[1])
-            images = trained.synthesize(moved, psi, noise_mode or "const", seed)
+            images = restore_aspect(trained.synthesize(moved, psi, noise_mode or "const", seed), aspect)
             images = images.reshape(*steps.shape, *images.shape[1:])
             title = f"Direction {number} of {len(found)}"
             caption = (

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from noisytwins_jax.config import RunConfig
+from noisytwins_jax.data.aspect import Aspect, restore_aspect
 from noisytwins_jax.data.prepare.files import is_visible
 from noisytwins_jax.data.preprocessing import Preprocessing
 from noisytwins_jax.data.registry import preprocessing_of
@@ -115,7 +116,7 @@ def project_pictures(
         if finished:
             print_on_primary(f"{finished} of {len(listed)} pictures are finished in {folder}.")
         _project(trained, [*todo.values()], candidates, settings)
-        _write_all(listed, settings, class_names, folder)
+        _write_all(listed, settings, class_names, folder, trained.aspect)
     return folder
 
 
@@ -219,7 +220,9 @@ def _write(
     )
 
 
-def _write_all(listed: list[Picture], settings: dict, class_names: Sequence[str], folder: Path) -> None:
+def _write_all(
+    listed: list[Picture], settings: dict, class_names: Sequence[str], folder: Path, aspect: Aspect | None
+) -> None:
     """Write the sheets and arrays of all pictures, and print class and distance of each."""
     name, found, kept = _array(settings), len(settings["classes"]) > 1, []
     for number, start in enumerate(range(0, len(listed), ROWS), 1):
@@ -233,9 +236,9 @@ def _write_all(listed: list[Picture], settings: dict, class_names: Sequence[str]
             texts.append(["", *(f"step {step}\n{value:.4f}" for step, value in way)])
             next_one = _describe_choice(result, settings["classes"], class_names) if found else ""
             print_on_primary(f"{picture.path}: class {label}{next_one}, distance {distance:.4f}")
-        ways = np.stack([result["way_images"] for result in results])
+        ways = np.stack([restore_aspect(result["way_images"], aspect) for result in results])
         sides = [
-            ("Picture", np.stack([result["picture"] for result in results])[:, None]),
+            ("Picture", restore_aspect(np.stack([result["picture"] for result in results]), aspect)[:, None]),
             ("On the way", ways[:, :-1]),
             ("Result", ways[:, -1:]),
         ]

@@ -109,7 +109,7 @@ def sample(
         if directions:
             folder = target.with_name(f"{target.name}-directions")
             return broadcast_from_primary(
-                lambda: write_directions(trained, labels, indices, seed, cut, directions, folder, noise_mode)
+                lambda: write_directions(trained, labels, indices, seed, cut, directions, folder, noise_mode, aspect)
             )
         sampler = trained.sampler(cut, seed, noise_mode, len(labels), style_seed)
         if frames:
