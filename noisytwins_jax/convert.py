@@ -74,7 +74,9 @@ def _from_torch(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from noisytwins_jax.interop.importing import import_run
     from noisytwins_jax.interop.public_checkpoint import read_public_checkpoint
 
-    config = None if arguments.config is None else load_config([f"--config={arguments.config}", *overrides])
+    config = (
+        None if arguments.config is None else load_config([f"--config={arguments.config}", *overrides], from_data=True)
+    )
     public = read_public_checkpoint(arguments.files)
     for part, network in public.networks.items():
         about = f"{network.fields['network']}, {network.fields['data.resolution']} px, {network.num_classes} classes"

@@ -85,7 +85,7 @@ def plan(config: str, methods: str, seeds: str, grids: Sequence[str], overrides:
     ):
         options = [f"--config={path}:{method}" + (f",{preset}" if preset else ""), f"--config.seed={seed}"]
         options += [*(f"--{field}={value}" for field, value in zip(swept, values, strict=True)), *overrides]
-        parsed = load_config(options)
+        parsed = load_config(options, from_data=True)
         point = dict(zip(names, values, strict=True))
         parts = [name + ("" if is_number(value) else "-") + value for name, value in point.items()]
         name = "-".join([parsed.name, *parts, *([f"seed{seed}"] if with_seed else [])])

@@ -58,10 +58,7 @@ class TrainedRun(NamedTuple):
 
 
 def train(config: RunConfig, workdir: str | Path) -> Path:
-    """Train to the end (from the newest checkpoint, if there is one), evaluate and write the report.
-
-    Returns:
-      The report's path.
+    """Train to the end (from the newest checkpoint, if there is one), evaluate, and return the path of the report.
 
     Raises:
       UserError, SystemExit: as `train_to_end`.

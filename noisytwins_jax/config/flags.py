@@ -43,8 +43,12 @@ def explain(error: Exception, argv: list[str]) -> str:
     raise error
 
 
-def load_config(options: Sequence[str]) -> RunConfig:
-    """Load the configuration that `noisytwins_jax.main` would train with these options, but for the device's memory.
+def load_config(options: Sequence[str], from_data: bool = False) -> RunConfig:
+    """Load the configuration that `noisytwins_jax.main` takes from these options.
+
+    Args:
+      options: of the command.
+      from_data: also follow the recipe of ``config.auto``, as training does, but for the device's memory. It needs the data.
 
     Raises:
       UserError: as in `main`.
@@ -60,7 +64,7 @@ def load_config(options: Sequence[str]) -> RunConfig:
     if len(rest) > 1:
         raise UserError(f"Unexpected argument {rest[1]!r}; fields are set with --config.FIELD=VALUE.")
     run = parse_config(config.value)
-    if run.auto:
+    if run.auto and from_data:
         given = config_flags.get_override_values(values["config"])
         run, _ = follow_recipe(run, load_data(run.data).train.class_counts, given)
     return run
