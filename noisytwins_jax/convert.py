@@ -1,15 +1,17 @@
-"""Convert checkpoints of PyTorch into runs of this project and back.
+"""Convert checkpoints of PyTorch into runs of this project, and runs into files of PyTorch, JAX and ONNX.
 
     python -m noisytwins_jax.convert from-torch FILE_OR_FOLDER ... --workdir=DIR [--config=configs/<dataset>.py:<method>]
     python -m noisytwins_jax.convert to-torch --workdir=DIR --out=DIR [--format=FORMAT] [--checkpoint=latest]
     python -m noisytwins_jax.convert to-jax --workdir=DIR --out=sampler.jax [--truncation=threshold:0.5]
+    python -m noisytwins_jax.convert to-onnx --workdir=DIR --out=generator.onnx [--noise=const] [--truncation=threshold:0.5]
 
 from-torch reads StyleGAN2 of StudioGAN, NoisyTwins and NVIDIA (.pkl), and BigGAN and BigGAN-deep of BigGAN-PyTorch,
 StudioGAN, Hugging Face and TF-Hub (variables as .npz). The format is detected from the tensors; no code in a file is run.
 With the configuration that it was trained with (and fields, as --config.batch_size=64), training can continue from it.
 to-torch writes, for StyleGAN2, studiogan (which NoisyTwins' code reads), nvidia (state dicts) and nvidia_pkl (for
 --resume); for BigGAN, bigganpytorch and studiogan; for BigGAN-deep also huggingface. The networks in PyTorch under
-noisytwins_jax/interop/pytorch load them too. to-jax writes a sampler as one serialized function of JAX.
+noisytwins_jax/interop/pytorch load them too. to-jax writes a sampler as one serialized function of JAX. to-onnx writes the
+generator of any network for programs without JAX, after it drew the same images in onnxruntime.
 """
 
 import argparse
@@ -32,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="python -m noisytwins_jax.convert", description=__doc__, formatter_class=formatter)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="from-torch | to-torch | to-jax")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="from-torch | to-torch | to-jax | to-onnx")
     reading = verbs.add_parser("from-torch", help="convert a public checkpoint into a run")
     reading.add_argument("files", nargs="+", type=Path, help="files of one checkpoint, or their folder")
     reading.add_argument("--workdir", required=True, type=Path, help="a new directory")
@@ -40,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (
         ("to-torch", "convert a run into a public checkpoint"),
         ("to-jax", "export a sampler that needs only JAX"),
+        ("to-onnx", "export a generator as an ONNX file"),
     ):
         writing = verbs.add_parser(name, help=text)
         writing.add_argument("--workdir", required=True, type=Path, help="the run")
@@ -50,6 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
             writing.add_argument("--safetensors", action="store_true", help="only the networks, as .safetensors")
         else:
             writing.add_argument("--truncation", default="", help="of a BigGAN, as threshold:0.5")
+        if name == "to-onnx":
+            writing.add_argument("--noise", help="of StyleGAN2's pixels, const or none (default: const)")
+        if name == "to-jax":
             writing.add_argument("--platforms", default="cpu,cuda,tpu", help="to run on, comma-separated")
     return parser
 
@@ -60,9 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if overrides and (arguments.verb != "from-torch" or arguments.config is None):
             raise UserError(f"There is no option {overrides[0]}; --help says what there is.")
-        return {"from-torch": _from_torch, "to-torch": _to_torch, "to-jax": _to_jax}[arguments.verb](
-            arguments, overrides
-        )
+        verbs = {"from-torch": _from_torch, "to-torch": _to_torch, "to-jax": _to_jax, "to-onnx": _to_onnx}
+        return verbs[arguments.verb](arguments, overrides)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
@@ -115,6 +120,25 @@ def _to_jax(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     with handle_disk_full(arguments.out):
         path = save_sampler(trained, arguments.out, arguments.truncation or None, arguments.platforms.split(","))
     print(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def _to_onnx(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    _check_out(arguments.out, directory=False)
+    _prepare()
+    from noisytwins_jax.generation.trained_generator import load
+    from noisytwins_jax.interop.onnx.export import check_installed, save_onnx
+    from noisytwins_jax.utils.files import handle_disk_full
+
+    check_installed()
+    trained = load(arguments.workdir, arguments.checkpoint)
+    with handle_disk_full(arguments.out):
+        difference = save_onnx(trained, arguments.out, arguments.truncation or None, arguments.noise)
+    print(f"Written: {arguments.out} ({arguments.out.stat().st_size / 1e6:.1f} MB)")
+    if difference is None:
+        print("Not checked, as onnxruntime is not installed: python -m pip install onnxruntime")
+    else:
+        print(f"Images of onnxruntime and of JAX differ by at most {difference:.1e} in [-1, 1].")
     return 0
 
 

@@ -1,0 +1,1 @@
+"""Trained generators as ONNX files, for programs without JAX."""
