@@ -183,8 +183,8 @@ class EvaluationConfig:
     """Evaluation of a generator; see `evaluation`."""
 
     protocol: str = choice(*PROTOCOLS)  # see metrics.protocols; embedded needs no weight files
-    # Comma-separated: inception, clip, dinov2, classifier (for class accuracy), or a network of metrics.protocols; the
-    # first is used for FID, precision and recall. Empty for the protocol's.
+    # Comma-separated: inception, clip, dinov2, classifier (for class accuracy), a network of metrics.protocols, or
+    # file:PATH of an own one; the first is used for FID, precision and recall. Empty for the protocol's.
     extractors: str = ""
     weights: str = ""  # directory of converted weights; empty for the default one
     download: bool = False  # whether to download weights that are missing; see metrics.weights

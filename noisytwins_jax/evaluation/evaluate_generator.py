@@ -7,7 +7,7 @@ suffix (Inception, or the classifier of the protocol ``embedded``), ``_clip``, o
     {
       "protocol": {"name",                                       # see `metrics.protocols`
                    "extractor", "extractor_sha256", "extractor_description", "feature_dim",     # of the headline
-                   "headline_extractor",                         # its kind: inception, clip, dinov2 or classifier
+                   "headline_extractor",                         # its kind, of `metrics.protocols`
                    "extractors": {kind: {"name", "sha256", "feature_dim", "description"}},
                    "reference_fingerprint", "reference_split", "preprocessing", "resolution", "channels", "num_classes",
                    "n_real", "n_fake", "n_fake_per_class", "n_fake_pooled", "labels", "k", "inclusive",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.long_tail import class_groups
@@ -24,7 +25,7 @@ from noisytwins_jax.metrics.extractors.base import FeatureExtractor
 from noisytwins_jax.metrics.extractors.classifier import classifier_extractor, load_or_train_classifier
 from noisytwins_jax.metrics.extractors.registry import check_weights, load_extractor
 from noisytwins_jax.metrics.factors.reader import FactorReader, load_or_train_weights
-from noisytwins_jax.metrics.protocols import CLASSIFIER, parse_extractors
+from noisytwins_jax.metrics.protocols import CLASSIFIER, FILE, parse_extractors
 from noisytwins_jax.metrics.resumable_chunks import ResumableCache
 from noisytwins_jax.metrics.settings import Settings
 from noisytwins_jax.models.latents import Truncation
@@ -55,10 +56,11 @@ def check_evaluation(config: RunConfig, on_its_data: bool = True) -> None:
 
 
 def check_counts(config: RunConfig, splits: DataSplits) -> None:
-    """Check that there are enough images for the metrics.
+    """Check that there are enough images for the metrics, and that an own extractor takes them.
 
     Raises:
-      UserError: there are too few generated or real images, or no few classes where the protocol needs them.
+      UserError: there are too few generated or real images, no few classes where the protocol needs them, or images of
+        other channels than the extractor's.
     """
     settings, groups = (
         get_settings(config, splits),
@@ -68,6 +70,10 @@ def check_counts(config: RunConfig, splits: DataSplits) -> None:
     choose_few_classes(splits, settings.protocol, groups["tail"])
     counts = settings.counts(reference.num_classes)
     check_request(reference, {}, settings, counts, sweep=bool(config.evaluation.sweep))
+    if (file := _parse_extractors(config).get(FILE)) is not None:
+        extractor = load_extractor(FILE, file, settings.protocol.name)
+        size = (1, reference.resolution, reference.resolution, reference.channels)
+        jax.eval_shape(extractor.apply, extractor.variables, jax.ShapeDtypeStruct(size, np.uint8))
 
 
 def evaluate_variables(

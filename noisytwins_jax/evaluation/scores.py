@@ -10,10 +10,11 @@ from noisytwins_jax.metrics.frechet import frechet_distance
 from noisytwins_jax.metrics.inception_score import inception_score
 from noisytwins_jax.metrics.kernel_distances import cmmd, kid
 from noisytwins_jax.metrics.neighbours import neighbour_metrics
-from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP, DINOV2, INCEPTION, Protocol
+from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP, DINOV2, FILE, INCEPTION, Protocol
 
-FRECHET = {CLASSIFIER: "fid", INCEPTION: "fid", CLIP: "fid_clip", DINOV2: "fd_dinov2"}  # of all classes pooled
-CLASSWISE = {CLASSIFIER: "ifid", INCEPTION: "ifid", CLIP: "ifid_clip", DINOV2: "ifd_dinov2"}  # of each class
+# Of all classes pooled, and of each class; the kinds that share a name are never in one evaluation as distances.
+FRECHET = {CLASSIFIER: "fid", INCEPTION: "fid", FILE: "fid", CLIP: "fid_clip", DINOV2: "fd_dinov2"}
+CLASSWISE = {CLASSIFIER: "ifid", INCEPTION: "ifid", FILE: "ifid", CLIP: "ifid_clip", DINOV2: "ifd_dinov2"}
 NEIGHBOURS = ("precision", "recall", "density", "coverage")
 Arrays = Mapping[str, np.ndarray]  # kind of extractor -> features [n, d]
 

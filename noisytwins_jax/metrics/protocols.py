@@ -13,7 +13,7 @@ The numbers of images are the configuration's, and are recorded beside every num
 
 Common to all: images are 8-bit RGB, resized images are not rounded again unless the table says so, feature statistics are
 float64, covariances have n - 1 in the denominator. ``embedded`` needs no weight files: its network is a classifier of the
-data set.
+data set. With every protocol an extractor of the user's own (``file:PATH``) can be the headline's, in place of the first.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from collections.abc import Mapping
 
 from noisytwins_jax.utils.errors import UserError, did_you_mean
 
-CLASSIFIER, INCEPTION, CLIP, DINOV2 = "classifier", "inception", "clip", "dinov2"  # kinds of extractors
+CLASSIFIER, INCEPTION, CLIP, DINOV2, FILE = "classifier", "inception", "clip", "dinov2", "file"  # kinds of extractors
 # Extractor -> its kind and the network whose weights it uses; an evaluation has one of each kind.
 EXTRACTORS: dict[str, tuple[str, str]] = {
     "classifier": (CLASSIFIER, ""),
@@ -96,18 +96,30 @@ PROTOCOLS = {
 def parse_extractors(protocol: Protocol, names: str = "") -> dict[str, str]:
     """Parse a comma-separated list of extractors into kind → network, the headline's first; by default the protocol's.
 
+    The network of ``file:PATH`` is the path.
+
     Raises:
       UserError: an unknown name, two of one kind, or extractors that do not belong to the protocol.
     """
     chosen: dict[str, str] = {}
     for name in [word.strip() for word in names.split(",") if word.strip()] or protocol.extractors:
-        if name not in EXTRACTORS:
-            raise UserError(f"config.evaluation.extractors has no {name!r}; {did_you_mean(name, EXTRACTORS)}")
-        kind, network = EXTRACTORS[name]
+        if name not in EXTRACTORS and not name.startswith(f"{FILE}:"):
+            raise UserError(
+                f"config.evaluation.extractors has no {name!r}; {did_you_mean(name, EXTRACTORS)} (or file:PATH)"
+            )
+        kind, network = EXTRACTORS.get(name) or name.split(":", 1)
         if kind in chosen:
             raise UserError(f"config.evaluation.extractors={names} names two networks of the kind {kind}; choose one.")
         chosen[kind] = network
     first = next(iter(chosen))
+    if FILE in chosen:
+        others = (CLASSIFIER,) if protocol.name == "embedded" else (CLASSIFIER, CLIP, DINOV2)
+        if first != FILE or not {*chosen} <= {FILE, *others}:
+            raise UserError(
+                f"config.evaluation.extractors={names}: an extractor from a file is the one of FID and comes first; after it, "
+                f"the protocol {protocol.name} can have {', '.join(others)}."
+            )
+        return chosen
     if (first == CLASSIFIER) != (protocol.name == "embedded") or (protocol.name == "embedded" and len(chosen) > 1):
         raise UserError(
             f"config.evaluation.extractors={names} does not go with config.evaluation.protocol={protocol.name}: the protocol "

@@ -19,7 +19,7 @@ from noisytwins_jax.utils.progress_bar import images_bar
 
 _PART = 4096  # images of a cached part
 _READ_BATCH = 256
-_EXTRACTORS = ("base", "classifier", "clip", "dinov2", "inception", "resize", "vit")
+_EXTRACTORS = ("base", "classifier", "clip", "dinov2", "file_extractor", "inception", "resize", "vit")
 _CODE = ("features.py", "real_features.py", *(f"extractors/{name}.py" for name in _EXTRACTORS))  # sets the features
 
 

@@ -1,13 +1,20 @@
 """What becomes of the numbers of a generator; how they are measured is tested with the metrics."""
 
 import copy
+import dataclasses
+import hashlib
 
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny_biggan
 import tiny_run
 
 from noisytwins_jax.data.registry import load_data
 from noisytwins_jax.evaluation import run_evaluation
+from noisytwins_jax.evaluation.protocol_record import build_protocol_record
 from noisytwins_jax.evaluation.table import check_one_protocol, distance_entries, protocol_line
 from noisytwins_jax.utils.errors import UserError
 
@@ -45,3 +52,33 @@ def test_no_truncation_is_comparable_however_it_was_recorded(evaluated):
     truncated = MEASURED | {"protocol": MEASURED["protocol"] | {"truncation_psi": 0.7}}
     with pytest.raises(UserError, match=r"truncation_psi: 1\.0 and 0\.7"):
         check_one_protocol({"BigGAN": now, "StyleGAN2": truncated})
+
+
+def test_an_own_extractor_is_checked_before_a_run_and_distinguishes_protocols(tmp_path):
+    path, config = tmp_path / "own.jax", tiny_run.tiny_config(**{"evaluation.extractors": f"file:{tmp_path}/own.jax"})
+    with pytest.raises(UserError, match=r"own\.jax: there is no such file.*or measure without them"):
+        run_evaluation.check_evaluation(config)
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, 8, 8, 3), jnp.uint8)
+    means = jax.export.export(jax.jit(lambda x: x.astype(jnp.float32).mean(axis=(1, 2))))(images)
+    path.write_bytes(means.serialize())
+    run_evaluation.check_evaluation(config)
+    splits = load_data(config.data)  # grey images, which are repeated
+    run_evaluation.check_counts(config, splits)
+    ((kind, extractor),) = run_evaluation.load_extractors(config, splits, tmp_path).items()
+    settings, n_real = config.evaluation.settings, np.full(4, 25)
+    counts = settings.counts(4)
+    record = build_protocol_record(splits.reference, {kind: extractor}, {}, n_real, settings, counts, counts)
+    assert record["headline_extractor"] == "file" and record["extractor"] == extractor.name
+    assert record["extractors"]["file"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    other = record | {"extractor_sha256": "0" * 64}
+    with pytest.raises(UserError, match="different protocols \\(extractor_sha256: "):
+        check_one_protocol({"a": {"protocol": record}, "b": {"protocol": other}})
+
+    grey = jax.ShapeDtypeStruct((batch, 8, 8, 1), jnp.uint8)
+    means = jax.export.export(jax.jit(lambda x: x.astype(jnp.float32).mean(axis=(1, 2))))(grey)
+    (tmp_path / "grey.jax").write_bytes(means.serialize())
+    config = tiny_run.tiny_config(**{"evaluation.extractors": f"file:{tmp_path}/grey.jax"})
+    data = dataclasses.replace(config.data, options={**config.data.options, "channels": 3})
+    with pytest.raises(UserError, match="takes images of 1 channels, and these have 3"):
+        run_evaluation.check_counts(config, load_data(data))

@@ -35,6 +35,10 @@ def test_extractors_by_protocol():
     assert parse_extractors(PROTOCOLS["noisytwins"]) == {"inception": "inception", "clip": "clip-vit-b32"}
     chosen = parse_extractors(PROTOCOLS["tf1"], "dinov2, clip-vit-l14,classifier")
     assert list(chosen.items()) == [("dinov2", "dinov2-vitl14"), ("clip", "clip-vit-l14"), ("classifier", "")]
+    assert parse_extractors(PROTOCOLS["embedded"], "file:a:b/own.jax,classifier") == {
+        "file": "a:b/own.jax",
+        "classifier": "",
+    }
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,9 @@ def test_extractors_by_protocol():
         ("tf1", "classifier,inception", "does not go with config.evaluation.protocol=tf1"),
         ("embedded", "inception", "does not go with config.evaluation.protocol=embedded"),
         ("embedded", "classifier,clip", "does not go with config.evaluation.protocol=embedded"),
+        ("embedded", "classifier,file:own.jax", "from a file is the one of FID and comes first"),
+        ("embedded", "file:own.jax,clip", "the protocol embedded can have classifier"),
+        ("tf1", "file:own.jax,inception", "the protocol tf1 can have classifier, clip, dinov2"),
     ],
 )
 def test_extractors_that_do_not_go_together(protocol, names, message):

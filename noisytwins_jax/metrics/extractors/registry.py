@@ -13,14 +13,15 @@ from noisytwins_jax.metrics.extractors.clip import clip_extractor
 from noisytwins_jax.metrics.extractors.clip import from_state_dict as clip_from_state_dict
 from noisytwins_jax.metrics.extractors.dinov2 import dinov2_extractor
 from noisytwins_jax.metrics.extractors.dinov2 import from_state_dict as dinov2_from_state_dict
+from noisytwins_jax.metrics.extractors.file_extractor import load_file_extractor
 from noisytwins_jax.metrics.extractors.inception import SIZE, Inception, inception_extractor
 from noisytwins_jax.metrics.extractors.inception import from_state_dict as inception_from_state_dict
 from noisytwins_jax.metrics.extractors.vit import VisionTransformer
-from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP, EXTRACTORS, INCEPTION, PROTOCOLS, Protocol
+from noisytwins_jax.metrics.protocols import CLASSIFIER, CLIP, EXTRACTORS, FILE, INCEPTION, PROTOCOLS, Protocol
 
 
 def check_weights(chosen: Mapping[str, str], directory: str = "", download: bool = False) -> None:
-    """Check that the weights of extractors exist, before any other work.
+    """Check that the weights of extractors exist and own extractors can be used, before any other work.
 
     Args:
       chosen: kind → network, from `protocols.parse_extractors`.
@@ -28,9 +29,12 @@ def check_weights(chosen: Mapping[str, str], directory: str = "", download: bool
       download: whether to download and convert those that are missing.
 
     Raises:
-      UserError: weights are missing, and the message names the command that gets them; or they cannot be downloaded.
+      UserError: weights are missing, and the message names the command that gets them; or they cannot be downloaded. Or
+        the file of an own extractor is none.
     """
-    networks = [network for kind, network in chosen.items() if kind != CLASSIFIER]
+    if FILE in chosen:
+        load_file_extractor(chosen[FILE])
+    networks = [network for kind, network in chosen.items() if kind not in (CLASSIFIER, FILE)]
     if download:
         for message in weights.get(weights.find_missing(networks, directory or None), directory or None):
             print(message, flush=True)
@@ -44,6 +48,8 @@ def load_extractor(kind: str, network: str, protocol_name: str, directory: str =
     Raises:
       UserError: the file is missing or damaged.
     """
+    if kind == FILE:
+        return load_file_extractor(network)
     protocol = PROTOCOLS[protocol_name]
     state, info = weights.load_network(network, directory or None)
     if kind == INCEPTION:
