@@ -283,11 +283,12 @@ def test_sampling_refuses(tmp_path, monkeypatch, options, message):
     [
         ("none", {}, "/none; give pictures, or folders of them"),
         ("empty", {}, "/empty holds no pictures (.jpg,"),
-        ("text.png", {}, "/text.png cannot be read as a picture (cannot identify image file"),
+        ("text.png", {}, "/text.png is no picture; leave it out."),
         ("cut.png", {}, "/cut.png cannot be read as a picture ("),
         ("whole.png", {"classes": ["9"]}, "There is no class 9; classes are 0 to 3."),
         ("whole.png", {"classes": ["bee"]}, "There is no class bee; classes are 0 to 3; did you mean 'b'?"),
         ("whole.png", {"space": "z"}, "A StyleGAN2 generator is projected into W or W+, not into z"),
+        ("whole.png", {"seed": -1}, "The seed -1 must be an integer from 0 to 4294967295."),
         ("whole.png", {"steps": 0}, "--steps=0 is below 1"),
         ("whole.png", {"which": "newest"}, "--checkpoint=newest is no checkpoint"),
         ("whole.png", {"workdir": "elsewhere"}, "/elsewhere holds no checkpoints; train first (--mode=train)"),

@@ -36,7 +36,7 @@ def write_directions(
 
     Args:
       trained: a StyleGAN2.
-      labels: class of each image ``[n]``, at most 32.
+      labels: class of each image ``[n]``, at most `ROWS`.
       indices: sample index of each image ``[n]``.
       seed: of the latents.
       cut: truncation; in W it acts on what was moved.

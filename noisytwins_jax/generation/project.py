@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from PIL import UnidentifiedImageError
 
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.aspect import Aspect, restore_aspect
@@ -20,7 +21,13 @@ from noisytwins_jax.data.registry import preprocessing_of
 from noisytwins_jax.generation.nearest_classes import NEAREST, SAMPLES, nearest_classes
 from noisytwins_jax.generation.projection import Projections, check_space, project_images
 from noisytwins_jax.generation.row_sheets import ROWS, write_row_sheet
-from noisytwins_jax.generation.trained_generator import TrainedGenerator, find_class_ids, load, read_run
+from noisytwins_jax.generation.trained_generator import (
+    TrainedGenerator,
+    check_seed,
+    find_class_ids,
+    load,
+    read_run,
+)
 from noisytwins_jax.training.restore import check_has_checkpoint
 from noisytwins_jax.training.workdir import open_workdir
 from noisytwins_jax.utils.errors import UserError, first_line
@@ -83,6 +90,7 @@ def project_pictures(
     """
     if steps < 1:
         raise UserError(f"--steps={steps} is below 1; give the number of steps of a projection, for example 500.")
+    check_seed(seed)
     check_has_checkpoint(workdir, which)
     workdir = Path(workdir).absolute() if config is None else open_workdir(workdir, config)
     config, channels, class_names = read_run(workdir, config)
@@ -161,6 +169,8 @@ def read_pictures(
     def read(path: Path) -> np.ndarray:
         try:
             return preprocessing(path.read_bytes(), resolution, channels)
+        except UnidentifiedImageError:
+            raise UserError(f"{path} is no picture; leave it out.") from None
         except Exception as error:  # Pillow raises many types
             raise UserError(f"{path} cannot be read as a picture ({first_line(error)}); leave it out.") from None
 
@@ -233,9 +243,9 @@ def _write_all(
             label, distance = class_names[int(result["label"])], float(result["distance"])
             rows.append(f"{picture.path.name} · {label}")
             way = zip(result["way_steps"].tolist(), result["way_distances"].tolist(), strict=True)
-            texts.append(["", *(f"step {step}\n{value:.4f}" for step, value in way)])
+            texts.append(["", *(f"step {step}\n{value:.2g}" for step, value in way)])
             next_one = _describe_choice(result, settings["classes"], class_names) if found else ""
-            print_on_primary(f"{picture.path}: class {label}{next_one}, distance {distance:.4f}")
+            print_on_primary(f"{picture.path}: class {label}{next_one}, distance {distance:.2g}")
         ways = np.stack([restore_aspect(result["way_images"], aspect) for result in results])
         sides = [
             ("Picture", restore_aspect(np.stack([result["picture"] for result in results]), aspect)[:, None]),

@@ -18,7 +18,7 @@ from noisytwins_jax.generation.sheet_frame import (
 )
 from noisytwins_jax.utils.files import replacing
 
-ROWS = 32  # of a sheet that is easy to look at
+ROWS = 24  # of a sheet that is easy to look at
 _LONGEST = 240  # pixels of a name
 _LINE = 13  # pixels from line to line below an image
 

@@ -190,9 +190,8 @@ class TrainedGenerator:
         Raises:
           UserError: a seed is out of range or has no effect, or the kind of noise does not exist.
         """
-        for value in (seed, 0 if style_seed is None else style_seed):
-            if not isinstance(value, int | np.integer) or not 0 <= value < 2**32:
-                raise UserError(f"The seed {value!r} must be an integer from 0 to {2**32 - 1}.")
+        check_seed(seed)
+        check_seed(0 if style_seed is None else style_seed)
         if style_seed is not None and not self.config.content_style.active:
             raise UserError("style_seed is for generators that divide z into content and style (content_style).")
         model, variables = self._model_with(noise_mode), self.variables_with_statistics(truncation)
@@ -249,6 +248,12 @@ def _synthesis_program(model: Any) -> Any:
     return program
 
 
+def check_seed(seed: int) -> None:
+    """Raise a `UserError` unless a seed of latents is an integer from 0 to 2³² - 1."""
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise UserError(f"The seed {seed!r} must be an integer from 0 to {2**32 - 1}.")
+
+
 def find_class_ids(classes: Sequence[int | str] | int | None, class_names: Sequence[str]) -> list[int]:
     """Return the ids of classes that are given by id, as a number or its text, or by name; a text of both is an id.
 
@@ -268,8 +273,8 @@ def find_class_ids(classes: Sequence[int | str] | int | None, class_names: Seque
         raise UserError("There are no classes to sample; give class ids, for example 0,9, or none of them for all.")
     for text in texts:
         if text not in ids:
-            hint = "" if re.fullmatch(r"-?\d+", text) else f"; {did_you_mean(text, class_names)}"
-            raise UserError(f"There is no class {text}; classes are 0 to {len(class_names) - 1}{hint}.")
+            hint = "." if re.fullmatch(r"-?\d+", text) else f"; {did_you_mean(text, class_names)}"
+            raise UserError(f"There is no class {text}; classes are 0 to {len(class_names) - 1}{hint}")
     return [ids[text] for text in texts]
 
 

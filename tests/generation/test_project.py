@@ -56,7 +56,7 @@ def test_results_of_every_picture(run, pictures, capsys):
     sheet = Image.open(folder / "sheet-1.png")
     assert sheet.height > 5 * 56 and sheet.width > 5 * 56
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5 and f"b.png: class b, distance {everything['distances'][1]:.4f}" in lines[1]
+    assert len(lines) == 5 and f"b.png: class b, distance {everything['distances'][1]:.2g}" in lines[1]
 
 
 def test_an_interrupted_projection_resumes(run, pictures, monkeypatch, capsys):
