@@ -10,8 +10,27 @@ from noisytwins_jax.utils.errors import UserError
 SUFFIXES = (".gif", ".webp", ".png")  # GIF has 256 colours a frame, the others have all
 
 
+def loop_ends(labels: np.ndarray, indices: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the arguments of `Sampler.interpolate` for a closed way from each sample to the next and back to the first.
+
+    Args:
+      labels: int ``[n]``.
+      indices: int ``[n]``, of samples.
+      frames: from a sample to the next.
+
+    Returns:
+      labels and indices of both ends ``[n · frames, 2]``, and t ``[n · frames]``.
+    """
+    ends = [np.repeat(np.stack([x, np.roll(x, -1)], axis=1), frames, axis=0) for x in (labels, indices)]
+    return *ends, np.tile(np.arange(frames) / frames, len(labels))
+
+
 def save_animation(
-    images: np.ndarray, path: str | Path, frames_per_second: float = 24.0, scale: float | None = None
+    images: np.ndarray,
+    path: str | Path,
+    frames_per_second: float = 24.0,
+    scale: float | None = None,
+    smooth: bool = True,
 ) -> Path:
     """Write images as an animation that loops.
 
@@ -20,6 +39,7 @@ def save_animation(
       path: of the file; its suffix, of `SUFFIXES`, sets the format.
       frames_per_second: above 0, at most 50, the limit of players.
       scale: enlargement; ``display_scale(W)`` by default.
+      smooth: enlarge by bicubic interpolation; False repeats pixels.
 
     Returns:
       The path.
@@ -35,7 +55,7 @@ def save_animation(
     if not 0 < frames_per_second <= 50:
         raise UserError(f"{frames_per_second} frames a second cannot be shown; give more than 0, at most 50.")
     scale = display_scale(images.shape[2]) if scale is None else scale
-    first, *others = (resize_for_display(image, scale, smooth=True) for image in images)
+    first, *others = (resize_for_display(image, scale, smooth) for image in images)
     options = {"lossless": True} if path.suffix == ".webp" else {}
     first.save(path, save_all=True, append_images=others, duration=1000 / frames_per_second, loop=0, **options)
     return path

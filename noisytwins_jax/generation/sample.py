@@ -9,10 +9,11 @@ from PIL import Image
 
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.aspect import Aspect, restore_aspect
-from noisytwins_jax.generation.animation import save_animation
+from noisytwins_jax.generation.animation import loop_ends, save_animation
 from noisytwins_jax.generation.direction_sheets import write_directions
 from noisytwins_jax.generation.sampler import Sampler
 from noisytwins_jax.generation.sheets import image_grid
+from noisytwins_jax.generation.style_mixing import mixing_images
 from noisytwins_jax.generation.trained_generator import TrainedGenerator, load
 from noisytwins_jax.models.latents import Truncation
 from noisytwins_jax.training.restore import check_has_checkpoint, check_run_consistency
@@ -192,8 +193,7 @@ def _write_animation(
 ) -> Path:
     if len(labels) < 2:
         raise UserError("An animation goes from image to image; give more --classes or --samples_per_class than one.")
-    ends = [np.repeat(np.stack([x, np.roll(x, -1)], axis=1), frames, axis=0) for x in (labels, indices)]
-    t = np.tile(np.arange(frames) / frames, len(labels))
+    *ends, t = loop_ends(labels, indices, frames)
     (images,) = distributed_map(lambda rows: (sampler.interpolate(ends[0][rows], ends[1][rows], t[rows]),), len(t))
     path = target.with_name(f"{target.name}-{frames}frames.gif")
     return broadcast_from_primary(lambda: save_animation(restore_aspect(images, aspect), path))
@@ -223,13 +223,9 @@ def _write_mix(
     def write() -> Path:
         w = trained.sampler(in_z, seed, noise_mode, len(labels))(labels, indices)[1]
         ws = np.repeat(w[:, None], generator.num_ws, axis=1)
-        mixed = np.where(np.isin(np.arange(generator.num_ws), chosen)[:, None], ws[None], ws[:, None])
-        images, n = trained.synthesize(ws, psi, noise_mode or "const", seed), len(labels)
-        cells = trained.synthesize(mixed.reshape(n * n, *ws.shape[1:]), psi, noise_mode or "const", seed)
-        cells = cells.reshape(n, n, *images.shape[1:])
-        rows = [np.full_like(images[:1], 255), images] + [x for i in range(n) for x in (images[i : i + 1], cells[i])]
+        cells = mixing_images(trained, ws, chosen, psi, noise_mode or "const", seed)
         path = target.with_name(f"{target.name}-mixed{layers}.png")
-        image_grid(restore_aspect(np.concatenate(rows), aspect), columns=n + 1).save(path)
+        image_grid(restore_aspect(cells, aspect), columns=len(ws) + 1).save(path)
         return path
 
     return broadcast_from_primary(write)

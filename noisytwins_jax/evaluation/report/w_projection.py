@@ -191,3 +191,29 @@ def w_projection_figure(
       UserError: see `w_comparison_figure`.
     """
     return w_comparison_figure({"W": (w, labels)}, class_names, class_counts=class_counts)
+
+
+def w_map_figure(
+    points: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    class_counts: Sequence[int] | np.ndarray | None = None,
+) -> Figure:
+    """Draw all samples of at most 20 classes at their points of a plane, such as the first of `pca_projection`.
+
+    Args:
+      points: float [n, 2].
+      labels: int [n], class ids.
+      class_names: a name for every class id.
+      class_counts: as for `w_comparison_figure`.
+
+    Returns:
+      A figure outside pyplot, whose first axes have the points as data.
+    """
+    order, colours = _select_classes([labels], class_counts)
+    figure = new_figure(6.4, 4.8)
+    axes = style_axes(figure.subplots())
+    _scatter(axes, points, labels, order, colours)
+    _legend(figure, [axes], [str(class_names[c]) for c in order], colours)
+    return figure
