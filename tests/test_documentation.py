@@ -175,6 +175,8 @@ def check_command(command: list[str]) -> None:
 def check_module(name: str, arguments: list[str]) -> None:
     if name == "noisytwins_jax.main":
         check_main(arguments)
+    elif name == "noisytwins_jax.app":
+        importlib.import_module(f"{name}.command").build_parser().parse_args(arguments)
     elif name == "noisytwins_jax.data.prepare":
         importlib.import_module(f"{name}.command").parse_arguments(arguments)
     else:

@@ -64,11 +64,12 @@ class Painter:
     def warm_up(self, report: Callable[[str], None] = lambda name: None) -> float:
         """Compile the programs of all pictures but projections; return the seconds that an image then takes."""
         labels, indices = self.trained.labels_and_indices([self.classes.order[0]], _BATCH)
-        sampler = self._sampler(self.slider.truncation(self.slider.high), 0)
-        report("samples")
-        sampler(labels, indices)
-        report("interpolations")
-        sampler.interpolate(*loop_ends(labels, indices, 1))
+        for strength in (self.slider.low, self.slider.high):  # two programs where the right end is no truncation
+            sampler = self._sampler(self.slider.truncation(strength), 0)
+            report(f"samples, {self.slider.label.lower()} {strength:g}")
+            sampler(labels, indices)
+            report(f"interpolations, {self.slider.label.lower()} {strength:g}")
+            sampler.interpolate(*loop_ends(labels, indices, 1))
         start = time.perf_counter()
         sampler(labels, indices)
         seconds = (time.perf_counter() - start) / _BATCH

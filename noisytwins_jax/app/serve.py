@@ -66,6 +66,7 @@ def serve(painter: Painter, title: str, seconds: float, host: str, port: int, to
             max_file_size=MAX_BYTES,
             theme=page_theme(),
             css=page_css(painter.classes),
+            js="() => document.body.classList.remove('dark')",  # pictures are on white
         )
         page.has_launched = True  # without it a mounted page takes any file of this machine for an uploaded one
         guarded = Guard(app, token, local=is_loopback(host))
