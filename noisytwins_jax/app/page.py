@@ -5,7 +5,7 @@ import html
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from PIL import Image
@@ -42,15 +42,15 @@ def build_page(painter: Painter, title: str, seconds: float, folder: Path) -> gr
             with gr.Column(scale=1, min_width=280):
                 shared = _controls(painter)
             with gr.Column(scale=3, min_width=480), gr.Tabs():
-                live = functools.partial(_live_tab, page, active, shared)
-                _samples_tab(painter, live, seconds)
+                tabs = [_samples_tab(painter, seconds)]
                 if painter.has_w:
-                    _mixing_tab(painter, live)
+                    tabs.append(_mixing_tab(painter))
                 _animation_tab(painter, active, shared, folder)
                 if painter.has_w:
-                    _directions_tab(painter, live)
+                    tabs.append(_directions_tab(painter))
                     _projection_tab(painter, active)
-                    _map_tab(painter, live, shared[1])
+                    tabs.append(_map_tab(painter, shared[1]))
+        _follow_inputs(page, active, shared, tabs)
     return page.queue(max_size=_QUEUE, default_concurrency_limit=1)
 
 
@@ -69,7 +69,7 @@ def _controls(painter: Painter) -> list[Any]:
     classes, slider = painter.classes, painter.slider
     counts = classes.counts
     choices = [(classes.names[c] + (f"  ·  {counts[c]}" if counts else ""), c) for c in classes.order]
-    label = "Classes, from head to tail · training images" if counts else "Classes"
+    label = "Head to tail · training images" if counts else "Classes"
     start = classes.spread(_SHOWN)
     if len(choices) <= _LISTED:
         chosen = gr.CheckboxGroup(choices, value=start, label=label, elem_id="classes")
@@ -87,7 +87,7 @@ def _controls(painter: Painter) -> list[Any]:
         slider.low, slider.high, value=slider.high, step=slider.step, label=slider.label, info=slider.info
     )
     with gr.Group():
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1)
+        seed = gr.Number(0, label="Seed", precision=0)
         dice = gr.Button("New seed", size="sm")
     dice.click(lambda: secrets.randbelow(10**6), None, seed, api_visibility="private", show_progress="hidden")
     return [chosen, strength, seed]
@@ -100,35 +100,47 @@ def _picture(label: str = "", **options: Any) -> gr.Image:
     return gr.Image(**{**settings, "elem_classes": "picture", **options})
 
 
-def _live_tab(
-    page: gr.Blocks,
-    active: gr.State,
-    shared: Sequence[Any],
-    tab: gr.Tab,
-    draw: Callable[..., Any],
-    inputs: Sequence[Any],
-    outputs: Any,
-) -> None:
-    """Let a tab's outputs follow its inputs and the shared ones while the tab is open."""
-    name, inputs = tab.label, [*shared, *inputs]
-    draw = _explained(draw)
-    _activate(tab, active)
-    tab.select(draw, inputs, outputs, **_LIVE)
-    changes = [component.change for component in inputs]
-    gr.on(
-        changes, lambda now, *values: draw(*values) if now == name else gr.skip(), [active, *inputs], outputs, **_LIVE
-    )
-    if name == active.value:
-        page.load(draw, inputs, outputs, **_LIVE)
+class _LiveTab(NamedTuple):
+    """A tab whose outputs follow the shared inputs and its own while it is open."""
+
+    tab: gr.Tab
+    draw: Callable[..., Any]
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
 
 
-def _activate(tab: gr.Tab, active: gr.State) -> None:
-    """Remember which tab is open."""
+def _follow_inputs(page: gr.Blocks, active: gr.State, shared: Sequence[Any], tabs: Sequence[_LiveTab]) -> None:
+    """Let the outputs of the open tab follow its inputs: one request for a change, whatever the number of tabs."""
+    inputs, outputs = list(shared), [output for tab in tabs for output in tab.outputs]
+    own = {}
+    for tab in tabs:
+        own[tab.tab.label] = tab, slice(len(inputs), len(inputs) + len(tab.inputs))
+        inputs += tab.inputs
+
+    @_explained
+    def redraw(now: str, *values: Any) -> Any:
+        if now not in own:
+            return gr.skip()
+        tab, place = own[now]
+        arguments = [*values[: len(shared)], *values[place]]
+        if any(value is None for value in arguments):
+            raise UserError("A field is empty; give it a number.")
+        result = tab.draw(*arguments)
+        return dict(zip(tab.outputs, result if len(tab.outputs) > 1 else [result], strict=True))
+
+    arguments = {"fn": redraw, "inputs": [active, *inputs], "outputs": outputs, **_LIVE}
+    gr.on([*(x.change for x in inputs), page.load], **arguments)
+    for tab in tabs:
+        _activate(tab.tab, active).then(**arguments)
+
+
+def _activate(tab: gr.Tab, active: gr.State) -> Any:
+    """Remember which tab is open; return the event."""
     name = tab.label
-    tab.select(lambda: name, None, active, api_visibility="private", show_progress="hidden", queue=False)
+    return tab.select(lambda: name, None, active, api_visibility="private", show_progress="hidden", queue=False)
 
 
-def _samples_tab(painter: Painter, live: Callable[..., None], seconds: float) -> None:
+def _samples_tab(painter: Painter, seconds: float) -> _LiveTab:
     classes = min(_SHOWN, len(painter.classes.names))
     fitting = int(_PATIENCE / max(seconds, 1e-6) / classes)
     with gr.Tab(_FIRST) as tab:
@@ -138,10 +150,10 @@ def _samples_tab(painter: Painter, live: Callable[..., None], seconds: float) ->
     def draw(chosen: list[int], strength: float, seed: int, per_class: int) -> Image.Image:
         return painter.samples(chosen, per_class, strength, seed)
 
-    live(tab, draw, [per_class], picture)
+    return _LiveTab(tab, draw, [per_class], [picture])
 
 
-def _mixing_tab(painter: Painter, live: Callable[..., None]) -> None:
+def _mixing_tab(painter: Painter) -> _LiveTab:
     count = painter.trained.stylegan2_generator("Style mixing").num_ws
     with gr.Tab("Style mixing") as tab:
         layers = gr.CheckboxGroup(
@@ -154,7 +166,7 @@ def _mixing_tab(painter: Painter, live: Callable[..., None]) -> None:
     def draw(chosen: list[int], strength: float, seed: int, layers: list[int]) -> Image.Image:
         return painter.mixed(chosen, layers, strength, seed)
 
-    live(tab, draw, [layers], picture)
+    return _LiveTab(tab, draw, [layers], [picture])
 
 
 def _animation_tab(painter: Painter, active: gr.State, shared: Sequence[Any], folder: Path) -> None:
@@ -174,7 +186,7 @@ def _animation_tab(painter: Painter, active: gr.State, shared: Sequence[Any], fo
     gr.on([button.click, within.change], _explained(draw), inputs, picture, show_progress="minimal", **_EVENT)
 
 
-def _directions_tab(painter: Painter, live: Callable[..., None]) -> None:
+def _directions_tab(painter: Painter) -> _LiveTab:
     with gr.Tab("Directions") as tab:
         part = gr.Radio(list(PARTS), value=PARTS[0], show_label=False, container=False)
         with gr.Row():
@@ -189,7 +201,7 @@ def _directions_tab(painter: Painter, live: Callable[..., None]) -> None:
     def draw(chosen: list[int], strength: float, seed: int, part: str, *amounts: float) -> Image.Image:
         return painter.edited(chosen, part, amounts, strength, seed)
 
-    live(tab, draw, [part, *sliders], picture)
+    return _LiveTab(tab, draw, [part, *sliders], [picture])
 
 
 def _projection_tab(painter: Painter, active: gr.State) -> None:
@@ -230,7 +242,7 @@ def _projection_tab(painter: Painter, active: gr.State) -> None:
     gr.on([button.click, file.upload], _explained(draw), inputs, [picture, note], **_EVENT)
 
 
-def _map_tab(painter: Painter, live: Callable[..., None], strength: gr.Slider) -> None:
+def _map_tab(painter: Painter, strength: gr.Slider) -> _LiveTab:
     @functools.lru_cache(maxsize=4)
     def map_of(classes: tuple[int, ...], seed: int) -> WMap:
         return draw_w_map(painter, classes, seed)
@@ -255,18 +267,22 @@ def _map_tab(painter: Painter, live: Callable[..., None], strength: gr.Slider) -
         text = f"Its nearest sample is of class <b>{html.escape(painter.classes.names[label])}</b>."
         return found.marked(x, y), painter.image_of_ws(ws, strength), text
 
-    live(tab, draw, [], [picture, drawn])
     picture.select(_explained(look), [drawn, strength], [picture, point, note], **_LIVE)
+    return _LiveTab(tab, draw, [], [picture, drawn])
 
 
 def _explained(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """Show what is wrong with an input as a message on the page."""
+    """Show what is wrong with an input as a message on the page, whose pictures stay.
+
+    It is no `gr.Error`: after one, an event that always handles its last trigger is triggered again, without end.
+    """
 
     @functools.wraps(draw)
     def safe(*values: Any) -> Any:
         try:
             return draw(*values)
         except UserError as error:
-            raise gr.Error(html.escape(str(error)), print_exception=False, title="This cannot be drawn") from None
+            gr.Warning(html.escape(str(error)), title="This cannot be drawn")
+            return gr.skip()
 
     return safe

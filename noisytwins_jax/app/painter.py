@@ -31,7 +31,8 @@ DIRECTIONS = 5  # sliders
 PARTS = ("All layers", "Coarse", "Middle", "Fine")
 _BATCH = 8  # images in a call, of one compiled program whatever the number asked for
 _RUNS = 4  # samples on the way within a class
-_CELL, _MOVING, _LARGE = 64, 112, 320  # pixels: side of an image in a sheet, in an animation and alone, about
+# Side of an image in pixels, about: in a sheet, of eight in a row, in an animation, and alone.
+_CELL, _EDITED, _MOVING, _LARGE = 64, 96, 112, 320
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +114,7 @@ class Painter:
         names = [self.classes.names[c] for c in chosen]
         rows = [("Sample", None), ("Edited", None)]
         caption = f"Classes {', '.join(names)}." if len(names) > 1 else f"Class {names[0]}."
-        return self._rows(rows, pairs, caption)
+        return self._rows(rows, pairs, caption, _EDITED)
 
     def animation(
         self, classes: Sequence[int], within: bool, frames: int, strength: float, seed: int, path: Path
@@ -229,10 +230,12 @@ class Painter:
         order = "" if counts is None else "From head to tail by number of training images. "
         return self._rows(rows, images, order)
 
-    def _rows(self, rows: list[tuple[str, int | None]], images: np.ndarray, caption: str) -> Image.Image:
+    def _rows(
+        self, rows: list[tuple[str, int | None]], images: np.ndarray, caption: str, target: int = _CELL
+    ) -> Image.Image:
         """Draw named rows of images ``[rows, columns, H, W, C]``."""
         height, width = images.shape[2:4]
-        scale = self._scale(_CELL)
+        scale = self._scale(target)
         cell_w, cell_h = displayed_size(width, height, scale)
         caption = f"{caption} {describe_scale(height, width, scale, smooth=False)}"
         frame = draw_frame(rows, [""], [images.shape[1] * (cell_w + GAP) - GAP], cell_h, 0, caption)

@@ -115,6 +115,20 @@ def test_every_tab_draws(page, tmp_path):
         assert animation.n_frames > 1
 
 
+def test_a_message_is_shown_once(page):
+    """What cannot be drawn leaves the picture and is not tried again and again."""
+    pictures(page).first.wait_for()
+    for number in range(4):
+        page.locator("#classes input").nth(number).uncheck()
+    page.get_by_text("No class is chosen").first.wait_for()
+    joined = []
+    page.on("request", lambda request: joined.append(request.url) if "queue/join" in request.url else None)
+    page.wait_for_timeout(2000)
+    assert len(joined) <= 1 and pictures(page).count() == 1
+    page.get_by_role("button", name="All").click()
+    wait_for_another(page, pictures(page).first.evaluate("x => x.src"))
+
+
 def test_uploads(page, tmp_path):
     """What is no picture gets a message, and the next picture is projected."""
     bad, good = tmp_path / "bad.png", tmp_path / "good.png"

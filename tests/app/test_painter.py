@@ -38,14 +38,14 @@ def cells(picture, columns, rows, cell=CELL, gap=4):
     return np.array([[pixels[y : y + cell : cell // 8, x : x + cell : cell // 8] for y, x in row] for row in starts])
 
 
-def shows(picture, image):
+def shows(picture, image, scale=8):
     """Whether a picture has an image, every pixel of it a square."""
-    block = np.kron(image[..., 0], np.ones((8, 8), np.uint8)).astype(int)
-    pixels = np.asarray(picture)[..., 0].astype(int)
-    windows = np.lib.stride_tricks.sliding_window_view(pixels, CELL, axis=1)
-    for y in range(pixels.shape[0] - CELL + 1):
+    block = np.kron(image[..., 0], np.ones((scale, scale), np.uint8)).astype(int)
+    pixels, side = np.asarray(picture)[..., 0].astype(int), 8 * scale
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, side, axis=1)
+    for y in range(pixels.shape[0] - side + 1):
         for x in np.flatnonzero(np.abs(windows[y] - block[0]).max(axis=-1) <= 1):
-            if np.abs(pixels[y : y + CELL, x : x + CELL] - block).max() <= 1:
+            if np.abs(pixels[y : y + side, x : x + side] - block).max() <= 1:
                 return True
     return False
 
@@ -83,7 +83,7 @@ def test_styles_are_those_of_the_samples(painter):
 def test_directions_move_images(painter, part):
     still, moved = (np.asarray(painter.edited([0, 1], part, [amount, 0, 0], 1.0, 0)) for amount in (0, 4))
     sample = painter.trained.synthesize(painter.trained.w([1], seed=0))[0]
-    assert shows(still, sample) and shows(moved, sample)
+    assert shows(still, sample, 12) and shows(moved, sample, 12)
     assert still.shape == moved.shape and (still != moved).any()
 
 
