@@ -12,6 +12,7 @@ from PIL import Image
 from noisytwins_jax.app.class_list import ClassList
 from noisytwins_jax.app.truncation import TruncationSlider, truncation_slider
 from noisytwins_jax.app.uploads import read_upload
+from noisytwins_jax.data.aspect import restore_aspect
 from noisytwins_jax.generation.animation import loop_ends, save_animation
 from noisytwins_jax.generation.projection import project
 from noisytwins_jax.generation.sampler import Sampler
@@ -90,7 +91,7 @@ class Painter:
         """Draw mixed styles of one image a class: a column replaces these layers of each row's image by its own."""
         chosen = self.few(classes, MAX_MIXED)
         ws, psi = self._ws(chosen, strength, seed)
-        cells = mixing_images(self.trained, ws, layers, psi, seed=int(seed))
+        cells = self._shown(mixing_images(self.trained, ws, layers, psi, seed=int(seed)))
         return image_grid(cells, len(chosen) + 1, self._scale(_CELL), smooth=False)
 
     def edited(
@@ -145,7 +146,7 @@ class Painter:
         for way in ways:
             labels, indices = self.trained.labels_and_indices(way, 1)
             ends.append(loop_ends(labels, indices + np.arange(len(way)) * within, int(frames)))
-        images = sampler.interpolate(*(np.concatenate(x) for x in zip(*ends, strict=True)))
+        images = self._shown(sampler.interpolate(*(np.concatenate(x) for x in zip(*ends, strict=True))))
         images = images.reshape(len(ways), -1, *images.shape[1:])
         cells = np.stack([_tile(x, self._scale(_MOVING if within else _LARGE)) for x in images.swapaxes(0, 1)])
         return save_animation(cells, path, scale=1.0)
@@ -167,7 +168,7 @@ class Painter:
         target = read_upload(data, height, channels, self.trained.config.data.preprocessing)
         per_layer = per_layer or bool(self.trained.stylegan2_generator("Projection").low_resolution)
         found = project(self.trained, target, int(steps), label, per_layer, report=report)
-        pair = np.stack([target, found.image])
+        pair = self._shown(np.stack([target, found.image]))
         return image_grid(pair, 2, self._scale(_LARGE), smooth=False), float(found.losses[-1])
 
     def image_of_ws(self, ws: np.ndarray, strength: float) -> Image.Image:
@@ -192,7 +193,7 @@ class Painter:
 
     def _generate(self, classes: Sequence[int], per_class: int, strength: float, seed: int) -> np.ndarray:
         labels, indices = self.trained.labels_and_indices(classes, per_class)
-        return self._sampler(self.slider.truncation(strength), int(seed))(labels, indices)[0]
+        return self._shown(self._sampler(self.slider.truncation(strength), int(seed))(labels, indices)[0])
 
     def _ws(self, classes: Sequence[int], strength: float, seed: int) -> tuple[np.ndarray, float | None]:
         """Return each layer's w of one sample a class, and ψ."""
@@ -201,7 +202,11 @@ class Painter:
         return ws, cut.strength if cut and cut.kind == "psi" else None
 
     def _synthesize(self, ws: np.ndarray, psi: float | None) -> np.ndarray:
-        return self.trained.synthesize(ws, psi)
+        return self._shown(self.trained.synthesize(ws, psi))
+
+    def _shown(self, images: np.ndarray) -> np.ndarray:
+        """Return images in the aspect ratio of the pictures that the generator was trained on."""
+        return restore_aspect(images, self.trained.aspect)
 
     @functools.cache  # noqa: B019  a painter lives as long as the program
     def _directions(self, part: str) -> tuple[list[int], np.ndarray]:
