@@ -125,8 +125,9 @@ def test_a_message_is_shown_once(page):
     page.on("request", lambda request: joined.append(request.url) if "queue/join" in request.url else None)
     page.wait_for_timeout(2000)
     assert len(joined) <= 1 and pictures(page).count() == 1
-    page.get_by_role("button", name="All").click()
-    wait_for_another(page, pictures(page).first.evaluate("x => x.src"))
+    old = pictures(page).first.evaluate("x => x.src")
+    page.get_by_role("button", name="All", exact=True).click()
+    wait_for_another(page, old)
 
 
 def test_uploads(page, tmp_path):
