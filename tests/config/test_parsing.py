@@ -191,7 +191,7 @@ def test_every_field_can_be_overridden(command_line):
         (["--config={d}:noisytwin"], "configs/digits_lt.py has no method 'noisytwin'; did you mean 'noisytwins'?"),
         (["--config=nowhere/digits.py"], "cannot be read ([Errno 2] No such file or directory: 'nowhere/digits.py')"),
         (["--config.batch_size=8"], "There is no configuration; give --config="),
-        (["--config={d}", "--mode=trian"], "value should be one of <train|evaluate|sample|compile>"),
+        (["--config={d}", "--mode=trian"], "value should be one of <train|evaluate|sample|project|compile>"),
         (["--config={d}", "--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir ?"),
     ],
 )

@@ -383,7 +383,7 @@ def test_command(run_command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--images=a"], "--images is for --mode=evaluate, not for train."),
+        (["--images=a"], "--images is for --mode=evaluate or project, not for train."),
         (["--mode=sample", "--reference=a"], "--reference is for --mode=evaluate, not for sample."),
         (["--mode=evaluate", "--reference=a"], "give them too: --images="),
         (["--mode=evaluate", "--images="], "one of them is empty"),
