@@ -192,7 +192,8 @@ def _run(config: RunConfig | None, workdir: str) -> None:
 
     if not has_tpu():
         expect_no_tpu()
-    if config is not None and config.auto:
+    of_images = _MODE.value == "evaluate" and _IMAGES.value is not None  # which have no training data
+    if config is not None and config.auto and not of_images:
         config = _follow_recipe(config)
     try:
         if _MODE.value == "train":

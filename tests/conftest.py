@@ -1,6 +1,8 @@
 """Put the tests' shared helpers on the path, keep JAX on the CPU, and share what is expensive to build."""
 
 import atexit
+import fcntl
+import json
 import os
 import shutil
 import sys
@@ -12,12 +14,29 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
-# Compiled programs are shared by the processes of one session: pytest-xdist's workers and every program that a test
-# starts inherit the variables. A new directory each time, so that nothing passes because of what an earlier session left.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="noisytwins_jax_compiled_")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# What the processes of one session share: pytest-xdist's workers and every program that a test starts inherit the
+# variables. A new directory each time, so that nothing passes because of what an earlier session left.
+if "NOISYTWINS_TESTS_SHARED" not in os.environ:
+    os.environ["NOISYTWINS_TESTS_SHARED"] = tempfile.mkdtemp(prefix="noisytwins_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["NOISYTWINS_TESTS_SHARED"], ignore_errors=True)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{os.environ['NOISYTWINS_TESTS_SHARED']}/compiled"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+
+@pytest.fixture(scope="session")
+def computed_once():
+    """A function (name, compute) that returns what `compute` returns, as JSON; one worker of the session computes it for all."""
+
+    def get(name, compute):
+        path = Path(os.environ["NOISYTWINS_TESTS_SHARED"]) / f"{name}.json"
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait
+            if not path.exists():
+                path.write_text(json.dumps(compute()))
+        return json.loads(path.read_text())
+
+    return get
 
 
 @pytest.fixture(scope="module")

@@ -551,11 +551,15 @@ def disagreements(one: dict, many: dict) -> dict[str, tuple[float, float]]:
 
 
 @pytest.fixture(scope="module")
-def some():
+def some(computed_once):
     """Reports of the default selection, by number of devices; all programs run at the same time."""
-    small = "--resolution=8"
-    one, *four = start(1, [small, *SOME_ON_ONE]), start(4, [small, *SOME[::2]]), start(4, [small, *SOME[1::2]])
-    return {1: finish(one), 4: {row: x for process in four for row, x in finish(process).items()}}
+
+    def take_steps():
+        small = "--resolution=8"
+        one, *four = start(1, [small, *SOME_ON_ONE]), start(4, [small, *SOME[::2]]), start(4, [small, *SOME[1::2]])
+        return {"1": finish(one), "4": {row: x for process in four for row, x in finish(process).items()}}
+
+    return {int(devices): reports for devices, reports in computed_once("two_steps", take_steps).items()}
 
 
 @pytest.mark.parametrize("row", SOME)
