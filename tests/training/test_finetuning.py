@@ -97,6 +97,25 @@ def test_the_first_layer_keeps_its_effect_of_z(before, after):
     np.testing.assert_allclose(inputs @ found.values[FC0] / np.sqrt(after), z @ weight[:4] / np.sqrt(before), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("before", "after"), [(8, 16), (16, 8)], ids=["higher", "lower"])
+@pytest.mark.parametrize("architecture", ["skip", "resnet"])
+def test_another_resolution_takes_the_blocks_that_both_have(before, after, architecture):
+    fields = {"generator.architecture": architecture, "discriminator.architecture": architecture}
+
+    def networks(resolution):
+        model = build_model(tiny_run.tiny_config(**fields | {"data.resolution": resolution}), 3, 4)
+        return [flatten_dict(x, sep="/") for x in jax.eval_shape(model.init, jax.random.key(0))]
+
+    for source, target in zip(networks(before), networks(after), strict=True):
+        given = {tuple(path.split("/")): np.ones(x.shape, np.float32) for path, x in source.items()}
+        found = transfer({tuple(path.split("/")): x.shape for path, x in target.items()}, given, set(), rows([]))
+        assert not found.widened
+        ends = ("torgb", "fromrgb")  # of images, at the highest resolution alone in some architectures
+        fresh = {"/".join(path) for path in found.fresh if not any(end in path for end in ends)}
+        assert all("b16" in path for path in fresh) and bool(fresh) == (after > before)
+        assert {"b4", "mapping"} <= {name for path in found.copied for name in path}
+
+
 # --- FreezeD ----------------------------------------------------------------------------------------------------------
 
 
