@@ -92,11 +92,14 @@ def flatten(run: RunConfig) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """List the fields in which two flattened configurations would train differently, as ``name: old → new``."""
+    """List the fields in which two flattened configurations would train differently, as ``name: old → new``.
+
+    A field that one of them lacks, as configurations of earlier versions do, has its default there.
+    """
     missing = object()
-    changed = []
+    changed, defaults = [], flatten(RunConfig())
     for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name, missing), new.get(name, missing)
+        before, after = (fields.get(name, defaults.get(name, missing)) for fields in (old, new))
         if before != after and not name.startswith(FREE_FIELDS):
             texts = ["(absent)" if value is missing else repr(value) for value in (before, after)]
             changed.append(f"{name}: {texts[0]} → {texts[1]}")

@@ -80,6 +80,9 @@ def test_differences():
     new = old | {"r1.gamma": 1.0, "batch_size": 8, "total_kimg": 1.0, "evaluation.seed": 5, "log_interval_kimg": 9.0}
     assert differences(old, new) == ["batch_size: 128 → 8", "r1.gamma: 0.01 → 1.0"]  # not those that only watch
     assert differences(old, new | {"data.options.largest": 9})[1] == "data.options.largest: (absent) → 9"
+    earlier = {name: value for name, value in old.items() if name not in ("loss", "utlo.weight")}
+    assert differences(earlier, old) == []  # of a version without these fields
+    assert differences(earlier, old | {"utlo.weight": 1.0}) == ["utlo.weight: 0.0 → 1.0"]
 
 
 @pytest.mark.parametrize(
