@@ -10,7 +10,7 @@ COMPILER := .venv/.tpu_compiler
 demo: $(INSTALLED)
 	$(BIN)/python -m noisytwins_jax.sweep --config=configs/digits_lt.py --methods=baseline,noisytwins --jobs=2
 
-# One worker for each core; a worker needs up to 3.5 GB of memory.
+# One worker for each core; a worker needs up to 5.5 GB of memory.
 WORKERS := -n logical --maxprocesses=8 --dist=worksteal
 test: $(INSTALLED) $(COMPILER)
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
