@@ -15,7 +15,7 @@ from PIL import UnidentifiedImageError
 
 from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.aspect import Aspect, restore_aspect
-from noisytwins_jax.data.prepare.files import is_visible
+from noisytwins_jax.data.prepare.files import IMAGE_SUFFIXES, is_image, is_visible
 from noisytwins_jax.data.preprocessing import Preprocessing
 from noisytwins_jax.data.registry import preprocessing_of
 from noisytwins_jax.generation.nearest_classes import NEAREST, SAMPLES, nearest_classes
@@ -26,16 +26,14 @@ from noisytwins_jax.generation.trained_generator import (
     check_seed,
     find_class_ids,
     load,
-    read_run,
 )
 from noisytwins_jax.training.restore import check_has_checkpoint
-from noisytwins_jax.training.workdir import open_workdir
+from noisytwins_jax.training.workdir import open_workdir, read_run
 from noisytwins_jax.utils.errors import UserError, first_line
 from noisytwins_jax.utils.files import handle_disk_full, replacing
 from noisytwins_jax.utils.multihost import print_on_primary
 from noisytwins_jax.utils.progress_bar import images_bar
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _PIXELS = 2**20  # of the images of a batch on one device: 16 of 256 px
 _LARGEST_BATCH = 64  # images on one device
 _GROUP = 1024  # pictures whose classes are found together
@@ -141,12 +139,10 @@ def find_pictures(text: str) -> list[Path]:
             inside = sorted(
                 file
                 for file in path.rglob("*")
-                if file.suffix.lower() in SUFFIXES
-                and all(map(is_visible, file.relative_to(path).parts))
-                and file.is_file()
+                if is_image(file.name) and all(map(is_visible, file.relative_to(path).parts)) and file.is_file()
             )
             if not inside:
-                raise UserError(f"{path} holds no pictures ({', '.join(SUFFIXES)}); give another folder.")
+                raise UserError(f"{path} holds no pictures ({', '.join(IMAGE_SUFFIXES)}); give another folder.")
             found += inside
         elif path.is_file():
             found.append(path)

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from noisytwins_jax.config import RunConfig, parse_flat
+from noisytwins_jax.config import RunConfig
 from noisytwins_jax.data.aspect import Aspect
 from noisytwins_jax.data.instance_table import InstanceTable
 from noisytwins_jax.data.registry import load_data
@@ -31,7 +31,7 @@ from noisytwins_jax.models.stylegan2 import truncate
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.instance_conditioning import with_instances
 from noisytwins_jax.training.restore import check_has_checkpoint, restore_ema
-from noisytwins_jax.training.workdir import cache_dir, read_aspect, read_classes, read_config, use_compilation_cache
+from noisytwins_jax.training.workdir import cache_dir, read_aspect, read_run, use_compilation_cache
 from noisytwins_jax.utils.config_fields import validate
 from noisytwins_jax.utils.errors import UserError, did_you_mean
 from noisytwins_jax.utils.logging import quiet_libraries
@@ -276,20 +276,6 @@ def find_class_ids(classes: Sequence[int | str] | int | None, class_names: Seque
             hint = "." if re.fullmatch(r"-?\d+", text) else f"; {did_you_mean(text, class_names)}"
             raise UserError(f"There is no class {text}; classes are 0 to {len(class_names) - 1}{hint}")
     return [ids[text] for text in texts]
-
-
-def read_run(workdir: Path, config: RunConfig | None = None) -> tuple[RunConfig, int, tuple[str, ...]]:
-    """Read the configuration of a run (unless it is given), the channels of its images, and the names of its classes.
-
-    Raises:
-      UserError: the run lacks one of the files, or it is damaged.
-    """
-    if config is None:
-        fields = read_config(workdir)
-        if fields is None:
-            raise UserError(f"{workdir} has checkpoints but no config.json, which says what of; restore it.")
-        config = parse_flat(fields)
-    return config, *read_classes(workdir)
 
 
 def load(path: str | Path, checkpoint: str | int = "latest", config: RunConfig | None = None) -> TrainedGenerator:

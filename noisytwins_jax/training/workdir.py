@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from clu import parameter_overview
 
-from noisytwins_jax.config import RunConfig, differences, flatten
+from noisytwins_jax.config import RunConfig, differences, flatten, parse_flat
 from noisytwins_jax.data.aspect import Aspect
 from noisytwins_jax.training.state import TrainState
 from noisytwins_jax.utils.errors import UserError
@@ -135,6 +135,20 @@ def read_config(workdir: Path) -> dict | None:
         return None
     except json.JSONDecodeError:
         raise UserError(f"{path} is not readable JSON; restore it or give another --workdir.") from None
+
+
+def read_run(workdir: Path, config: RunConfig | None = None) -> tuple[RunConfig, int, tuple[str, ...]]:
+    """Read the configuration of a run (unless it is given), the channels of its images, and the names of its classes.
+
+    Raises:
+      UserError: the run lacks one of the files, or it is damaged.
+    """
+    if config is None:
+        fields = read_config(workdir)
+        if fields is None:
+            raise UserError(f"{workdir} has checkpoints but no config.json, which says what of; restore it.")
+        config = parse_flat(fields)
+    return config, *read_classes(workdir)
 
 
 def cache_dir(workdir: Path) -> Path:

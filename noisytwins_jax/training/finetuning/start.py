@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from noisytwins_jax.config import RunConfig, flatten, parse_flat
+from noisytwins_jax.config import RunConfig, flatten
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.training.finetuning.transfer import ClassRows, Transfer, match_classes, transfer
 from noisytwins_jax.training.restore import check_has_checkpoint, restore_fields
 from noisytwins_jax.training.state import NetworkState, TrainState
-from noisytwins_jax.training.workdir import read_classes, read_config
+from noisytwins_jax.training.workdir import read_run
 from noisytwins_jax.utils.errors import UserError
 from noisytwins_jax.utils.files import write_atomically
 from noisytwins_jax.utils.multihost import local_copy, print_on_primary
@@ -34,8 +34,7 @@ def check_source(config: RunConfig, state: TrainState) -> None:
     """
     if not config.finetune.init_from:
         return
-    source, folder = _read_source(config)
-    channels, names = read_classes(folder)
+    _, source, channels, names = _read_source(config)
     theirs = jax.eval_shape(build_model(source, channels, len(names)).init, jax.random.key(0))
     for part, others in zip(("generator", "discriminator"), theirs, strict=True):
         _check_widths(part, getattr(state, part).params, others["params"], config, source)
@@ -47,8 +46,7 @@ def start_from_source(config: RunConfig, state: TrainState, class_names: Sequenc
     The optimisers, ADA's probability and the losses' states stay as initialised; the average is taken from the average.
     `check_source` has passed.
     """
-    source, folder = _read_source(config)
-    channels, source_names = read_classes(folder)
+    folder, source, channels, source_names = _read_source(config)
     model = build_model(source, channels, len(source_names))
     fields = ["generator", "discriminator", "ema"]
     step, other = restore_fields(source, folder, config.finetune.checkpoint, model, fields)
@@ -75,22 +73,20 @@ def start_from_source(config: RunConfig, state: TrainState, class_names: Sequenc
     )
 
 
-def _read_source(config: RunConfig) -> tuple[RunConfig, Path]:
+def _read_source(config: RunConfig) -> tuple[Path, RunConfig, int, tuple[str, ...]]:
+    """Return folder, configuration, channels and class names of the source."""
     folder = Path(config.finetune.init_from).absolute()
     try:
         check_has_checkpoint(folder, config.finetune.checkpoint)
     except UserError as error:
         raise UserError(f"--init_from={config.finetune.init_from}: {error}") from None
-    fields = read_config(folder)
-    if fields is None:
-        raise UserError(f"{folder} has checkpoints but no config.json, which says what of; restore it.")
-    source = parse_flat(fields)
+    source, channels, names = read_run(folder)
     if source.network != config.network:
         raise UserError(
             f"{folder} is a run of {source.network}, and this one is of {config.network}: their networks have nothing in "
             f"common; give a run of {config.network}, or --config.network={source.network} and its settings."
         )
-    return source, folder
+    return folder, source, channels, names
 
 
 def _class_rows(config: RunConfig, source: Sequence[str], classes: Sequence[str], scales: bool) -> ClassRows:
