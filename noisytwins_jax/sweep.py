@@ -51,8 +51,11 @@ class Run(NamedTuple):
         evaluation, report, config = (self.workdir / name for name in (EVALUATION_FILE, REPORT_FILE, CONFIG_FILE))
         if not (evaluation.exists() and report.exists()):
             return None
-        saved, wanted = read_config(self.workdir) or {}, json.loads(json.dumps(flatten(self.config)))
-        if any(saved.get(name) != value for name, value in wanted.items() if name not in _OF_THE_DEVICE):
+        saved, wanted = (
+            {name: value for name, value in fields.items() if name not in _OF_THE_DEVICE}
+            for fields in (read_config(self.workdir) or {}, json.loads(json.dumps(flatten(self.config))))
+        )
+        if saved != wanted:
             return None
         if (
             report.stat().st_mtime_ns < config.stat().st_mtime_ns

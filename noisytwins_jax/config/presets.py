@@ -195,7 +195,8 @@ def parse_preset(
         kind = next((kind for kind in valid if option in valid[kind]), None)
         if kind is None:
             kind = "resolution" if option.isdigit() else "method"
-            nearest = did_you_mean(option, valid[kind] if kind == "resolution" else [*methods, *sizes, "smoke"])
+            others = filter(str.isdigit, sizes) if kind == "resolution" else [*sizes, "smoke"]
+            nearest = did_you_mean(option, [*valid[kind], *others])
             raise UserError(f"configs/{dataset}.py has no {kind} {option!r}; {nearest}")
         if kind in given:
             raise UserError(f"configs/{dataset}.py takes one {kind}, not both {given[kind]!r} and {option!r}.")
