@@ -86,7 +86,7 @@ def check_has_checkpoint(workdir: str | Path, which: str | int) -> None:
                 f"{workdir} --workdir=…"
             )
         raise UserError(
-            f"{Path(workdir).absolute()} holds no checkpoints; train first (--mode=train), or give --workdir."
+            f"{Path(workdir).absolute()} holds no checkpoints; train first (--mode=train), or give the folder of a run."
         )
 
 
