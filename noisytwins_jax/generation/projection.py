@@ -28,11 +28,8 @@ Array = jax.Array
 Features = Callable[[Array], Array]  # images [n, H, W, C], floats from 0 to 255 -> features [n, d]
 
 SPACES = ("w", "w+", "z")  # w+: each layer has its own w
-RAMP_UP, RAMP_DOWN, NOISE = (
-    0.05,
-    0.25,
-    0.75,
-)  # fractions of the steps with learning-rate ramps, and with noise on points
+RAMP_UP, RAMP_DOWN = 0.05, 0.25  # fractions of the steps in which the learning rate rises and falls
+NOISE = 0.75  # fraction of the steps with noise on points
 _CHUNK = 25  # steps in a call of the program
 _ADAM = optax.scale_by_adam(b1=0.9, b2=0.999)
 
