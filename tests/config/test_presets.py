@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import methods_program
 import pytest
 import tiny_run
@@ -485,26 +484,14 @@ SOME_ON_ONE = ("digits_lt:d2dce,smoke",)
 
 def start(devices: int, arguments: Sequence[str]) -> subprocess.Popen:
     """Start `methods_program` in a process of its own."""
-    environment = tiny_run.environment(devices)
-    environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {faster_compilation()}".strip()
     program = Path(methods_program.__file__)
     return subprocess.Popen(
         [sys.executable, program, *arguments],
-        env=environment,
+        env=tiny_run.environment(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def faster_compilation() -> str:
-    """A flag that halves the time of compilation, where this version of XLA knows it; an unknown one would be fatal."""
-    option = "xla_cpu_use_fusion_emitters"
-    try:
-        jax.jit(lambda: 0).lower().compile(compiler_options={option: False})
-    except jax.errors.JaxRuntimeError:
-        return ""
-    return f"--{option}=false"
 
 
 def finish(process: subprocess.Popen, timeout: float = TIMEOUT) -> dict[str, dict]:

@@ -17,6 +17,8 @@ from noisytwins_jax.generation.trained_generator import TrainedGenerator
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 CLASSES = tuple("abcd")
 
 

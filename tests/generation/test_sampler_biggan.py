@@ -22,16 +22,11 @@ from noisytwins_jax.generation.standing_statistics import standing_statistics
 from noisytwins_jax.models.latents import Truncation
 from noisytwins_jax.training.build_model import build_model
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 CLASSES, PASSES, BATCH = 4, 3, 8
 CONFIG = tiny_biggan.tiny_config()
 WIDTH = CONFIG.biggan.embedding_dim  # w is the class embedding, and the block's part of z from here on
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ from noisytwins_jax.training.phases import build_phases
 from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.step import TrainingStep
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 CIFAR10_LT = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 SETS = [f"N{n}_d8_{kind}" for n in (4, 64) for kind in ("close", "indep", "identical")]
 SETS += [f"N4_d32_{kind}" for kind in ("close", "indep", "identical")] + ["N64_d512_close", "N64_d512_identical"]

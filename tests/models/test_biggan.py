@@ -17,6 +17,8 @@ from noisytwins_jax.models.biggan.attention import SelfAttention
 from noisytwins_jax.models.biggan.batch_norm import BatchNorm
 from noisytwins_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 Z, LABELS = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32), np.arange(4) % 3
 MOVED = ["spectral", "batch_stats"]
 

@@ -17,6 +17,8 @@ from noisytwins_jax.models.bilinear_conv import (
 )
 from noisytwins_jax.models.layers import Conv2d, ModulatedConv, bias_activation, minibatch_stddev
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 IMPLS = ["conv", "shift"]
 
 

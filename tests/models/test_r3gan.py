@@ -18,6 +18,8 @@ from noisytwins_jax.models.r3gan.layers import ResidualBlock, grouped_conv3x3
 from noisytwins_jax.models.r3gan_model import R3GANModel
 from noisytwins_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 Z, LABELS = RNG.standard_normal((4, 6)).astype(np.float32), np.arange(4) % 3

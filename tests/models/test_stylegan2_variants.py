@@ -23,6 +23,8 @@ from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
 from noisytwins_jax.training.build_model import build_model
 from noisytwins_jax.utils.randomness import sample_keys
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 CLASSES, N, W, DIM = 3, 4, 6, 8
 SHARED = {"resolution": 8, "channels": 2, "num_classes": CLASSES, "channel_base": 64, "channel_max": DIM}
 SHARED |= {"up_impl": "shift"}

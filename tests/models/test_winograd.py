@@ -16,6 +16,8 @@ from noisytwins_jax.models.bilinear_conv import (
     transposed_conv3x3,
 )
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 CHANNELS = 64  # from which on filtering is chosen
 FORMS = [
     (fast_conv3x3, conv3x3, (32, 8, 8)),

@@ -27,16 +27,11 @@ from noisytwins_jax.training.random_inputs import class_table
 from noisytwins_jax.training.step import TrainingStep
 from noisytwins_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 COUNTS, N, K, D = instances_run.COUNTS, instances_run.N, instances_run.K, instances_run.D
 TABLE, CONFIG = instances_run.table(), instances_run.config()
 SIZES = {"resolution": 8, "num_classes": 4, "channels": 1, "width": 4, "attention": False}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

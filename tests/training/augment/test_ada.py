@@ -17,6 +17,8 @@ from waiting import TIMEOUT
 from noisytwins_jax.training.augment import ada, ada_geometry, ada_sampling
 from noisytwins_jax.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 IMPLS = ("matmul", "gather")
 
 
