@@ -15,6 +15,8 @@ from noisytwins_jax.losses.adversarial import ADVERSARIAL_LOSSES
 from noisytwins_jax.models.biggan import Discriminator, Generator, generator
 from noisytwins_jax.models.biggan.batch_norm import BatchNorm
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 SETS = ["biggan_32", "biggan_64", "biggandeep_32", "biggandeep_64"]
 TRAINED = SETS[::2] + [pytest.param(name, marks=pytest.mark.slow) for name in SETS[1::2]]
 HINGE = ADVERSARIAL_LOSSES["hinge"]

@@ -9,6 +9,8 @@ from noisytwins_jax.models.model import DiscriminatorInputs
 from noisytwins_jax.models.stylegan2 import Discriminator, Generator
 from noisytwins_jax.models.stylegan2_model import StyleGAN2Model
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 N, GROUP, LOW = 8, 4, 4
 
 

@@ -110,6 +110,7 @@ def test_the_log_is_that_of_the_new_branch_and_the_old_one_is_kept(returned):
     assert saved == [str(step) for step in range(KEPT + EVERY, record["step"], EVERY)]
 
 
+@pytest.mark.slow
 def test_the_report_shows_both(returned):
     workdir, _ = returned
     page = evaluate(tiny_run.tiny_config(**FIELDS), workdir).read_text()
