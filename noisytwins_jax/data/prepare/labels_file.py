@@ -38,7 +38,7 @@ def find_labelled(
     Args:
       files: all files of the source, by path.
       source: its name for messages.
-      problems: collects images without a label and images with two, which are left out.
+      problems: collects images without a label or with two, which are left out, and labels without an image.
       labels_file: name of the file of labels; by default `LABELS_FILE`, where it has labels.
 
     Raises:
@@ -80,6 +80,8 @@ def find_labelled(
             problems.add(f"images with two labels in {name}", f"{path}: {' and '.join(map(str, sorted(ids)))}")
         else:
             problems.add(f"images without a label in {name}", path)
+    for path in sorted(labels.keys() - found.keys()):
+        problems.add(f"labels in {name} of images that are not there", path)
     return LabelledFiles({path: found[path] for path in kept}, kept)
 
 

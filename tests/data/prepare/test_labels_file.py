@@ -128,6 +128,11 @@ def test_images_and_labels_that_do_not_match(tmp_path):
         "images without a label in dataset.json": [NAMES[0]],
     }
     assert f"1 images without a label in dataset.json, for example {NAMES[0]}" in refused(read_image_files, missing)
+    cut = write(tmp_path / "cut.zip", LABELS, images=IMAGES[:-1], names=NAMES[:-1])
+    assert listed(cut).problems.wrong == {"labels in dataset.json of images that are not there": [NAMES[-1]]}
+    assert f"1 labels in dataset.json of images that are not there, for example {NAMES[-1]}" in refused(
+        read_image_files, cut
+    )
     twice = write(tmp_path / "twice.zip", [[NAMES[0], 1], *map(list, LABELS.items()), [NAMES[1], 0]])
     listing = listed(twice)
     assert listing.problems.wrong["images with two labels in dataset.json"] == [f"{NAMES[0]}: 1 and 2"]
