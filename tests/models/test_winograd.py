@@ -51,7 +51,9 @@ def test_convolution_and_its_transposes(monkeypatch, filtering, strip_bytes):
             assert_close(winograd.convolve_transposed(filtering, padded, w), transpose(x)[0], 1e-14)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(jnp.float64, 1e-13), (jnp.float32, 1e-5)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(jnp.float64, 1e-13), pytest.param(jnp.float32, 1e-5, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("fast, plain, size", FORMS)
 def test_equal_to_second_order(fast, plain, size, dtype, tolerance):
     """Values, gradients, and gradients of a squared input gradient, as of R1 and path length."""
