@@ -463,8 +463,8 @@ TERMS = {
     "r3gan": {"loss/discriminator/gradient_penalty"},
 }
 
-# Of either family, on four devices, and one of them on one; at 8 px, in half the time. All rows are slow; R3GAN and IC-GAN
-# train in test_pairs and test_instance_conditioning.
+# StyleGAN2 and BigGAN on four devices, and one row on one; at 8 px, in half the time. `test_two_steps_of_every_row`, slow, has
+# the others; R3GAN and IC-GAN also train in test_pairs and test_instance_conditioning.
 SOME = (
     "inat19:noisytwins,smoke",
     "cifar10_lt:utlo,smoke",

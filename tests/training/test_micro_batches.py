@@ -30,7 +30,7 @@ PROGRAMS = ["generator", "discriminator", "r1", "path_length"]
 @pytest.mark.parametrize(
     ("devices", "program", "variants"),
     [
-        (4, "generator", ["accumulation=2,remat=1"]),
+        (4, "generator", ["accumulation=4,remat=1"]),
         *(
             pytest.param(devices, program, ["accumulation=2", "accumulation=4", "remat=1"], marks=pytest.mark.slow)
             for devices in (1, 4)
