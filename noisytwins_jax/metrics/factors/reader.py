@@ -17,7 +17,7 @@ from noisytwins_jax.metrics.factors.coverage import factor_report
 from noisytwins_jax.metrics.factors.network import NETWORK, RECIPE, Predictions, predict, train_regressor
 
 _BATCH = 64
-_EPOCHS, _MIN_STEPS, _MAX_STEPS = 20, 50, 1000
+_EPOCHS = 20
 
 
 class FactorReader:
@@ -64,10 +64,16 @@ class FactorReader:
         )
 
 
+def training_steps(num_images: int, num_classes: int) -> int:
+    """Return the steps of training: 20 epochs, but at least 50, and at most 1000 or 50 per class, whichever is more.
+
+    Many classes need the latter: of 100 species of petals at 32 px, 1000 steps recognise .50 of held-out images, 5000 .99.
+    """
+    return int(np.clip(_EPOCHS * num_images // _BATCH, 50, max(1000, 50 * num_classes)))
+
+
 def load_or_train_weights(source: ImageSource, cache_dir: Path, seed: int = 0) -> tuple[Params, dict[str, Any]]:
     """Load a factor network's weights and how they were trained from the cache, or train and cache them.
-
-    Training takes twenty epochs in batches of 64 images, but at least 50 and at most 1000 steps.
 
     Args:
       source: real, balanced images with factors.
@@ -77,7 +83,7 @@ def load_or_train_weights(source: ImageSource, cache_dir: Path, seed: int = 0) -
     Raises:
       UserError: training diverged.
     """
-    steps = int(np.clip(_EPOCHS * len(source) // _BATCH, _MIN_STEPS, _MAX_STEPS))
+    steps = training_steps(len(source), source.num_classes)
     training = {"images": len(source), "fingerprint": source.fingerprint, "steps": steps, "seed": seed}
     key = hashlib.sha256(json.dumps([training, NETWORK, RECIPE], sort_keys=True).encode()).hexdigest()
     path = Path(cache_dir) / f"factors-{key[:16]}.npz"

@@ -9,7 +9,7 @@ from noisytwins_jax.data.registry import load_splits
 from noisytwins_jax.evaluation.evaluate_generator import evaluate_generator
 from noisytwins_jax.metrics.extractors.classifier import load_or_train_classifier
 from noisytwins_jax.metrics.factors import reader as factor_reader
-from noisytwins_jax.metrics.factors.reader import FactorReader, load_or_train_weights
+from noisytwins_jax.metrics.factors.reader import FactorReader, load_or_train_weights, training_steps
 from noisytwins_jax.metrics.features import HostFakes
 from noisytwins_jax.metrics.settings import Settings
 
@@ -46,6 +46,14 @@ def test_it_is_trained_once(splits, reader, cache, monkeypatch):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(AssertionError, match="trained again"):  # a damaged file is no weights
         load_or_train_weights(splits.classifier, cache)
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "steps"),
+    [(10, 2, 50), (450, 3, 140), (4000, 20, 1000), (20_000, 100, 5000), (10_000, 100, 3125)],
+)
+def test_more_classes_may_take_more_steps(images, classes, steps):
+    assert training_steps(images, classes) == steps
 
 
 def test_it_tells_collapse_from_diversity(splits, reader):
