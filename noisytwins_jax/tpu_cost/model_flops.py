@@ -88,8 +88,8 @@ def _multiply_adds(jaxpr: Any) -> float:
             total += math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
         else:
             inner = [_multiply_adds(j) for value in parameters.values() for j in _jaxprs(value)]
-            if name == "cond":
-                total += max(inner)
+            if name == "cond":  # of forms for different platforms, the one without zeros between groups
+                total += (min if parameters.get("branches_platforms") else max)(inner)
             else:
                 total += sum(inner) * (parameters["length"] if name == "scan" else 1)
     return total

@@ -14,7 +14,7 @@ from noisytwins_jax.models.latents import Latents
 from noisytwins_jax.models.model import DiscriminatorInputs, GeneratorInputs
 from noisytwins_jax.models.r3gan import Discriminator, Generator, default_cardinality, default_widths
 from noisytwins_jax.models.r3gan.architectures import block_gain, stage_dtypes
-from noisytwins_jax.models.r3gan.layers import ResidualBlock, grouped_conv3x3
+from noisytwins_jax.models.r3gan.layers import ResidualBlock, grouped_conv3x3, merge_groups
 from noisytwins_jax.models.r3gan_model import R3GANModel
 from noisytwins_jax.utils.errors import UserError
 
@@ -213,6 +213,25 @@ def test_grouped_convolutions_have_two_forms():
     assert_close(results[0][0], numpy_conv3x3(x, weight, 3), 1e-5)
     for a, b in zip(*results, strict=True):
         assert_close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("together", [2, 3, 6])
+def test_groups_convolved_together_are_the_same_convolution(together):
+    x = RNG.standard_normal((2, 4, 4, 12)).astype(np.float32)
+    weight = RNG.standard_normal((3, 3, 2, 18)).astype(np.float32)
+    merged = merge_groups(weight, 6, together)
+    assert merged.shape == (3, 3, 2 * together, 18)
+    assert_close(numpy_conv3x3(x, np.asarray(merged), 6 // together), numpy_conv3x3(x, weight, 6), 1e-5)
+
+
+def test_groups_are_convolved_together_on_tpus_alone():
+    x, weight = (
+        jnp.ones((1, 4, 4, 192)),
+        jnp.ones((3, 3, 16, 192)),
+    )  # 12 groups: 6 of them make 96 channels, 12 too many
+    traced = jax.jit(lambda x, w: grouped_conv3x3(x, w, 12)).trace(x, weight)
+    for platform, groups in (("tpu", 2), ("cpu", 12), ("cuda", 12)):
+        assert f"feature_group_count = {groups} :" in traced.lower(lowering_platforms=(platform,)).as_text(), platform
 
 
 def test_class_noise_is_added_to_the_embeddings():

@@ -17,6 +17,7 @@ from tiny_run import tiny_config
 from noisytwins_jax.config.flags import load_config
 from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.data.registry import classes_and_channels, load_data
+from noisytwins_jax.models.r3gan.layers import grouped_conv3x3
 from noisytwins_jax.tpu_cost import compile as compile_module
 from noisytwins_jax.tpu_cost import topology as topology_module
 from noisytwins_jax.tpu_cost.chips import CHIPS, communication_seconds, get_chip
@@ -175,6 +176,8 @@ def test_flops_of_single_operations():
     assert count_flops(lambda x, w: conv(x, w, stride=2), x, w) == 16 * one
     assert count_flops(lambda x, w: conv(x, w, padding=[(2, 2), (2, 2)], dilation=2), x, w) == 64 * one  # transposed
     assert count_flops(lambda x: conv(x, jnp.zeros((4, 4, 1, 3)), groups=3), x) == 0  # a filter
+    x, w = jnp.zeros((2, 8, 8, 12)), jnp.zeros((3, 3, 4, 12))  # of 3 groups, whatever a TPU makes of them
+    assert count_flops(lambda x, w: grouped_conv3x3(x, w, 3), x, w) == 2 * 2 * 64 * 9 * 4 * 12
     a, b = jnp.zeros((4, 6)), jnp.zeros((6, 7))
     assert count_flops(jax.jit(jnp.matmul), a, b) == 2 * 4 * 6 * 7
     square = jnp.zeros((6, 6))

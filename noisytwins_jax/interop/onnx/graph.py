@@ -160,6 +160,8 @@ class _Graph:
             return self.translate(inner, values)
         if op in _SAME:
             return values
+        if op == "cond":  # by platform, which is known
+            return self.translate(params["branches"][int(values[0])], values[1:])
         if op == "broadcast_in_dim":
             return [self._broadcast(values[0], results[0], params)]
         if constant and all(_known(d) for x in (*avals, *results) for d in x.shape):
