@@ -3,8 +3,9 @@
 Prepare:   python -m noisytwins_jax.data.prepare petals --data_dir=data
 Command:   python -m noisytwins_jax.main --config=configs/petals.py[:<method>][,128][,1010|cpu][,smoke]
 Hardware:  an accelerator. Groups of 8 images allow up to 16 devices. With ``cpu`` a core for an hour.
-Result:    not run yet in full. Beside FID and the others, evaluation.json has how much of each factor's range (position,
-           size, rotation, tilt, hue, background) every class covers, and the share of its images that belong to the class.
+Result:    ``cpu`` only, in `configs/README.md`; the others are not run yet. Beside FID and the others, evaluation.json has
+           how much of each factor's range (position, size, rotation, tilt, hue, background) every class covers, and the
+           share of its images that belong to the class.
 
 The training images: 500 of the first species down to 10 of the last. With ``1010`` there are as many species as in iNat19,
 with ``cpu`` 100 species at 32 px; each is prepared once under its own name:
