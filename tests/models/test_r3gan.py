@@ -225,11 +225,8 @@ def test_groups_convolved_together_are_the_same_convolution(together):
 
 
 def test_groups_are_convolved_together_on_tpus_alone():
-    x, weight = (
-        jnp.ones((1, 4, 4, 192)),
-        jnp.ones((3, 3, 16, 192)),
-    )  # 12 groups: 6 of them make 96 channels, 12 too many
-    traced = jax.jit(lambda x, w: grouped_conv3x3(x, w, 12)).trace(x, weight)
+    x, weight = jnp.ones((1, 4, 4, 192)), jnp.ones((3, 3, 16, 192))
+    traced = jax.jit(lambda x, w: grouped_conv3x3(x, w, 12)).trace(x, weight)  # 6 of the groups make 96 channels
     for platform, groups in (("tpu", 2), ("cpu", 12), ("cuda", 12)):
         assert f"feature_group_count = {groups} :" in traced.lower(lowering_platforms=(platform,)).as_text(), platform
 

@@ -160,7 +160,7 @@ class _Graph:
             return self.translate(inner, values)
         if op in _SAME:
             return values
-        if op == "cond":  # by platform, which is known
+        if op == "cond" and not isinstance(values[0], _Tensor):  # a form by platform
             return self.translate(params["branches"][int(values[0])], values[1:])
         if op == "broadcast_in_dim":
             return [self._broadcast(values[0], results[0], params)]
