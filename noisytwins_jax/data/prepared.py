@@ -39,7 +39,9 @@ KNOWN_SETS = {
     "imagenet_carnivore": (20, 3),
     "petals": (20, 3),
 }
-# Those of them whose files ``data.prepare`` does not get by itself.
+# Forms of petals that `configs/petals.py` names, with their classes.
+PETALS_SETS = {"petals_100": 100, "petals_1010": 1010}
+# Those public data sets whose files ``data.prepare`` does not get by itself.
 NOT_FREE = ("imagenet", "imagenet_lt", "inat19", "imagenet_carnivore")
 VERSION = "1.0.0"  # of the format and of the order of images; also the TFDS version of every data set
 
@@ -169,9 +171,13 @@ def load_info(name: str, *, resolution: int, directory: str, cache: str = "") ->
 
 def how_to_prepare(name: str, resolution: int, directory: str) -> str:
     """Return the end of an error message: the command that prepares a data set of this name."""
-    kind = name if name in KNOWN_SETS else f"image_folder --name={name}"
-    source = " --source=..." if kind != name or name in NOT_FREE else ""
-    command = f"python -m noisytwins_jax.data.prepare {kind}{source} --data_dir={directory} --resolution={resolution}"
+    if name in PETALS_SETS:
+        kind = f"petals --name={name} --num_classes={PETALS_SETS[name]}"
+    elif name in KNOWN_SETS:
+        kind = name + (" --source=..." if name in NOT_FREE else "")
+    else:
+        kind = f"image_folder --name={name} --source=..."
+    command = f"python -m noisytwins_jax.data.prepare {kind} --data_dir={directory} --resolution={resolution}"
     return f"prepare it with: {command}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.prepare.embedded import petals, petals_splits
-from noisytwins_jax.data.prepared import KNOWN_SETS, VERSION, how_to_prepare, load_info, prepared_splits
+from noisytwins_jax.data.prepared import KNOWN_SETS, PETALS_SETS, VERSION, how_to_prepare, load_info, prepared_splits
 from noisytwins_jax.data.preprocessing import PUBLISHED, Preprocessing
 from noisytwins_jax.data.source import DataSplits
 from noisytwins_jax.data.synthetic import synthetic_splits
@@ -93,7 +93,7 @@ def preprocessing_of(data: DataConfig) -> Preprocessing:
 
 
 def _check_name(data: DataConfig) -> None:
-    known = [*_BUILDERS, *KNOWN_SETS]
+    known = [*_BUILDERS, *KNOWN_SETS, *PETALS_SETS]
     if data.name not in known and "://" not in data.dir and not _directory(data).exists():
         prepared = sorted({path.parent.name for path in Path(data.dir).expanduser().glob("*/*px")} - {*known})
         known = [*prepared, *known]

@@ -5,6 +5,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from noisytwins_jax.config.flags import load_config
 from noisytwins_jax.data.config import DataConfig
 from noisytwins_jax.data.digits import digits_splits
 from noisytwins_jax.data.petals import FACTORS, draw
@@ -220,3 +221,12 @@ def test_channels_of_prepared_data(tmp_path):
     data = DataConfig("numbers", 8, dir=str(tmp_path))
     assert classes_and_channels(data) == (10, 1)
     assert load_data(data).train.channels == 1
+
+
+@pytest.mark.parametrize(("preset", "classes", "resolution"), [("cpu", 100, 32), ("1010", 1010, 64)])
+def test_the_command_that_prepares_a_form_of_petals_is_named(preset, classes, resolution, tmp_path):
+    configs = Path(__file__).parents[2] / "configs"
+    data = load_config([f"--config={configs}/petals.py:{preset}", f"--config.data.dir={tmp_path}"]).data
+    arguments = f"--name=petals_{classes} --num_classes={classes} --data_dir={tmp_path} --resolution={resolution}"
+    with pytest.raises(UserError, match=f"data.prepare petals {arguments}$"):
+        load_data(data)
